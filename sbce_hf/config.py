@@ -1,0 +1,423 @@
+"""Every mode and number of a run, as checked dataclasses read from YAML.
+
+This file imports nothing heavy, so that a wrong key is reported before torch is loaded. Each room takes the part that
+concerns it; only `pipeline.py`, `run_report.py` and `cli.py` see a whole [`RunConfig`].
+
+Longer than 300 lines because every default is documented here and nowhere else.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from huggingface_hub.dataclasses import strict
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _at_least(section: str, value: float | None, name: str, low: float, strictly: bool = False) -> None:
+    if value is not None and (value < low or (strictly and value == low)):
+        raise ValueError(f"{section}.{name}: got {value}, expected {'more than' if strictly else 'at least'} {low}")
+
+
+@strict
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where images and tags come from.
+
+    Args:
+        source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"folder"` (images and a tags table)
+            or `"hub"` (a Hugging Face dataset).
+        data_dir: folder of a `voc` or `folder` source.
+        tags_file: tags table, relative to `data_dir`; by default the one that is found there.
+        classes: foreground classes, in the order of their label-map values 1, 2, ...; by default all the source has.
+            Other tags of a `voc` source are left out; elsewhere a tag that is not listed is an error.
+        train_split: split whose tags are trained on and whose images are labelled.
+        score_split: split with masks on which label maps are scored in the report; `None` scores nothing.
+        max_images: use only the first so many images of a split.
+        strict: stop at the first unreadable image instead of skipping and listing it.
+        dataset: name on the Hub or local path, for source `"hub"`.
+        dataset_config: its configuration.
+        revision: its git revision.
+        columns: maps the schema's columns (`image_id`, `image`, `labels`, `mask`) to the dataset's.
+        shapes_images: images of the training split of source `"shapes"`.
+        shapes_size: their height and width in pixels.
+        shapes_seed: their seed; independent of the run's, so that seeds can be compared on the same images.
+    """
+
+    source: Literal["shapes", "voc", "folder", "hub"] = "folder"
+    data_dir: str | None = None
+    tags_file: str | None = None
+    classes: tuple[str, ...] | None = None
+    train_split: str = "train"
+    score_split: str | None = None
+    max_images: int | None = None
+    strict: bool = False
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] | None = None
+    shapes_images: int = 320
+    shapes_size: int = 96
+    shapes_seed: int = 0
+
+    def validate_source(self) -> None:
+        """Each source has what it needs."""
+        if self.source in ("voc", "folder") and self.data_dir is None:
+            raise ValueError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
+        if self.source == "hub" and self.dataset is None:
+            raise ValueError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"data.classes: got {list(self.classes)}, expected each name once")
+        _at_least("data", self.max_images, "max_images", 1)
+        _at_least("data", self.shapes_images, "shapes_images", 1)
+        _at_least("data", self.shapes_size, "shapes_size", 32)
+
+
+@strict
+@dataclass(kw_only=True)
+class AugmentationConfig:
+    """Training augmentation; every draw is seeded by (seed, epoch, index).
+
+    Args:
+        flip: mirror half of the images (the released program does not).
+        color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
+        randaugment: number of RandAugment operations; 0 is off, the release uses 2.
+        randaugment_magnitude: their strength, 0-30.
+        geometric: let RandAugment also shear, move and rotate. The proportions do not move with the image, so this is
+            only for reproducing the release.
+    """
+
+    flip: bool = True
+    color_jitter: float = 0.3
+    randaugment: int = 0
+    randaugment_magnitude: int = 9
+    geometric: bool = False
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("augmentation", self.color_jitter, "color_jitter", 0)
+        _at_least("augmentation", self.randaugment, "randaugment", 0)
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(f"augmentation.randaugment_magnitude: got {self.randaugment_magnitude}, expected 0 to 30")
+
+
+@strict
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """One training stage. Defaults are the released recipe (paper, sec. 4.1).
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: images per iteration over all processes and accumulation steps.
+        image_size: images are resized to this height and width; the aspect is not kept.
+        lr: learning rate of the trunk.
+        head_lr_factor: times `lr` for embedding, class maps and threshold head.
+        scale_lr_factor: times `lr` for the logit scales, which have no weight decay.
+        momentum: of SGD.
+        weight_decay: of everything but the logit scales.
+        poly_power: learning rate times `(1 - iteration / iterations) ** poly_power`, per iteration.
+        max_grad_norm: gradient clipping; `None` is off.
+        period: length `r` of the weights/threshold alternation, in iterations.
+        weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
+        mixed_precision: of the forward pass; losses are always float32.
+        gradient_accumulation_steps: micro-batches per optimiser step.
+        num_workers: processes that load images.
+        checkpoint_every: iterations between checkpoints.
+        checkpoints_total_limit: checkpoints kept.
+        log_every: iterations between logged values.
+        augmentation: see [`AugmentationConfig`].
+    """
+
+    epochs: int = 20
+    batch_size: int = 12
+    image_size: int = 369
+    lr: float = 1e-3
+    head_lr_factor: float = 10.0
+    scale_lr_factor: float = 10.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    poly_power: float = 0.9
+    max_grad_norm: float | None = None
+    period: int = 100
+    weights_iterations: int = 80
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 2
+    checkpoint_every: int = 100
+    checkpoints_total_limit: int = 1
+    log_every: int = 10
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        for name in ("epochs", "batch_size", "period", "gradient_accumulation_steps", "checkpoint_every", "log_every"):
+            _at_least("training", getattr(self, name), name, 1)
+        for name in ("head_lr_factor", "scale_lr_factor", "momentum", "weight_decay", "poly_power", "num_workers"):
+            _at_least("training", getattr(self, name), name, 0)
+        _at_least("training", self.image_size, "image_size", 32)
+        _at_least("training", self.lr, "lr", 0, strictly=True)
+        _at_least("training", self.max_grad_norm, "max_grad_norm", 0, strictly=True)
+        _at_least("training", self.checkpoints_total_limit, "checkpoints_total_limit", 1)
+        if not 0 <= self.weights_iterations <= self.period:
+            raise ValueError(
+                f"training.weights_iterations: got {self.weights_iterations}, expected 0 to period ({self.period})"
+            )
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"training.batch_size: got {self.batch_size}, expected a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps})"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class CrfConfig:
+    """Dense CRF on hard labels (pydensecrf); standard deviations in pixels and grey values.
+
+    Args:
+        iterations: of mean field.
+        gt_prob: confidence in the given label.
+        gaussian_sxy: position deviation of the smoothness kernel.
+        gaussian_compat: its Potts weight.
+        bilateral_sxy: position deviation of the appearance kernel.
+        bilateral_srgb: its colour deviation.
+        bilateral_compat: its Potts weight.
+    """
+
+    iterations: int = 10
+    gt_prob: float = 0.7
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 40.0
+    bilateral_srgb: float = 5.0
+    bilateral_compat: float = 10.0
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("crf", self.iterations, "iterations", 1)
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            _at_least("crf", getattr(self, name), name, 0, strictly=True)
+        if not 0 < self.gt_prob < 1:
+            raise ValueError(f"crf.gt_prob: got {self.gt_prob}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class LabellingConfig:
+    """From a checkpoint to label maps.
+
+    Args:
+        rule: `"paper"` and `"official"` use the adaptive thresholds (method of the paper, of the released program),
+            `"fixed"` compares `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
+        background_threshold: constant of the `"fixed"` rule.
+        image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
+        scales: of the views.
+        flip: add each view's mirror image.
+        batch_size: views of one size that go through the network together.
+        crf: dense CRF parameters; `None` skips the CRF.
+        crf_workers: processes that run the CRF and write label maps.
+        known_classes: `"tags"`, or `"predicted"` from the image-level logits.
+        class_threshold: image-level probability above which a class counts as predicted.
+    """
+
+    rule: Literal["paper", "official", "fixed"] = "paper"
+    background_threshold: float = 0.3
+    image_size: int | None = None
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    flip: bool = True
+    batch_size: int = 8
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    crf_workers: int = 2
+    known_classes: Literal["tags", "predicted"] = "tags"
+    class_threshold: float = 0.5
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("labelling", self.batch_size, "batch_size", 1)
+        _at_least("labelling", self.crf_workers, "crf_workers", 1)
+        _at_least("labelling", self.image_size, "image_size", 32)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"labelling.scales: got {list(self.scales)}, expected one or more numbers above 0")
+        for name in ("background_threshold", "class_threshold"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"labelling.{name}: got {getattr(self, name)}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class ProportionConfig:
+    """Foreground proportions from label maps.
+
+    Args:
+        minimum: lower clamp of a present class's proportion; also at least one pixel. A class that the label map lost
+            would otherwise be pushed out for good.
+        maximum: upper clamp.
+    """
+
+    minimum: float = 0.005
+    maximum: float = 0.95
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        if not 0 < self.minimum < self.maximum < 1:
+            raise ValueError(
+                f"proportions.minimum and maximum: got {self.minimum} and {self.maximum}, expected 0 < min < max < 1"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole run: stage 0 (BCE), then `rounds` of Spatial-BCE training and labelling.
+
+    Args:
+        seed: of weights, order and augmentation.
+        data: see [`DataConfig`].
+        model: fields of `SpatialBceConfig`, the classes excepted.
+        trunk_weights: `"random"`, `"pretrained"` (timm's, needs the network once) or a checkpoint file.
+        bce: training of stage 0.
+        rounds: number of Spatial-BCE rounds.
+        spatial: training of each round.
+        labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
+        proportions: see [`ProportionConfig`].
+        contact_images: images on the report's contact sheet.
+    """
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=lambda: DataConfig(source="shapes"))
+    model: dict[str, Any] = field(default_factory=dict)
+    trunk_weights: str = "pretrained"
+    bce: TrainingConfig = field(default_factory=TrainingConfig)
+    rounds: int = 3
+    spatial: TrainingConfig = field(default_factory=TrainingConfig)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    proportions: ProportionConfig = field(default_factory=ProportionConfig)
+    contact_images: int = 8
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("run", self.rounds, "rounds", 1)
+        _at_least("run", self.contact_images, "contact_images", 0)
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Build a config dataclass from nested mappings.
+
+    Args:
+        cls: one of this file's dataclasses.
+        values: its fields, nested ones as mappings.
+        where: dotted path and file for error messages.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a value of the wrong type or out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: got {values!r}, expected a mapping of {cls.__name__}'s fields")
+    hints = typing.get_type_hints(cls)
+    check_keys(values, hints, where)
+    arguments = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except Exception as error:
+        # strict wraps every error in its own type; the cause carries the message.
+        raise ValueError(f"{where}: {error.__cause__ or error}") from error
+
+
+def check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """Raise a `ValueError` that names the first unknown key and its nearest known one."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return from_mapping(typing.cast(type, option), value, where)
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return tuple(_convert(typing.get_args(option)[0], item, where) for item in value)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The inverse of [`from_mapping`]: plain containers, ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; a `null` or a non-mapping replaces what was there."""
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn `"spatial.lr=1e-3"` into nested mappings; the value is YAML.
+
+    Raises:
+        ValueError: no `=`.
+    """
+    import yaml
+
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {text!r}: expected key=value, for example spatial.lr=0.001")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        # YAML 1.1 reads 1e-3 as a string.
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed)
+    for key in reversed(path.split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a built-in recipe, or the given path itself.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        built_in = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise FileNotFoundError(f"recipe {name!r}: no file {path}; built-in recipes: {built_in}, or pass a .yaml file")
+    return path
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a recipe, apply overrides, check everything.
+
+    Args:
+        name: a built-in recipe's name or a YAML file.
+        overrides: nested mappings, merged over the file.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: invalid YAML, an unknown key or an impossible value.
+    """
+    import yaml
+
+    path = recipe_path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    return from_mapping(RunConfig, merge(values, overrides or {}), where=path.name)
