@@ -1,0 +1,103 @@
+"""Image tags in, pixel-level label maps out: Adaptive Spatial-BCE for the Hugging Face ecosystem.
+
+The public names load on first use, so that `import sbce_hf` (and with it `sbce --help`) stays instant.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "SpatialBceConfig": "models.configuration_spatial_bce",
+    "SpatialBceForImageClassification": "models.modeling_spatial_bce",
+    "SpatialBceModel": "models.modeling_spatial_bce",
+    "SpatialBceImageProcessor": "models.image_processing_spatial_bce",
+    "load_trunk_weights": "models.modeling_spatial_bce",
+    "RunConfig": "config",
+    "load_recipe": "config",
+    "load_images": "data",
+    "label_images": "labelling.labeller",
+    "LabelStore": "labelling.store",
+    "MeanIoU": "evaluation.confusion",
+    "train_classifier": "training.classifier",
+    "run": "pipeline",
+}
+
+__all__ = ["__version__", *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _register_config() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from .models.configuration_spatial_bce import SpatialBceConfig
+
+    AutoConfig.register(SpatialBceConfig.model_type, SpatialBceConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
+
+    from .models.modeling_spatial_bce import SpatialBceConfig, SpatialBceForImageClassification
+
+    AutoModelForImageClassification.register(SpatialBceConfig, SpatialBceForImageClassification, exist_ok=True)
+
+
+def _register_image_processor() -> None:
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from .models.configuration_spatial_bce import SpatialBceConfig
+    from .models.image_processing_spatial_bce import SpatialBceImageProcessor
+
+    processors: dict[str, type] = {"torchvision": SpatialBceImageProcessor}
+    AutoImageProcessor.register(SpatialBceConfig, image_processor_classes=processors, exist_ok=True)
+
+
+_REGISTRATIONS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+    "transformers.models.auto.image_processing_auto": _register_image_processor,
+}
+
+
+class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    """Registers our classes once transformers' auto modules are imported, whichever package comes first.
+
+    Registering at once would import torch, timm and transformers (seconds), and `sbce --help` must not wait for them.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Let the other finders find an auto module, and register when it has been executed."""
+        register = _REGISTRATIONS.pop(name, None)
+        spec = importlib.util.find_spec(name) if register else None
+        if spec is None or spec.loader is None or register is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+for _name in [name for name in _REGISTRATIONS if name in sys.modules]:
+    _REGISTRATIONS.pop(_name)()
+sys.meta_path.insert(0, _RegisterAfterImport())

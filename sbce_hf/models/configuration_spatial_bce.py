@@ -1,0 +1,116 @@
+"""Configuration of the Spatial-BCE classifier."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Keys that `PreTrainedConfig` takes, or `save_pretrained` writes, without declaring a field or property for them.
+_UNDECLARED_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "quantization_config",
+    "torch_dtype",
+}
+
+
+@strict
+class SpatialBceConfig(PreTrainedConfig):
+    r"""Configuration of [`SpatialBceForImageClassification`].
+
+    The foreground classes are ``id2label`` (or ``num_labels``); background is not a class of this model.
+
+    Args:
+        trunk (`str`, defaults to `"resnet50"`):
+            Any timm model name that supports `features_only`.
+        trunk_kwargs (`dict`, *optional*):
+            Passed to `timm.create_model`, e.g. `{"pad_type": "same"}`.
+        output_stride (`int`, *optional*, defaults to 8):
+            Stride of the feature map. `None` leaves the trunk's own (needed by trunks that cannot dilate).
+        feature_index (`int`, defaults to -1):
+            Which of the trunk's feature levels is used; negative counts from the last.
+        frozen_reduction (`int`, defaults to 4):
+            Trunk parameters up to the last feature level of at most this stride are frozen ("the stem and the first
+            stage"). 0 freezes nothing.
+        freeze_batch_norm (`bool`, defaults to `True`):
+            Batch norm uses its running statistics and its affine parameters are not trained. Set to `False` for a
+            trunk that starts from random weights.
+        feature_relu (`bool`, defaults to `True`):
+            Rectify the trunk's features, as the paper does. No effect on trunks that end in a ReLU.
+        embedding_dim (`int`, defaults to 128):
+            Rank of the linear map from features to class maps.
+        logit_scale_init (`float`, defaults to 10.0):
+            Start of the learned per-class scale `exp(tau)`: `p = sigmoid(exp(tau) * z)`.
+        class_map_bias (`bool`, defaults to `False`):
+            Give each class map a bias. The released program has none.
+        normalization (`"balanced"` or `"official"`, defaults to `"balanced"`):
+            Weighting of present and absent classes in the spatial loss, see `spatial_bce_loss`.
+        kl_weight (`float`, defaults to 1.0):
+            Weight of the proportion term.
+        kl_form (`"bernoulli"` or `"odds"`, defaults to `"bernoulli"`):
+            Form of the proportion term, see `proportion_kl`.
+        kl_slope_leak (`float`, defaults to 0.05):
+            Keeps the proportion term's gradient alive where the sigmoid is flat, see `proportion_kl`. The released
+            program has 0.
+        kl_in_threshold_phase (`bool`, defaults to `False`):
+            Keep the proportion term in the threshold phase, as the released program does.
+        detach_threshold_input (`bool`, defaults to `True`):
+            Keep the threshold head's gradient out of the trunk. The released program lets it through.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the threshold head's initial weights.
+
+    Raises:
+        ValueError: an unknown key, or a value outside its range.
+    """
+
+    model_type = "spatial_bce"
+
+    trunk: str = "resnet50"
+    trunk_kwargs: dict | None = None
+    output_stride: int | None = 8
+    feature_index: int = -1
+    frozen_reduction: int = 4
+    freeze_batch_norm: bool = True
+    feature_relu: bool = True
+    embedding_dim: int = 128
+    logit_scale_init: float | int = 10.0
+    class_map_bias: bool = False
+    normalization: Literal["balanced", "official"] = "balanced"
+    kl_weight: float | int = 1.0
+    kl_form: Literal["bernoulli", "odds"] = "bernoulli"
+    kl_slope_leak: float | int = 0.05
+    kl_in_threshold_phase: bool = False
+    detach_threshold_input: bool = True
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_keys(kwargs)
+        if self.problem_type is None:
+            self.problem_type = "multi_label_classification"
+        super().__post_init__(**kwargs)
+
+    def _check_keys(self, keys: Iterable[str]) -> None:
+        """Raise for a misspelt key, which `PreTrainedConfig` would keep as an attribute that nothing reads."""
+        for key in keys:
+            if key.startswith("_") or key in _UNDECLARED_KEYS or hasattr(type(self), key):
+                continue
+            known = [*type(self).__annotations__, "id2label", "label2id", "num_labels"]
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+            # Files, which carry this version, may also hold keys of a newer transformers.
+            if near or self.transformers_version is None:
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+                raise ValueError(f"SpatialBceConfig: unknown key {key!r}; {hint}")
+
+    def validate_ranges(self) -> None:
+        """Called by `strict` after the types are checked."""
+        for name, low in (("embedding_dim", 1), ("frozen_reduction", 0), ("kl_weight", 0.0), ("kl_slope_leak", 0.0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"SpatialBceConfig.{name}: got {getattr(self, name)}, expected at least {low}")
+        if not self.logit_scale_init > 0:
+            raise ValueError(f"SpatialBceConfig.logit_scale_init: got {self.logit_scale_init}, expected above 0")
+        if self.output_stride is not None and self.output_stride not in (8, 16, 32):
+            raise ValueError(f"SpatialBceConfig.output_stride: got {self.output_stride}, expected 8, 16, 32 or None")

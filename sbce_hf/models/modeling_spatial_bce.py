@@ -1,0 +1,257 @@
+"""The Spatial-BCE classifier: a timm trunk, class maps with learned logit scales, and a threshold head."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.utils import ModelOutput
+
+from .configuration_spatial_bce import SpatialBceConfig
+from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss
+
+Phase = Literal["bce", "weights", "threshold"]
+
+
+@dataclass
+class SpatialBceOutput(ModelOutput):
+    """Output of [`SpatialBceForImageClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): present when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(B, C)`): image-level class logits, the mean of `pixel_logits`.
+        pixel_logits (`torch.FloatTensor` of shape `(B, C, h, w)`): scaled class maps `exp(tau) * z`; their sigmoid is
+            the paper's probability map `P`.
+        thresholds (`torch.FloatTensor` of shape `(B, C)`): adaptive thresholds in (0, 1), in the domain of `P`.
+        threshold_logits (`torch.FloatTensor` of shape `(B, C)`): their logits, which are what is averaged over views.
+        spatial_loss (`torch.FloatTensor` of shape `()`): the loss without the proportion term.
+        proportion_loss (`torch.FloatTensor` of shape `()`): the proportion term before its weight.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pixel_logits: Tensor | None = None
+    thresholds: Tensor | None = None
+    threshold_logits: Tensor | None = None
+    spatial_loss: Tensor | None = None
+    proportion_loss: Tensor | None = None
+
+
+class SpatialBcePreTrainedModel(PreTrainedModel):
+    """Weight initialisation shared by the models of this family."""
+
+    config_class = SpatialBceConfig
+    base_model_prefix = "spatial_bce"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers calls this for every submodule: the trunk's must keep what timm gave them. Each head is
+        # initialised at its own call, because a module whose own parameters were all loaded is passed over.
+        if module is self and isinstance(module, SpatialBceForImageClassification):
+            initialization.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
+        elif module is getattr(self, "embedding", None):
+            initialization.xavier_uniform_(module.weight)
+        elif module is getattr(self, "class_maps", None):
+            # The released program keeps one 128 -> 1 convolution per class: Xavier with fan_out 1, not C.
+            bound = math.sqrt(6 / (self.config.embedding_dim + 1))
+            initialization.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif module is getattr(self, "threshold_head", None):
+            initialization.normal_(module.weight, std=self.config.initializer_range)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            cast(Any, module).init_non_persistent_buffers()
+
+
+class SpatialBceModel(SpatialBcePreTrainedModel):
+    """The trunk: images to a feature map.
+
+    Args:
+        config ([`SpatialBceConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
+    """
+
+    def __init__(self, config: SpatialBceConfig) -> None:
+        super().__init__(config)
+        self.trunk = cast(Any, create_trunk(config))
+        self.num_features = self.trunk.feature_info.channels()[-1]
+        self._freeze()
+        self.post_init()
+
+    def _freeze(self) -> None:
+        names = [name for name, _ in self.trunk.named_parameters()]
+        for name in names[: count_frozen(names, self.trunk.feature_info.info, self.config.frozen_reduction)]:
+            self.trunk.get_parameter(name).requires_grad_(False)
+        if self.config.freeze_batch_norm:
+            for module in _batch_norms(self.trunk):
+                for parameter in module.parameters():
+                    parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SpatialBceModel":
+        """Like `nn.Module.train`, but frozen batch norm stays in evaluation mode, and what is frozen stays so."""
+        super().train(mode)
+        # `from_pretrained` replaces every parameter by a trainable one; it ends with `eval()`, and so comes by here.
+        self._freeze()
+        if self.config.freeze_batch_norm:
+            for module in _batch_norms(self.trunk):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map `pixel_values` of shape `(B, 3, H, W)` to features of shape `(B, D, h, w)`."""
+        features = self.trunk(pixel_values)[-1]
+        return F.relu(features) if self.config.feature_relu else features
+
+
+class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
+    """Image tags in, class maps with image-specific thresholds out (paper, sec. 3)."""
+
+    def __init__(self, config: SpatialBceConfig) -> None:
+        super().__init__(config)
+        self.spatial_bce = SpatialBceModel(config)
+        channels, classes = self.spatial_bce.num_features, cast(int, config.num_labels)
+        # No activation between the two: a rank-limited linear map, so that released checkpoints load.
+        self.embedding = nn.Conv2d(channels, config.embedding_dim, 1, bias=False)
+        self.class_maps = nn.Conv2d(config.embedding_dim, classes, 1, bias=config.class_map_bias)
+        self.threshold_head = nn.Conv2d(channels, classes, 1, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty(classes))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        proportions: Tensor | None = None,
+        phase: Phase = "weights",
+        return_dict: bool | None = None,
+    ) -> SpatialBceOutput | tuple:
+        """Compute class maps, thresholds and, with `labels`, the loss of one phase.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
+            labels (`torch.FloatTensor` of shape `(B, C)`): 1 for a present class, 0 for an absent one.
+            proportions (`torch.FloatTensor` of shape `(B, C)`): foreground proportions in [0, 1]; needed by every loss
+                but `"bce"`'s.
+            phase (`str`): `"bce"` trains the baseline classifier on image logits, `"weights"` everything but the
+                thresholds, `"threshold"` the thresholds alone (sec. 3.3).
+            return_dict (`bool`, *optional*): return a tuple instead if `False`.
+
+        Returns:
+            [`SpatialBceOutput`].
+
+        Raises:
+            ValueError: an unknown phase, or no proportions where the phase needs them.
+        """
+        features = self.spatial_bce(pixel_values)
+        scale = self.logit_scale.exp()[:, None, None]
+        pixel_logits = self.class_maps(self.embedding(features)) * scale
+        head_input = features.detach() if self.config.detach_threshold_input else features
+        threshold_logits = self.threshold_head(head_input).float().mean(dim=(-2, -1))
+        output = SpatialBceOutput(
+            logits=pixel_logits.mean(dim=(-2, -1)),
+            pixel_logits=pixel_logits,
+            thresholds=threshold_logits.sigmoid(),
+            threshold_logits=threshold_logits,
+        )
+        if labels is not None:
+            self._add_loss(output, labels, proportions, phase)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _add_loss(self, output: SpatialBceOutput, labels: Tensor, proportions: Tensor | None, phase: Phase) -> None:
+        if phase not in ("bce", "weights", "threshold"):
+            raise ValueError(f"phase: got {phase!r}, expected 'bce', 'weights' or 'threshold'")
+        reduce = sum_over_processes if self.training else None
+        logits, maps = cast(Tensor, output.logits), cast(Tensor, output.pixel_logits)
+        if phase == "bce":
+            output.spatial_loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        elif phase == "threshold":
+            output.spatial_loss = threshold_loss(maps, cast(Tensor, output.thresholds), labels, reduce)
+        if phase == "bce" or (phase == "threshold" and not self.config.kl_in_threshold_phase):
+            output.loss = output.spatial_loss
+            return
+        if proportions is None:
+            raise ValueError(
+                f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
+                "as `proportions_from_label_maps` computes them"
+            )
+        if phase == "weights":
+            output.spatial_loss = spatial_bce_loss(maps, labels, proportions, self.config.normalization, reduce)
+        output.proportion_loss = proportion_kl(
+            maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce
+        )
+        output.loss = output.spatial_loss + self.config.kl_weight * output.proportion_loss
+
+
+def create_trunk(config: SpatialBceConfig, **overrides: Any) -> nn.Module:
+    """Build the config's timm trunk as a feature extractor with one feature level.
+
+    Args:
+        config ([`SpatialBceConfig`]): names the trunk.
+        overrides: further arguments of `timm.create_model`, e.g. `pretrained=True`.
+
+    Raises:
+        ValueError: timm does not know the trunk, or the trunk rejects an argument.
+    """
+    arguments = dict(config.trunk_kwargs or {})
+    if config.output_stride is not None:
+        arguments["output_stride"] = config.output_stride
+    fixed = {"pretrained": False, "features_only": True, "out_indices": (config.feature_index,)}
+    try:
+        return timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"trunk {config.trunk!r} with {arguments}: {error}. Expected a timm model with features_only and, unless "
+            "output_stride is None, a settable output stride; timm.list_models('*') lists the names"
+        ) from error
+
+
+def load_trunk_weights(model: SpatialBcePreTrainedModel, weights: str) -> None:
+    """Load ImageNet weights into a built model's trunk, in place.
+
+    Args:
+        model: a model with a trunk; `post_init` would undo weights loaded before construction.
+        weights (`str`): `"pretrained"` for timm's own, or the path of a checkpoint file for the same architecture.
+
+    Raises:
+        FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
+        ValueError: the file holds other weights.
+    """
+    overrides: dict = {"pretrained": True}
+    if weights != "pretrained":
+        if not os.path.isfile(weights):
+            raise FileNotFoundError(
+                f"trunk weights: no file {weights}; give a checkpoint file, 'pretrained' or 'random'"
+            )
+        overrides["pretrained_cfg_overlay"] = {"file": str(weights)}
+    base: Any = model.base_model if isinstance(model.base_model, SpatialBceModel) else model
+    try:
+        # Through features_only: its key names differ from the plain model's.
+        state = create_trunk(cast(SpatialBceConfig, model.config), **overrides).state_dict()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"trunk weights of {model.config.trunk!r} cannot be loaded: {error}. Connect to the Hub once, or give a "
+            "checkpoint file instead of 'pretrained'"
+        ) from error
+    base.trunk.load_state_dict(state)
+
+
+def count_frozen(names: list[str], levels: list[dict], frozen_reduction: int) -> int:
+    """How many of the trunk's parameters, in order, belong to the levels of at most `frozen_reduction` stride."""
+    frozen = 0
+    for level in levels:
+        if level["reduction"] > frozen_reduction:
+            continue
+        prefix = level["module"].replace(".", "_") + "_"
+        frozen = max([frozen, *(i + 1 for i, name in enumerate(names) if name.replace(".", "_").startswith(prefix))])
+    return frozen
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
