@@ -1,0 +1,127 @@
+"""Reader of Hugging Face datasets: on the Hub, saved by `save_to_disk`, or a local folder of parquet files."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+from datasets import Image as ImageFeature
+
+from ..config import DataConfig, check_keys
+from .schema import TaggedImages, features
+from .validation import checked_images, class_indices
+
+COLUMNS = ("image_id", "image", "labels", "mask")
+
+
+def load(config: DataConfig, split: str) -> TaggedImages:
+    """Read one split of a Hugging Face dataset.
+
+    The labels column holds, per image, a list of `ClassLabel`, a list of strings, a multi-hot vector (then
+    `config.classes` names its entries), or a single `ClassLabel` or string. Without `image_id` the row number serves.
+    Masks hold 0 for background and ``c + 1`` for class ``c``.
+
+    Args:
+        config: `dataset`, `dataset_config`, `revision`, `columns`, `classes` and the limits are used.
+        split: name of the split; a `save_to_disk` folder of a single dataset is its own split, or `"train"`.
+
+    Raises:
+        ValueError: an unknown split or column, labels of another type, or what [`checked_images`] rejects.
+    """
+    dataset = _open(config, split)
+    columns = _columns(dataset, config)
+    labels, class_names = _labels(dataset, columns["labels"], config.classes)
+    with_mask = "mask" in columns
+    schema = features(class_names, with_mask)
+    ids = (
+        [str(i) for i in dataset[columns["image_id"]]]
+        if "image_id" in columns
+        else [str(i) for i in range(len(dataset))]
+    )
+    dataset = dataset.select_columns([columns[name] for name in ("image", "mask") if name in columns])
+    dataset = dataset.rename_columns({columns[n]: n for n in ("image", "mask") if n in columns and columns[n] != n})
+    for name in dataset.column_names:
+        dataset = dataset.cast_column(name, ImageFeature(decode=False))
+    dataset = dataset.add_column("image_id", ids, feature=schema["image_id"])
+    dataset = dataset.add_column("labels", labels, feature=schema["labels"])
+    return checked_images(
+        dataset.select_columns(list(schema)),
+        class_names,
+        config,
+        split,
+        mask_values=tuple(range(1 + len(class_names))) if with_mask else None,
+        mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
+    )
+
+
+def _open(config: DataConfig, split: str) -> Dataset:
+    name = config.dataset or ""
+    if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+        saved = datasets.load_from_disk(name)
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"{name}: no split {split!r}; splits: {', '.join(saved)}")
+            return saved[split]
+        if split not in ("train", str(saved.split)):
+            raise ValueError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
+        return saved
+    return datasets.load_dataset(name, config.dataset_config, split=split, revision=config.revision)
+
+
+def _columns(dataset: Dataset, config: DataConfig) -> dict[str, str]:
+    given = config.columns or {}
+    check_keys(given, dict.fromkeys(COLUMNS), "data.columns")
+    columns = {name: given.get(name, name) for name in COLUMNS}
+    for name, column in columns.items():
+        if column not in dataset.column_names and (name in given or name in ("image", "labels")):
+            raise ValueError(
+                f"data.columns.{name}: {config.dataset} has no column {column!r}, only "
+                f"{', '.join(dataset.column_names)}; name the right one, for example "
+                f"--set data.columns.{name}={dataset.column_names[0]}"
+            )
+    return {name: column for name, column in columns.items() if column in dataset.column_names}
+
+
+def _labels(dataset: Dataset, column: str, classes: Sequence[str] | None) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Class indices of every image, and the class names."""
+    feature = dataset.features[column]
+    inner = getattr(feature, "feature", feature)
+    rows: Iterable[Any] = dataset[column]
+    if inner is feature:
+        rows = ([] if row is None or row == -1 else [row] for row in rows)
+    if isinstance(inner, ClassLabel):
+        names = inner.names
+        tags = [[names[index] for index in row] for row in rows]
+        return _indices(tags, classes or names, column)
+    if isinstance(inner, Value) and inner.dtype in ("string", "large_string"):
+        tags = [list(row or []) for row in rows]
+        return _indices(tags, classes or sorted({tag for row in tags for tag in row}), column)
+    if isinstance(inner, Value) and inner is not feature:
+        return _multi_hot(rows, classes, column), tuple(classes or ())
+    raise ValueError(
+        f"data.columns.labels: column {column!r} is {feature}; expected {List(ClassLabel(names=['...']))}, a list of "
+        "strings or a multi-hot list"
+    )
+
+
+def _indices(
+    tags: Sequence[Sequence[str]], names: Sequence[str], column: str
+) -> tuple[list[list[int]], tuple[str, ...]]:
+    return [class_indices(row, names, f"column {column!r}, row {i}") for i, row in enumerate(tags)], tuple(names)
+
+
+def _multi_hot(rows: Iterable[Sequence[float]], classes: Sequence[str] | None, column: str) -> list[list[int]]:
+    if classes is None:
+        raise ValueError(
+            f"data.classes: missing, but the numbers in column {column!r} carry no names; name the classes"
+        )
+    labels = []
+    for i, row in enumerate(rows):
+        if row is None or len(row) != len(classes) or not set(row) <= {0, 1}:
+            raise ValueError(
+                f"column {column!r}, row {i}: got {row}, expected a multi-hot vector of {len(classes)} zeros "
+                "and ones, one per class in data.classes"
+            )
+        labels.append([index for index, value in enumerate(row) if value])
+    return labels

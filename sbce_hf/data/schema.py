@@ -1,0 +1,235 @@
+"""The one schema every source becomes: `image_id`, `image`, `labels` and, for scoring only, `mask`.
+
+Index spaces: ``C`` foreground classes; label vectors are `float32` of shape `(C,)`; label maps are `uint8` of shape
+`(H, W)` with 0 background, ``c + 1`` class ``c`` and [`IGNORE_INDEX`] where the ground truth says nothing.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+IGNORE_INDEX = 255
+
+ImageSource = str | os.PathLike[str] | bytes | Mapping[str, Any]
+
+
+def palette(num_entries: int = 256) -> list[int]:
+    """The colour map of PASCAL VOC: bits of the index, three at a time, become high bits of red, green and blue.
+
+    Args:
+        num_entries: entries that get their VOC colour; the rest are black.
+
+    Returns:
+        256 x 3 numbers, flat, as `PIL.Image.putpalette` takes them.
+    """
+    colours = [0] * (256 * 3)
+    for entry in range(min(num_entries, 256)):
+        for bit in range(8):
+            for channel in range(3):
+                colours[3 * entry + channel] |= ((entry >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours
+
+
+def features(class_names: Sequence[str], with_mask: bool) -> Features:
+    """Columns of a [`TaggedImages`] dataset; images and masks stay paths or encoded bytes."""
+    columns: dict[str, Any] = {
+        "image_id": Value("string"),
+        "image": ImageFeature(decode=False),
+        "labels": List(ClassLabel(names=list(class_names))),
+    }
+    if with_mask:
+        columns["mask"] = ImageFeature(decode=False)
+    return Features(columns)
+
+
+def _open(source: ImageSource) -> Image.Image:
+    if isinstance(source, Mapping):
+        source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # PIL's own conversion clips at 255: every 16-bit photo would be white.
+        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = values.min(), values.max()
+        image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
+    """Decode any image to upright 8-bit RGB.
+
+    Rotated as EXIF says. Transparent pixels are blended onto white, as most viewers show cut-outs. 16-bit grey is
+    scaled by 1/257 and 32-bit grey from its own minimum and maximum, not clipped.
+
+    Args:
+        source: a path, encoded bytes, or the mapping with `bytes` and `path` of an undecoded `datasets.Image`.
+        min_side: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, as long as no side becomes
+            shorter than this many pixels.
+
+    Raises:
+        ValueError: the image is missing, truncated or of a kind that PIL cannot read.
+    """
+    try:
+        with _open(source) as image:
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Exception as error:
+        # PIL reports damage through OSError, SyntaxError, ValueError, struct.error, zlib.error and its own types.
+        raise ValueError(f"unreadable image: {type(error).__name__}: {error}") from error
+
+
+def decode_indices(source: ImageSource) -> NDArray[np.integer]:
+    """Decode a single-channel index image, palette or grey, to its stored values, never to its luminance.
+
+    Returns:
+        array of shape `(H, W)` as stored: EXIF is not applied, a mask has to be upright like the image on screen.
+
+    Raises:
+        ValueError: unreadable, or more than one channel.
+    """
+    try:
+        with _open(source) as image:
+            values = np.asarray(image)
+            mode = image.mode
+    except Exception as error:
+        raise ValueError(f"unreadable mask: {type(error).__name__}: {error}") from error
+    if values.ndim != 2 or mode == "F":
+        raise ValueError(f"mask of mode {mode}: expected one channel of class indices (a palette or 8-bit grey PNG)")
+    return values.astype(np.uint8) if mode == "1" else values
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that is left out, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class TaggedImages:
+    """Images with image-level tags and, where a source has them, masks that are for scoring only.
+
+    Args:
+        dataset: columns of [`features`].
+        class_names: the ``C`` foreground classes.
+        mask_values: value in the mask *files* of background, class 0, class 1, ...; `None` without masks.
+        mask_known: every value a mask file may hold besides 255. Known values that are not in `mask_values` become
+            background; any other value is an error.
+        skipped: images that are left out.
+        manifest_hash: of the classes and of every image's name, size, modification time (or bytes) and tags; belongs
+            into the key of everything computed from them. Masks are not part of it: nothing is learned from them.
+    """
+
+    dataset: Dataset
+    class_names: tuple[str, ...]
+    mask_values: tuple[int, ...] | None
+    mask_known: frozenset[int] | None
+    skipped: tuple[SkippedImage, ...]
+    manifest_hash: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def num_classes(self) -> int:
+        """``C``, without background."""
+        return len(self.class_names)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Unique names, usable as relative file paths without suffix."""
+        return list(self.dataset["image_id"])
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether at least one image has a mask."""
+        return "mask" in self.dataset.column_names and any(map(_is_given, self.dataset["mask"]))
+
+    def image(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Decode image `index`; see [`decode_image`].
+
+        Raises:
+            ValueError: unreadable; names the image.
+        """
+        try:
+            return decode_image(self.dataset["image"][index], min_side)
+        except ValueError as error:
+            raise ValueError(f"image {self.dataset['image_id'][index]!r}: {error}") from error
+
+    def labels(self, index: int) -> NDArray[np.float32]:
+        """Label vector of shape `(C,)`, 1 for a present class."""
+        vector = np.zeros(self.num_classes, dtype=np.float32)
+        vector[self.dataset["labels"][index]] = 1
+        return vector
+
+    def label_matrix(self) -> NDArray[np.float32]:
+        """All label vectors, of shape `(n, C)`."""
+        matrix = np.zeros((len(self), self.num_classes), dtype=np.float32)
+        for row, present in zip(matrix, self.dataset["labels"], strict=True):
+            row[present] = 1
+        return matrix
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Ground-truth label map of image `index`, `uint8` of shape `(H, W)`.
+
+        Raises:
+            ValueError: no mask, an unknown value in it, or a size that is not the upright image's; names the image.
+        """
+        source = self.dataset["mask"][index] if "mask" in self.dataset.column_names else None
+        name = f"mask of image {self.dataset['image_id'][index]!r}"
+        if source is None or not _is_given(source) or self.mask_values is None or self.mask_known is None:
+            raise ValueError(f"{name}: there is none; use with_masks() to select the images that have one")
+        try:
+            values = decode_indices(source)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        unknown = sorted(set(np.unique(values).tolist()) - self.mask_known - {IGNORE_INDEX})
+        if unknown:
+            raise ValueError(
+                f"{name}: got value {unknown[0]}, expected one of {sorted(self.mask_known)} or {IGNORE_INDEX} (ignore)"
+            )
+        width, height = self.image(index).size
+        if values.shape != (height, width):
+            raise ValueError(
+                f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
+                "image (after the rotation its EXIF data ask for)"
+            )
+        table = np.zeros(256, dtype=np.uint8)
+        table[list(self.mask_values)] = np.arange(len(self.mask_values), dtype=np.uint8)
+        table[IGNORE_INDEX] = IGNORE_INDEX
+        return table[values]
+
+    def select(self, indices: Sequence[int]) -> "TaggedImages":
+        """The images at `indices`, in that order."""
+        indices = [int(index) for index in indices]
+        digest = hashlib.sha256(f"{self.manifest_hash} {indices}".encode()).hexdigest()
+        return replace(self, dataset=self.dataset.select(indices), manifest_hash=digest)
+
+    def with_masks(self) -> "TaggedImages":
+        """The images that have a mask."""
+        if "mask" not in self.dataset.column_names:
+            return self.select([])
+        return self.select([index for index, mask in enumerate(self.dataset["mask"]) if _is_given(mask)])
+
+
+def _is_given(source: Mapping[str, Any] | None) -> bool:
+    return source is not None and (source.get("bytes") is not None or source.get("path") is not None)

@@ -1,0 +1,202 @@
+"""What every source has to pass before anything long starts; the last step of each reader."""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from datasets import Dataset
+
+from ..config import DataConfig
+from .schema import SkippedImage, TaggedImages, decode_image
+
+logger = logging.getLogger(__name__)
+
+# How many names an error message lists.
+SHOWN = 5
+
+
+def listing(names: Collection[str]) -> str:
+    """The first few names and how many more there are."""
+    shown = ", ".join(list(names)[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
+def require_folder(path: Path, expected: str) -> Path:
+    """Return `path`.
+
+    Raises:
+        FileNotFoundError: it is not a folder; says what was `expected`.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder; expected {expected}")
+    return path
+
+
+def require_files(paths: Iterable[Path], what: str) -> None:
+    """Check that every file is there.
+
+    Raises:
+        FileNotFoundError: names the first few missing ones.
+    """
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} {what} missing: {listing(missing)}")
+
+
+def class_indices(tags: Iterable[str], class_names: Sequence[str], where: str) -> list[int]:
+    """Indices of an image's tags, ascending, each once.
+
+    Raises:
+        ValueError: a tag that is no class; names it, where it was found, and the nearest class.
+    """
+    known = {name: index for index, name in enumerate(class_names)}
+    indices = set()
+    for tag in tags:
+        if tag not in known:
+            near = difflib.get_close_matches(tag, class_names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"classes: {', '.join(class_names)}"
+            raise ValueError(f"{where}: tag {tag!r} is no class; {hint} Correct the tag or add it to data.classes")
+        indices.add(known[tag])
+    return sorted(indices)
+
+
+def checked_images(
+    dataset: Dataset,
+    class_names: Sequence[str],
+    config: DataConfig,
+    split: str,
+    *,
+    mask_values: tuple[int, ...] | None = None,
+    mask_known: frozenset[int] | None = None,
+    skipped: Sequence[SkippedImage] = (),
+) -> TaggedImages:
+    """Decode every image once, leave out the unreadable ones, and check what training and scoring rely on.
+
+    Masks are opened for the score split only, to find a bad one now and not after the training.
+
+    Args:
+        dataset: columns of [`schema.features`].
+        class_names: the foreground classes.
+        config: `max_images`, `strict`, `train_split` and `score_split` are used.
+        split: the split that `dataset` is.
+        mask_values: see [`TaggedImages`].
+        mask_known: see [`TaggedImages`].
+        skipped: images a reader has already left out.
+
+    Raises:
+        ValueError: no images, a duplicate or unusable image id, an unreadable image when `config.strict`, a class that
+            no image of the training split has, or a bad mask or none at all in the score split.
+    """
+    if not class_names:
+        raise ValueError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
+    _check_ids(dataset["image_id"], split)
+    if config.max_images is not None:
+        dataset = dataset.select(range(min(config.max_images, len(dataset))))
+    identities, unreadable = _scan(dataset)
+    if unreadable:
+        first = next(iter(unreadable.values()))
+        if config.strict:
+            raise ValueError(f"{first.file}: {first.reason} (data.strict stops at the first one)")
+        if len(unreadable) == len(dataset):
+            raise ValueError(f"data: none of the {len(dataset)} images of split {split!r} is readable; {first}")
+        logger.warning(
+            "skipping %d unreadable images: %s", len(unreadable), listing([s.file for s in unreadable.values()])
+        )
+        dataset = dataset.select([index for index in range(len(dataset)) if index not in unreadable])
+
+    manifest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for index, present in zip(sorted(identities), dataset["labels"], strict=True):
+        manifest.update(json.dumps([identities[index], present]).encode())
+    images = TaggedImages(
+        dataset=dataset,
+        class_names=tuple(class_names),
+        mask_values=mask_values,
+        mask_known=mask_known,
+        skipped=(*skipped, *unreadable.values()),
+        manifest_hash=manifest.hexdigest(),
+    )
+    if split == config.train_split:
+        _check_every_class_occurs(images, split)
+    if split == config.score_split:
+        _check_masks(images)
+    return images
+
+
+def _check_ids(image_ids: Iterable[str], split: str) -> None:
+    seen: set[str] = set()
+    for image_id in image_ids:
+        if image_id in seen:
+            raise ValueError(f"data: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
+        # Label maps are stored under this name.
+        if not image_id or "\\" in image_id or "\0" in image_id or not _is_inside(image_id):
+            raise ValueError(
+                f"data: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
+            )
+        seen.add(image_id)
+    if not seen:
+        raise ValueError(f"data: split {split!r} has no images")
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name
+
+
+def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImage]]:
+    """Identity of every readable image and the unreadable ones, both by index."""
+    ids, sources = dataset["image_id"], dataset["image"]
+
+    def look(index: int) -> tuple[list[Any], str | None]:
+        image_id, source = ids[index], sources[index]
+        try:
+            # The smallest JPEG scale still reads the whole file, in half the time.
+            decode_image(source, min_side=1)
+        except ValueError as error:
+            return [source["path"] or image_id], str(error)
+        return [image_id, *_fingerprint(source)], None
+
+    identities, unreadable = {}, {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for index, (identity, problem) in enumerate(pool.map(look, range(len(dataset)))):
+            if problem is None:
+                identities[index] = identity
+            else:
+                unreadable[index] = SkippedImage(identity[0], problem)
+    return identities, unreadable
+
+
+def _fingerprint(source: Mapping[str, Any]) -> list[Any]:
+    if source["bytes"] is not None:
+        return [hashlib.sha256(source["bytes"]).hexdigest()]
+    stat = os.stat(source["path"])
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _check_every_class_occurs(images: TaggedImages, split: str) -> None:
+    counts = images.label_matrix().sum(axis=0)
+    absent = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
+    if absent:
+        present = [name for name in images.class_names if name not in absent]
+        raise ValueError(
+            f"data: no image of split {split!r} ({len(images)} images) has the tag {listing(absent)}; a class without "
+            f"images cannot be learned. Add images, raise data.max_images, or set data.classes to {present}"
+        )
+
+
+def _check_masks(images: TaggedImages) -> None:
+    masked = images.with_masks()
+    if len(masked) == 0:
+        raise ValueError(
+            "data.score_split: the split has no masks to score on; name another, or null to score nothing"
+        )
+    if len(masked) < len(images):
+        logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(masked.mask, range(len(masked))):
+            pass

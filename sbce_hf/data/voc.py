@@ -1,0 +1,139 @@
+"""Reader of a PASCAL VOC devkit folder (`VOCdevkit/VOC2012`) and of data sets with its layout."""
+
+import json
+import logging
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from ..config import DataConfig
+from .schema import IGNORE_INDEX, TaggedImages, decode_indices, features
+from .validation import checked_images, class_indices, listing, require_files, require_folder
+
+logger = logging.getLogger(__name__)
+
+# In the order of their mask values 1 to 20.
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+TAGS_FILE = "image_labels.json"
+# The augmented masks (VOC + SBD) come first: they are complete where both folders exist.
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+
+
+def load(config: DataConfig, split: str) -> TaggedImages:
+    """Read the images listed in `ImageSets/Segmentation/<split>.txt`.
+
+    Tags come from, in this order: `config.tags_file`, `Annotations/*.xml` (difficult and truncated objects included),
+    `image_labels.json` (image id to list of names), the masks (with a warning).
+
+    Args:
+        config: `data_dir`, `tags_file`, `classes` and the limits are used.
+        split: name of the list, for example `"trainaug"`.
+
+    Raises:
+        FileNotFoundError: a folder, the split's list, images or annotations are missing.
+        ValueError: a class that VOC does not have, or what [`checked_images`] rejects.
+    """
+    root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
+    folder = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
+    class_names = config.classes or VOC_CLASSES
+    class_indices(class_names, VOC_CLASSES, "data.classes")
+    image_ids = _read_split(root, split)
+    files = [folder / f"{image_id}.jpg" for image_id in image_ids]
+    require_files(files, f"images of split {split!r}")
+    masks = [_find_mask(root, image_id) for image_id in image_ids]
+    tags = _read_tags(root, config.tags_file, image_ids, masks)
+    labels = [_known_indices(names, class_names, image_id) for image_id, names in zip(image_ids, tags, strict=True)]
+    with_mask = any(masks)
+    columns: dict[str, list] = {"image_id": image_ids, "image": [str(file) for file in files], "labels": labels}
+    if with_mask:
+        columns["mask"] = [str(mask) if mask else None for mask in masks]
+    return checked_images(
+        Dataset.from_dict(columns, features=features(class_names, with_mask)),
+        class_names,
+        config,
+        split,
+        mask_values=(0, *(1 + VOC_CLASSES.index(name) for name in class_names)) if with_mask else None,
+        mask_known=frozenset(range(1 + len(VOC_CLASSES))) if with_mask else None,
+    )
+
+
+def _read_split(root: Path, split: str) -> list[str]:
+    folder = root / "ImageSets" / "Segmentation"
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        found = sorted(file.stem for file in folder.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{path}: no list of split {split!r}; splits in that folder: {listing(found) or 'none'}"
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # SBD's lists have "/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png" where VOC's have "<id>".
+    return [Path(line.split()[0]).stem for line in lines if line.strip()]
+
+
+def _find_mask(root: Path, image_id: str) -> Path | None:
+    paths = [root / folder / f"{image_id}.png" for folder in MASK_FOLDERS]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read_tags(
+    root: Path, tags_file: str | None, image_ids: Sequence[str], masks: Sequence[Path | None]
+) -> list[list[str]]:
+    annotations = root / "Annotations"
+    if tags_file is not None or (not annotations.is_dir() and (root / TAGS_FILE).is_file()):
+        path = root / (tags_file or TAGS_FILE)
+        require_files([path], "tags file")
+        return _read_tags_file(path, image_ids)
+    if annotations.is_dir():
+        paths = [annotations / f"{image_id}.xml" for image_id in image_ids]
+        require_files(paths, "annotations")
+        return [_read_annotation(path) for path in paths]
+    require_files(
+        [mask or root / MASK_FOLDERS[0] / f"{i}.png" for i, mask in zip(image_ids, masks, strict=True)], "masks"
+    )
+    logger.warning("%s has neither Annotations nor %s: tags are taken from the masks", root, TAGS_FILE)
+    return [_tags_of_mask(mask) for mask in masks if mask]
+
+
+def _read_tags_file(path: Path, image_ids: Sequence[str]) -> list[list[str]]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(table, Mapping) or not all(isinstance(tags, list) for tags in table.values()):
+        raise ValueError(f"{path}: expected a JSON object that maps image ids to lists of class names")
+    missing = [image_id for image_id in image_ids if image_id not in table]
+    if missing:
+        raise ValueError(f"{path}: no tags for {len(missing)} images: {listing(missing)}; an untagged image needs []")
+    return [table[image_id] for image_id in image_ids]
+
+
+def _read_annotation(path: Path) -> list[str]:
+    try:
+        # Direct children only: a person's <part> has a <name> too.
+        names = [element.text for element in ElementTree.parse(path).iterfind("object/name")]
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: not valid XML: {error}") from error
+    return [(name or "").strip() for name in names]
+
+
+def _tags_of_mask(path: Path) -> list[str]:
+    try:
+        values = set(np.unique(decode_indices(str(path))).tolist()) - {0, IGNORE_INDEX}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    unknown = sorted(values - set(range(1, 1 + len(VOC_CLASSES))))
+    if unknown:
+        raise ValueError(f"{path}: got value {unknown[0]}, expected 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}")
+    return [VOC_CLASSES[value - 1] for value in values]
+
+
+def _known_indices(tags: Sequence[str], class_names: Sequence[str], image_id: str) -> list[int]:
+    # A misspelt tag is an error even when only some classes are used; the other VOC classes are left out.
+    class_indices(tags, VOC_CLASSES, f"tags of image {image_id!r}")
+    return sorted({class_names.index(tag) for tag in tags if tag in class_names})
