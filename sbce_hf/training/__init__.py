@@ -1,0 +1,1 @@
+"""One loop, and what a step is for each thing that is trained."""

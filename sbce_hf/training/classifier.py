@@ -1,0 +1,250 @@
+"""Training the classifier: stage 0 with plain BCE, the rounds with Spatial-BCE."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..config import TrainingConfig
+from ..data import TaggedImages
+from ..data.transforms import TrainingDataset
+from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification, load_trunk_weights
+from .loop import TrainingHealthError, fit
+from .optimization import LOGIT_SCALE, parameter_groups, phase_for
+from .state import FitSummary
+from .window import Values, Window
+
+Kind = Literal["bce", "spatial"]
+
+# Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
+SOFT_RANGE = (0.02, 0.98)
+
+
+class ClassHealth:
+    """Watches each class's mean probability against its foreground proportion.
+
+    A class whose maps have become binary no longer gets a gradient. If its mean probability is then far from its
+    proportion, further training cannot help. A class is judged at the end of an epoch, once enough images with it were
+    seen; the first epoch is left out.
+
+    Args:
+        class_names: of the entries of the window's values.
+    """
+
+    # Share of soft pixels below which a class no longer learns.
+    SOFT_SHARE = 0.02
+    # Collapsed: mean probability below this factor of the mean proportion ...
+    COLLAPSED_FACTOR = 0.25
+    # ... which has to be at least this; a very small object's sharp map is mostly outside the soft range, too.
+    COLLAPSED_PROPORTION = 0.02
+    # Flooded: mean probability above the one while the mean proportion is below the other.
+    FLOODED_PROBABILITY = 0.9
+    FLOODED_PROPORTION = 0.6
+    # Images with the class before it is judged, and passes over the training set before anything is.
+    MIN_IMAGES = 8
+    GRACE_EPOCHS = 1
+
+    KEYS = ("mean_p", "mean_q", "soft_share")
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._images = np.zeros(len(self.class_names))
+        self._sums = {key: np.zeros(len(self.class_names)) for key in self.KEYS}
+        self._epoch: int | None = None
+
+    def update(self, window: Window) -> None:
+        """Add one window; judge at the end of an epoch.
+
+        Raises:
+            TrainingHealthError: at least one class has collapsed or flooded.
+        """
+        if window.epoch <= self.GRACE_EPOCHS:
+            return
+        self._images += window.weights["mean_p"]
+        for key in self.KEYS:
+            self._sums[key] += np.nan_to_num(window.means[key]) * window.weights[key]
+        epoch, self._epoch = self._epoch, int(window.epoch)
+        # None in the first window, also that of a restarted process.
+        if epoch is None or epoch == self._epoch:
+            return
+        judged = self._images >= self.MIN_IMAGES
+        failures = [self._verdict(int(index)) for index in np.flatnonzero(judged)]
+        if any(failures):
+            raise TrainingHealthError(
+                f"at iteration {window.iteration}: {' '.join(filter(None, failures))} Its maps have become binary, "
+                "where the sigmoid passes no gradient, so training on does not help. What usually does: a lower "
+                'training.lr; normalization="balanced"; fewer epochs in the stage this one started '
+                "from; more images of the class; better proportions, if these are far from the truth"
+            )
+        for values in (self._images, *self._sums.values()):
+            values[judged] = 0
+
+    def _verdict(self, index: int) -> str | None:
+        mean = {key: sums[index] / self._images[index] for key, sums in self._sums.items()}
+        collapsed = (
+            mean["mean_q"] >= self.COLLAPSED_PROPORTION and mean["mean_p"] < self.COLLAPSED_FACTOR * mean["mean_q"]
+        )
+        flooded = mean["mean_p"] > self.FLOODED_PROBABILITY and mean["mean_q"] < self.FLOODED_PROPORTION
+        if mean["soft_share"] >= self.SOFT_SHARE or not (collapsed or flooded):
+            return None
+        return (
+            f"class {self.class_names[index]!r} has {'collapsed' if collapsed else 'flooded'}: over its last "
+            f"{self._images[index]:.0f} images its mean probability is {mean['mean_p']:.3f} where the mean foreground "
+            f"proportion is {mean['mean_q']:.3f}, and {mean['soft_share']:.1%} of its pixels lie between "
+            f"{SOFT_RANGE[0]} and {SOFT_RANGE[1]}."
+        )
+
+
+class ClassifierTask:
+    """A step of the classifier.
+
+    Args:
+        kind: `"bce"` trains on image logits, `"spatial"` alternates between weights and thresholds.
+        config: learning rates and the alternation.
+        class_names: of the model's classes.
+    """
+
+    def __init__(self, kind: Kind, config: TrainingConfig, class_names: Sequence[str]) -> None:
+        self.kind, self.config, self.class_names = kind, config, tuple(class_names)
+        self._health = ClassHealth(self.class_names)
+
+    def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """See [`parameter_groups`]."""
+        return parameter_groups(model, self.config)
+
+    def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
+        """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`."""
+        phase: str = "bce"
+        if self.kind == "spatial":
+            phase = phase_for(iteration, self.config.period, self.config.weights_iterations)
+        proportions = batch["proportions"] if self.kind == "spatial" else None
+        output = model(
+            pixel_values=batch["pixel_values"], labels=batch["labels"], proportions=proportions, phase=phase
+        )
+        values: dict[str, Any] = {"loss": output.loss}
+        if phase == "threshold":
+            values["threshold_loss"] = output.spatial_loss
+        elif phase == "weights":
+            values["spatial_loss"] = output.spatial_loss
+        if output.proportion_loss is not None:
+            values["proportion_loss"] = output.proportion_loss
+        values |= _per_class(output, batch["labels"], proportions)
+        for name, parameter in model.named_parameters():
+            if name.split(".")[-1] == LOGIT_SCALE:
+                values[LOGIT_SCALE] = parameter.exp().mean()
+        return output.loss, values
+
+    def check(self, window: Window) -> None:
+        """Raise a [`TrainingHealthError`] if a class no longer learns."""
+        if self.kind == "spatial":
+            self._health.update(window)
+
+
+@torch.no_grad()
+def _per_class(output: Any, labels: Tensor, proportions: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums over the batch's images with each class, and their number: each of shape `(C,)`."""
+    present = (labels > 0).double()
+    probabilities = output.pixel_logits.float().sigmoid()
+    soft = (probabilities > SOFT_RANGE[0]) & (probabilities < SOFT_RANGE[1])
+    per_image = {
+        "mean_p": probabilities.mean(dim=(-2, -1)),
+        "soft_share": soft.float().mean(dim=(-2, -1)),
+        "threshold": output.thresholds,
+    }
+    if proportions is not None:
+        per_image["mean_q"] = proportions
+    images = present.sum(dim=0)
+    return {key: ((value.double() * present).sum(dim=0), images) for key, value in per_image.items()}
+
+
+def train_classifier(
+    model: PreTrainedModel,
+    images: TaggedImages,
+    config: TrainingConfig,
+    kind: Kind,
+    proportions: np.ndarray | None = None,
+    *,
+    output_dir: Path,
+    seed: int = 0,
+) -> FitSummary:
+    """Train a classifier on tagged images; see [`fit`] for resuming.
+
+    Args:
+        model: a `SpatialBceForImageClassification` whose classes are those of `images`.
+        images: the training set.
+        config: of this stage.
+        kind: `"bce"` or `"spatial"`.
+        proportions: `(n, C)` foreground proportions in (0, 1] of the present classes, for `"spatial"`.
+        output_dir: of this stage.
+        seed: of order and augmentation.
+
+    Returns:
+        The summary; the trained model is in its `model_dir`.
+
+    Raises:
+        ValueError: model, images and proportions do not belong together.
+        TrainingHealthError: training has failed.
+    """
+    id2label: dict[int, str] = cast(Any, model.config).id2label
+    names = tuple(id2label[index] for index in range(len(id2label)))
+    if names != tuple(images.class_names):
+        raise ValueError(
+            f"the model's classes {list(names)} are not the images' {list(images.class_names)}; set id2label to these"
+        )
+    if kind == "spatial":
+        _check_proportions(proportions, images)
+    dataset = TrainingDataset(
+        images, config.image_size, config.augmentation, seed, proportions if kind == "spatial" else None
+    )
+    inputs = {
+        "images": images.manifest_hash,
+        "proportions": None if kind == "bce" else hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16],
+        "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
+    }
+    task = ClassifierTask(kind, config, names)
+    return fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
+
+
+def _check_proportions(proportions: np.ndarray | None, images: TaggedImages) -> None:
+    labels = images.label_matrix()
+    if proportions is None or proportions.shape != labels.shape:
+        got = None if proportions is None else f"an array of shape {proportions.shape}"
+        raise ValueError(f"proportions: got {got}, expected an array of shape {labels.shape}, one row per image")
+    bad = (labels > 0) & ~((proportions > 0) & (proportions <= 1))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"proportions of image {images.image_ids[row]!r}, class {images.class_names[column]!r}: got "
+            f"{proportions[row, column]}, expected above 0 and at most 1; clamp_proportions lifts lost classes"
+        )
+
+
+def create_classifier(
+    fields: Mapping[str, Any], class_names: Sequence[str], trunk_weights: str = "random", seed: int = 0
+) -> SpatialBceForImageClassification:
+    """Build a classifier to start from.
+
+    Args:
+        fields: of [`SpatialBceConfig`], the classes excepted.
+        class_names: the foreground classes.
+        trunk_weights: `"random"`, `"pretrained"` (timm's) or a checkpoint file.
+        seed: of the weights that are not loaded.
+
+    Raises:
+        FileNotFoundError: no such checkpoint file, or timm's weights cannot be had.
+        ValueError: an unknown field, or one that does not fit the trunk.
+    """
+    names = dict(enumerate(class_names))
+    config = SpatialBceConfig(**fields, id2label=names, label2id={name: index for index, name in names.items()})
+    set_seed(seed)
+    model = SpatialBceForImageClassification(config)
+    if trunk_weights != "random":
+        load_trunk_weights(model, trunk_weights)
+    return model

@@ -1,0 +1,60 @@
+"""Where training runs: the accelerator, and what makes a CPU usable."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+from ..config import TrainingConfig
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep freed memory instead of giving it back to the system after every layer.
+
+    Without it, training on a CPU spends more than half its time in page faults.
+
+    Returns:
+        Whether there was a glibc to tune.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28))
+    applied = [mallopt(parameter, value) == 1 for parameter, value in settings]
+    return all(applied)
+
+
+def use_cpu() -> bool:
+    """Whether to ask Accelerate for the CPU.
+
+    Without asking, several CPU processes would train apart. MPS lacks the losses' float64.
+    """
+    return not torch.accelerator.is_available() or torch.backends.mps.is_available()
+
+
+def create_accelerator(config: TrainingConfig, project_dir: Path) -> Accelerator:
+    """Build the accelerator of one training stage.
+
+    Args:
+        config: its precision and gradient accumulation.
+        project_dir: where trackers write.
+    """
+    # Its precision is otherwise fixed by the first stage of a process; the process group stays.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        # A plugin, not the plain argument, which an environment variable of `accelerate launch` would override.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        cpu=use_cpu(),
+        log_with="tensorboard",
+        project_dir=project_dir,
+        # Each phase of the alternation leaves some parameters without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

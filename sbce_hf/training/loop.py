@@ -1,0 +1,287 @@
+"""One Accelerate loop for everything that is trained: order, steps, resume, logging and progress.
+
+It knows no model: a [`Task`] says which parameters are trained and what the loss of a step is. Everything that an
+iteration depends on (learning rate, images, augmentation) follows from its number, so that a killed process continues
+bit by bit where it was.
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..config import TrainingConfig, to_mapping
+from .device import create_accelerator, tune_allocator
+from .optimization import poly_factor
+from .order import BatchOrder, Draws, EpochDataset
+from .state import FitSummary, Progress, StageFolder
+from .window import Values, Window, WindowMeans
+
+logger = logging.getLogger(__name__)
+
+# Settings that may change between a stage and its continuation: they do not change what is learned.
+FREE_SETTINGS = ("num_workers", "checkpoint_every", "checkpoints_total_limit", "log_every")
+
+
+class TrainingHealthError(RuntimeError):
+    """Training continues to run but no longer learns; the message says what was seen and what usually helps."""
+
+
+class Task(Protocol):
+    """What is trained, and how a step's loss is computed.
+
+    Args:
+        class_names: names of the entries of per-class values.
+    """
+
+    class_names: tuple[str, ...]
+
+    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        """Groups for the optimiser, each with `params` and `lr`."""
+
+    def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
+        """Loss of one batch, and values to log.
+
+        Call the model once: data parallelism exchanges gradients per forward pass. A value is a scalar, or a pair of a
+        sum and its weight, both scalar or one entry per class; the keys depend on the iteration only.
+        """
+
+    def check(self, window: Window) -> None:
+        """Look at the logged values; raise a [`TrainingHealthError`] if training has failed."""
+
+
+def fit(
+    model: Any,
+    task: Task,
+    dataset: EpochDataset,
+    config: TrainingConfig,
+    *,
+    output_dir: Path,
+    seed: int,
+    name: str,
+    inputs: Mapping[str, Any] | None = None,
+) -> FitSummary:
+    """Train a model; continue where an earlier call in the same folder was killed; return at once if it had finished.
+
+    The batch of an iteration is the same set of images whatever the number of processes. With gradient accumulation,
+    losses that normalise by counts do so per micro-batch. An epoch's last partial batch is left out, unless the whole
+    set is smaller than a batch.
+
+    Args:
+        model: trained in place; needs `save_pretrained`. The trained weights are read from the summary's `model_dir`,
+            as a finished stage leaves `model` untouched.
+        task: see [`Task`].
+        dataset: yields dictionaries of tensors and numbers.
+        config: of this stage.
+        output_dir: gets `model/`, `metrics.jsonl`, `tensorboard/`, `summary.json` and, until then, `checkpoints/`.
+        seed: of order and dropout.
+        name: of the stage, for messages.
+        inputs: what else a stage and its continuation must agree on, such as hashes of the data; plain values.
+
+    Raises:
+        ValueError: the folder holds a training with other settings, or the batch cannot be divided.
+        TrainingHealthError: the loss is not finite, or the task finds that training has failed.
+    """
+    training = {key: value for key, value in to_mapping(config).items() if key not in FREE_SETTINGS}
+    settings = {"name": name, "seed": seed, "images": len(dataset), "training": training, "inputs": inputs or {}}
+    folder = StageFolder(Path(output_dir), settings)
+    if (summary := folder.summary()) is not None:
+        logger.info("%s: finished before, in %s", name, folder.path)
+        return summary
+    accelerator = create_accelerator(config, folder.path)
+    set_seed(seed, device_specific=True)
+    if accelerator.device.type == "cpu":
+        tune_allocator()
+    # Convolutions are up to twice as fast in this layout; other parameters are not concerned.
+    model.to(accelerator.device, memory_format=torch.channels_last)
+    model.train()
+    try:
+        return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+
+
+class _Stage:
+    """One call of [`fit`]: what its steps share."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        task: Task,
+        dataset: EpochDataset,
+        config: TrainingConfig,
+        folder: StageFolder,
+        seed: int,
+        name: str,
+    ) -> None:
+        self.accelerator, self.task, self.config, self.folder, self.name = accelerator, task, config, folder, name
+        self.dataset = dataset
+        self.order = BatchOrder(
+            len(dataset),
+            config.batch_size,
+            epochs=config.epochs,
+            seed=seed,
+            processes=accelerator.num_processes,
+            process=accelerator.process_index,
+            accumulation=config.gradient_accumulation_steps,
+        )
+        optimizer = torch.optim.SGD(
+            task.parameter_groups(model), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.means = WindowMeans()
+
+    def run(self) -> FitSummary:
+        progress = self._restore()
+        config, order = self.config, self.order
+        started = time.perf_counter() - progress.seconds
+        logged = progress.iteration, time.perf_counter()
+        self.accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.iteration + 1}}
+        )
+        batches = iter(self._loader(progress.iteration))
+        line: dict[str, float] = {}
+        with self._progress_bar(progress.iteration) as bar:
+            for iteration in range(progress.iteration, order.iterations):
+                self._step(itertools.islice(batches, config.gradient_accumulation_steps), iteration)
+                bar.update(order.batch_size)
+                done = iteration + 1
+                save = done % config.checkpoint_every == 0 and done < order.iterations
+                # Also before each checkpoint: its weights are known to be sound, and no window spans a restart.
+                if save or done % config.log_every == 0 or done == order.iterations:
+                    images = (done - logged[0]) * order.batch_size
+                    line = self._log(done, images / (time.perf_counter() - logged[1]))
+                    logged = done, time.perf_counter()
+                    bar.set_postfix(loss=f"{line.get('loss', math.nan):.3f}", refresh=False)
+                if save:
+                    self._save_checkpoint(done, time.perf_counter() - started)
+        return self._finish(time.perf_counter() - started, line)
+
+    def _step(self, batches: Iterator[dict[str, Tensor]], iteration: int) -> None:
+        """One optimiser step."""
+        factor = poly_factor(iteration, self.order.iterations, self.config.poly_power)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        for batch in batches:
+            with self.accelerator.accumulate(self.model):
+                loss, values = self.task.loss(self.model, self._to_device(batch), iteration)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.config.max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.means.add(values)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {}
+        for key, value in batch.items():
+            layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+            moved[key] = value.to(self.accelerator.device, non_blocking=True, memory_format=layout)
+        return moved
+
+    def _loader(self, start: int) -> DataLoader:
+        return DataLoader(
+            cast(Dataset, Draws(self.dataset)),
+            batch_sampler=cast(Any, self.order.batches(start)),
+            num_workers=self.config.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Its own generator: the global one, which dropout reads, must not depend on how often training restarted.
+            generator=torch.Generator(),
+        )
+
+    def _progress_bar(self, start: int) -> tqdm:
+        order = self.order
+        return tqdm(
+            total=order.iterations * order.batch_size,
+            initial=start * order.batch_size,
+            desc=self.name,
+            unit="img",
+            unit_scale=True,
+            # None: off where the output is not a terminal.
+            disable=None if self.accelerator.is_main_process else True,
+        )
+
+    def _log(self, done: int, images_per_second: float) -> dict[str, float]:
+        """Average the window over all processes, check it, write it."""
+        means, weights = self.means.reduce(self.accelerator)
+        window = Window(done, done / self.order.iterations_per_epoch, means, weights)
+        if not np.isfinite(means.get("loss", np.zeros(()))):
+            raise TrainingHealthError(
+                f"{self.name}: the loss is {means['loss']} at iteration {done}. What usually helps: a lower "
+                "training.lr, training.max_grad_norm=1.0, training.mixed_precision=no"
+            )
+        rate = self.config.lr * poly_factor(done - 1, self.order.iterations, self.config.poly_power)
+        line = {
+            "iteration": done,
+            "lr": rate,
+            **window.flat(self.task.class_names),
+            "images_per_second": images_per_second,
+        }
+        if self.accelerator.is_main_process:
+            self.folder.append_metrics(line)
+            logger.info("%s %d/%d: %s", self.name, done, self.order.iterations, _brief(line))
+        self.accelerator.log({key: value for key, value in line.items() if key != "iteration"}, step=done)
+        self.task.check(window)
+        return line
+
+    def _restore(self) -> Progress:
+        accelerator, folder = self.accelerator, self.folder
+        found = folder.latest_checkpoint()
+        progress = Progress() if found is None else found[1]
+        # Every process has looked before one of them changes anything.
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            folder.start_from(progress.iteration)
+        accelerator.wait_for_everyone()
+        if found is not None:
+            if progress.processes != accelerator.num_processes:
+                raise ValueError(
+                    f"{found[0]}: was made by {progress.processes} processes, now there are "
+                    f"{accelerator.num_processes}. Continue with as many, or remove the folder to train anew"
+                )
+            accelerator.load_state(str(found[0]))
+            logger.info("%s: continues from iteration %d", self.name, progress.iteration)
+        return progress
+
+    def _save_checkpoint(self, done: int, seconds: float) -> None:
+        accelerator = self.accelerator
+        accelerator.save_state(str(self.folder.checkpoint_target(done)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            progress = Progress(done, seconds, accelerator.num_processes)
+            self.folder.finish_checkpoint(progress, self.config.checkpoints_total_limit)
+
+    def _finish(self, seconds: float, line: dict[str, float]) -> FitSummary:
+        summary = FitSummary(
+            name=self.name,
+            model_dir=self.folder.model,
+            iterations=self.order.iterations,
+            images=len(self.dataset),
+            seconds=seconds,
+            values=line,
+        )
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.folder.complete(model.save_pretrained, summary)
+        self.accelerator.wait_for_everyone()
+        return summary
+
+
+def _brief(line: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in line.items() if key != "iteration" and "/" not in key)

@@ -1,0 +1,77 @@
+"""What is trained at which rate, and which loss has its turn: stateless functions of the iteration."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from ..config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGIT_SCALE = "logit_scale"
+
+
+def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into trunk, heads and logit scales (paper, sec. 4.1).
+
+    Args:
+        model: its `base_model` is the trunk; everything else is a head.
+        config: learning rates and weight decay.
+
+    Returns:
+        One group per kind that has trainable parameters, with `params`, `lr`, `weight_decay` and `name`. Frozen
+        parameters are in no group: weight decay would move them.
+
+    Raises:
+        ValueError: every parameter is frozen.
+    """
+    trunk = {id(parameter) for parameter in model.base_model.parameters()}
+    members: dict[str, list[nn.Parameter]] = {"trunk": [], "heads": [], LOGIT_SCALE: []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.split(".")[-1] == LOGIT_SCALE:
+            members[LOGIT_SCALE].append(parameter)
+        else:
+            members["trunk" if id(parameter) in trunk else "heads"].append(parameter)
+    factors = {"trunk": 1.0, "heads": config.head_lr_factor, LOGIT_SCALE: config.scale_lr_factor}
+    groups: list[dict[str, Any]] = [
+        {
+            "name": kind,
+            "params": parameters,
+            "lr": config.lr * factors[kind],
+            # Decay would pull the scale exp(tau) towards 1 and with it every probability towards 0.5.
+            "weight_decay": 0.0 if kind == LOGIT_SCALE else config.weight_decay,
+        }
+        for kind, parameters in members.items()
+        if parameters
+    ]
+    if not groups:
+        raise ValueError(f"{type(model).__name__}: every parameter is frozen, there is nothing to train")
+    return groups
+
+
+def poly_factor(iteration: int, iterations: int, power: float) -> float:
+    """Factor of every learning rate at one iteration of a poly schedule.
+
+    Args:
+        iteration: 0-based, below `iterations`.
+        iterations: of the whole stage.
+        power: 0 is a constant rate.
+
+    Returns:
+        `(1 - iteration / iterations) ** power`, 1 at the start.
+    """
+    return (1 - iteration / iterations) ** power
+
+
+def phase_for(iteration: int, period: int, weights_iterations: int) -> Literal["weights", "threshold"]:
+    """Which loss has its turn (paper, sec. 3.3).
+
+    Args:
+        iteration: 0-based.
+        period: length `r` of the alternation.
+        weights_iterations: the first `theta` of every period.
+    """
+    return "weights" if iteration % period < weights_iterations else "threshold"

@@ -1,0 +1,171 @@
+"""The folder of one training stage: checkpoints, logged values and the finished model.
+
+Nothing in it is ever half written: folders and files get a temporary name and are renamed. What a killed process left
+behind under a temporary name is removed when the stage is continued.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """A finished training stage.
+
+    Args:
+        name: of the stage.
+        model_dir: folder of the trained model, for `from_pretrained`.
+        iterations: optimiser steps of the whole stage.
+        images: size of the training set.
+        seconds: spent in training, over all restarts.
+        values: last logged values.
+    """
+
+    name: str
+    model_dir: Path
+    iterations: int
+    images: int
+    seconds: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a checkpoint is.
+
+    Args:
+        iteration: optimiser steps done.
+        seconds: spent on them.
+        processes: that train together; their number is part of the accelerator's state.
+    """
+
+    iteration: int = 0
+    seconds: float = 0.0
+    processes: int = 1
+
+
+class StageFolder:
+    """One training stage on disk: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `model/` and `summary.json`.
+
+    Args:
+        path: the folder.
+        settings: what must not change between a stage and its continuation; nested mappings of plain values.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings))
+        self.model = self.path / "model"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self._summary = self.path / "summary.json"
+
+    def summary(self) -> FitSummary | None:
+        """The summary of a finished stage, else `None`.
+
+        Raises:
+            ValueError: the stage was trained with other settings.
+        """
+        if not self._summary.is_file():
+            return None
+        content = json.loads(self._summary.read_text(encoding="utf-8"))
+        self._compare(content.pop("settings"), self._summary)
+        return FitSummary(model_dir=self.model, **content)
+
+    def latest_checkpoint(self) -> tuple[Path, Progress] | None:
+        """The newest checkpoint, or `None` if there is none.
+
+        Raises:
+            ValueError: it was made with other settings.
+        """
+        found = self._sorted_checkpoints()
+        if not found:
+            return None
+        content = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
+        self._compare(content.pop("settings"), found[-1])
+        return found[-1], Progress(**content)
+
+    def start_from(self, iteration: int) -> None:
+        """Remove leftovers of a killed process and logged values beyond the iteration that training continues from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self.path.glob(TEMPORARY + "*"), *self.checkpoints.glob(TEMPORARY + "*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        kept = [line for line in read_metrics(self.metrics) if line["iteration"] <= iteration]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def checkpoint_target(self, iteration: int) -> Path:
+        """Temporary folder for a checkpoint's files, to be finished by [`finish_checkpoint`]."""
+        return self.checkpoints / f"{TEMPORARY}{iteration:08d}"
+
+    def finish_checkpoint(self, progress: Progress, keep: int) -> None:
+        """Give a written checkpoint its name and remove all but the newest `keep`."""
+        temporary = self.checkpoint_target(progress.iteration)
+        write_text(temporary / "progress.json", json.dumps({**asdict(progress), "settings": self.settings}))
+        os.replace(temporary, self.checkpoints / f"{progress.iteration:08d}")
+        for old in self._sorted_checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def complete(self, save: Callable[[Path], None], summary: FitSummary) -> None:
+        """Write the model, mark the stage as finished and drop its checkpoints.
+
+        Args:
+            save: writes the model into the folder it is given.
+            summary: of the stage.
+        """
+        temporary = self.path / f"{TEMPORARY}model"
+        save(temporary)
+        if self.model.exists():
+            shutil.rmtree(self.model)
+        os.replace(temporary, self.model)
+        content = {key: value for key, value in asdict(summary).items() if key != "model_dir"}
+        write_text(self._summary, json.dumps({**content, "settings": self.settings}, indent=2) + "\n")
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _sorted_checkpoints(self) -> list[Path]:
+        return sorted((path for path in self.checkpoints.glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
+
+    def _compare(self, found: Mapping[str, Any], where: Path) -> None:
+        differences = _differences(found, self.settings)
+        if differences:
+            raise ValueError(
+                f"{where}: belongs to a training with other settings: {'; '.join(differences)}. Use another output "
+                f"folder, or remove {self.path} to train anew"
+            )
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for key in dict.fromkeys([*found, *expected]):
+        a, b = found.get(key), expected.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key} was {a!r} and is now {b!r}")
+    return lines
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a `metrics.jsonl`; a torn last line, left by a killed process, is ignored."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

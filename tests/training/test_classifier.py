@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+import torch
+
+from sbce_hf.config import AugmentationConfig, DataConfig, TrainingConfig
+from sbce_hf.data import load_images
+from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.training.classifier import ClassHealth, ClassifierTask, train_classifier
+from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.state import read_metrics
+from sbce_hf.training.window import Window
+
+CONFIG = {
+    "epochs": 3,
+    "batch_size": 8,
+    "image_size": 48,
+    "lr": 1e-3,
+    "period": 4,
+    "weights_iterations": 2,
+    "num_workers": 0,
+    "checkpoint_every": 5,
+    "log_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images(DataConfig(source="shapes", shapes_images=16, shapes_size=48), "train")
+
+
+@pytest.fixture(scope="module")
+def proportions(images):
+    return np.where(images.label_matrix() > 0, 0.2, 0.0)
+
+
+def build(images, **config):
+    torch.manual_seed(0)
+    config = {"trunk": "test_resnet", "freeze_batch_norm": False, **config}
+    names = dict(enumerate(images.class_names))
+    return SpatialBceForImageClassification(
+        SpatialBceConfig(id2label=names, label2id={name: i for i, name in names.items()}, **config)
+    )
+
+
+def test_bce_learns_and_leaves_the_threshold_head_alone(tmp_path, images):
+    model = build(images)
+    head = model.threshold_head.weight.detach().clone()
+    summary = train_classifier(
+        model, images, TrainingConfig(**{**CONFIG, "epochs": 8, "lr": 5e-3}), "bce", output_dir=tmp_path
+    )
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert set(lines[0]) >= {
+        "loss",
+        "logit_scale",
+        "threshold",
+        "mean_p",
+        "soft_share",
+        f"mean_p/{images.class_names[0]}",
+    }
+    assert not {"mean_q", "spatial_loss", "proportion_loss"} & set(lines[0])
+    trained = SpatialBceForImageClassification.from_pretrained(summary.model_dir)
+    assert torch.equal(trained.threshold_head.weight, head)
+    assert not torch.equal(trained.class_maps.weight, build(images).class_maps.weight)
+
+
+def test_spatial_logs_each_phase_and_per_class_values(tmp_path, images, proportions):
+    config = TrainingConfig(**CONFIG)
+    model = build(images)
+    summary = train_classifier(model, images, config, "spatial", proportions, output_dir=tmp_path, seed=1)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [("spatial_loss" in line, "threshold_loss" in line) for line in lines] == [
+        (True, False), (True, False), (False, True), (False, True), (True, False), (True, False),
+    ]  # fmt: skip
+    assert [("proportion_loss" in line) for line in lines] == ["spatial_loss" in line for line in lines]
+    weights = [line for line in lines if "spatial_loss" in line]
+    for line in weights:
+        assert line["loss"] == pytest.approx(line["spatial_loss"] + line["proportion_loss"], rel=1e-5)
+    for line in lines:
+        assert line["mean_q"] == pytest.approx(0.2)
+        per_class = [line[f"mean_p/{name}"] for name in images.class_names if f"mean_p/{name}" in line]
+        assert per_class and min(per_class) <= line["mean_p"] <= max(per_class)
+        assert 0 <= line["soft_share"] <= 1 and 0 < line["threshold"] < 1
+    assert lines[0]["logit_scale"] == pytest.approx(10)
+    state = SpatialBceForImageClassification.from_pretrained(summary.model_dir).state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_logged_class_values_are_means_over_present_pairs(images):
+    model = build(images).eval()
+    task = ClassifierTask("spatial", TrainingConfig(**CONFIG), images.class_names)
+    labels = torch.zeros(3, 4)
+    labels[0, 1] = labels[2, 1] = labels[1, 0] = 1
+    batch = {
+        "pixel_values": torch.randn(3, 3, 48, 48),
+        "labels": labels,
+        "proportions": (labels * torch.tensor([[0.1], [0.2], [0.4]])).double(),
+    }
+    with torch.no_grad():
+        _, values = task.loss(model, batch, 0)
+        output = model(batch["pixel_values"])
+    p = output.pixel_logits.sigmoid()
+    total, weight = values["mean_p"]
+    assert weight.tolist() == [1, 2, 0, 0]
+    assert total[1] / 2 == pytest.approx(((p[0, 1] + p[2, 1]) / 2).mean().item(), rel=1e-5)
+    assert values["mean_q"][0].tolist() == pytest.approx([0.2, 0.5, 0, 0], rel=1e-6)
+    soft = ((p > 0.02) & (p < 0.98)).float().mean(dim=(-2, -1))
+    assert values["soft_share"][0][1] == pytest.approx((soft[0, 1] + soft[2, 1]).item(), rel=1e-5)
+
+
+def test_another_input_in_the_same_folder_is_an_error(tmp_path, images, proportions):
+    config = TrainingConfig(**{**CONFIG, "epochs": 1})
+    train_classifier(build(images), images, config, "spatial", proportions, output_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"inputs\.proportions was"):
+        train_classifier(build(images), images, config, "spatial", proportions * 2, output_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"inputs\.model\.kl_weight was 1\.0 and is now 2"):
+        train_classifier(build(images, kl_weight=2), images, config, "spatial", proportions, output_dir=tmp_path)
+    other = load_images(DataConfig(source="shapes", shapes_images=16, shapes_size=48, shapes_seed=1), "train")
+    with pytest.raises(ValueError, match=r"inputs\.images was"):
+        train_classifier(build(images), other, config, "spatial", other.label_matrix() * 0.2, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
+def test_impossible_proportions_are_an_error_that_names_the_image(tmp_path, images, proportions, value):
+    wrong = proportions.copy()
+    row, column = np.argwhere(proportions > 0)[5]
+    wrong[row, column] = value
+    with pytest.raises(ValueError, match=images.image_ids[row]) as error:
+        train_classifier(build(images), images, TrainingConfig(**CONFIG), "spatial", wrong, output_dir=tmp_path)
+    assert images.class_names[column] in str(error.value)
+
+
+def test_what_does_not_belong_together_is_an_error(tmp_path, images, proportions):
+    config = TrainingConfig(**CONFIG)
+    with pytest.raises(ValueError, match="expected an array of shape"):
+        train_classifier(build(images), images, config, "spatial", output_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"\(15, 4\), expected an array of shape \(16, 4\)"):
+        train_classifier(build(images), images, config, "spatial", proportions[1:], output_dir=tmp_path)
+    model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", num_labels=4))
+    with pytest.raises(ValueError, match="LABEL_0"):
+        train_classifier(model, images, config, "bce", output_dir=tmp_path)
+
+
+def test_seed_decides_order_and_augmentation(tmp_path, images):
+    config = TrainingConfig(**{**CONFIG, "epochs": 1}, augmentation=AugmentationConfig(flip=True))
+    losses = []
+    for i, seed in enumerate((0, 0, 1)):
+        train_classifier(build(images), images, config, "bce", output_dir=tmp_path / str(i), seed=seed)
+        losses.append([line["loss"] for line in read_metrics(tmp_path / str(i) / "metrics.jsonl")])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_collapsed_class_stops_training(tmp_path, images, proportions):
+    model = build(images)
+    name = images.class_names[2]
+    original = model.forward
+
+    def forward(*arguments, **options):
+        output = original(*arguments, **options)
+        output.pixel_logits = output.pixel_logits.detach().clone()
+        output.pixel_logits[:, 2] = -20.0
+        return output
+
+    model.forward = forward
+    with pytest.raises(TrainingHealthError, match=f"class {name!r} has collapsed") as error:
+        train_classifier(
+            model, images, TrainingConfig(**{**CONFIG, "epochs": 20}), "spatial", proportions, output_dir=tmp_path
+        )
+    assert 'normalization="balanced"' in str(error.value) and "0.200" in str(error.value)
+
+
+# --- class health ---------------------------------------------------------------------------------------------------
+
+
+def window(epoch, p, q, soft, count):
+    values = {"mean_p": p, "mean_q": q, "soft_share": soft}
+    means = {key: np.array(value, dtype=float) for key, value in values.items()}
+    return Window(int(epoch * 10), epoch, means, dict.fromkeys(means, np.array(count, dtype=float)))
+
+
+def feed(*figures, epochs=4, steps=4):
+    health = ClassHealth(["cat", "dog"])
+    for i in range(1, epochs * steps + 1):
+        health.update(window(i / steps, *figures))
+
+
+OK = 0.2
+
+
+@pytest.mark.parametrize(
+    "p, q, soft, verdict",
+    [
+        (0.01, 0.2, 0.001, "collapsed"),
+        (0.95, 0.3, 0.001, "flooded"),
+        (0.01, 0.2, 0.10, None),  # small, but still soft: it can recover
+        (0.10, 0.2, 0.001, None),  # sharp, but in place
+        (0.95, 0.8, 0.001, None),  # large because the object is
+        (0.001, 0.01, 0.001, None),  # too small to tell
+    ],
+)
+def test_verdicts(p, q, soft, verdict):
+    figures = ([OK, p], [OK, q], [0.5, soft], [5, 5])
+    if verdict is None:
+        feed(*figures)
+        return
+    with pytest.raises(TrainingHealthError, match=f"class 'dog' has {verdict}: over its last 20 images") as error:
+        feed(*figures)
+    assert "'cat'" not in str(error.value)
+    assert f"{p:.3f}" in str(error.value) and f"{q:.3f}" in str(error.value) and "0.1%" in str(error.value)
+
+
+def test_every_failed_class_is_named():
+    with pytest.raises(TrainingHealthError, match="'cat' has collapsed.*'dog' has flooded"):
+        feed([0.0, 0.99], [OK, OK], [0.0, 0.0], [5, 5])
+
+
+def test_nothing_is_judged_in_the_first_epoch_nor_before_enough_images():
+    dead = ([0.0, OK], [OK, OK], [0.0, 0.5])
+    feed(*dead, [5, 5], epochs=1)
+    # 7 images until the end of the second epoch: one too few; judged with the third's.
+    health = ClassHealth(["cat", "dog"])
+    for epoch in (1.25, 1.5):
+        health.update(window(epoch, *dead, [3, 9]))
+    health.update(window(2.0, *dead, [1, 9]))
+    with pytest.raises(TrainingHealthError, match="over its last 8 images"):
+        health.update(window(3.0, *dead, [1, 9]))
+
+
+def test_a_class_absent_from_a_window_does_not_disturb():
+    figures = ([np.nan, 0.01], [np.nan, OK], [np.nan, 0.001], [0, 5])
+    with pytest.raises(TrainingHealthError, match="class 'dog'"):
+        feed(*figures)
+
+
+def test_a_recovered_class_is_judged_by_its_last_epoch():
+    health = ClassHealth(["cat", "dog"])
+    for i in range(5, 9):  # second epoch: fine, third: collapsed
+        health.update(window(i / 4, [OK, OK], [OK, OK], [0.5, 0.5], [5, 5]))
+    with pytest.raises(TrainingHealthError, match="over its last 20 images"):
+        for i in range(9, 13):
+            health.update(window(i / 4, [0.0, OK], [OK, OK], [0.0, 0.5], [5, 5]))
