@@ -1,0 +1,129 @@
+"""Dense CRF (Krähenbühl and Koltun, 2011) over a hard label map, behind one function.
+
+This file imports nothing heavy: worker processes start with it. They are processes and not threads because pydensecrf
+holds the interpreter lock (measured: two threads take exactly twice the time of one).
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import cast
+
+import numpy as np
+from pydensecrf import densecrf
+
+from ..config import CrfConfig
+
+
+def crf_probabilities(image: np.ndarray, indices: np.ndarray, num_labels: int, config: CrfConfig) -> np.ndarray:
+    """Mean-field marginals of a dense CRF whose unary term trusts `indices` with confidence `gt_prob`.
+
+    The unary energy is `-ln g` for the given label and `-ln((1 - g) / (L - 1))` for the others; label 0 is not treated
+    as unsure, as pydensecrf's own helper does by default.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        indices: `(H, W)` integers in `[0, num_labels)`.
+        num_labels: number of labels `L`, at least 2.
+        config: kernel widths and weights.
+
+    Returns:
+        `(L, H, W)` float32; sums to 1 over the labels.
+
+    Raises:
+        ValueError: an image that is not uint8 RGB, sizes that differ, an index out of range, or fewer than two labels.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"CRF image: got {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
+    if indices.shape != image.shape[:2]:
+        raise ValueError(f"CRF labels: got shape {indices.shape}, expected the image's {image.shape[:2]}")
+    if num_labels < 2:
+        raise ValueError(f"CRF: got {num_labels} labels, expected at least 2 to decide between")
+    if int(indices.min()) < 0 or int(indices.max()) >= num_labels:
+        raise ValueError(f"CRF labels: got values {indices.min()} to {indices.max()}, expected 0 to {num_labels - 1}")
+    height, width = indices.shape
+    unary = np.full((num_labels, height * width), -math.log((1 - config.gt_prob) / (num_labels - 1)), np.float32)
+    unary[indices.ravel(), np.arange(height * width)] = -math.log(config.gt_prob)
+    crf = densecrf.DenseCRF2D(width, height, num_labels)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=config.bilateral_sxy,
+        srgb=config.bilateral_srgb,
+        # pydensecrf takes no read-only view, which is what numpy makes of a PIL image.
+        rgbim=np.require(image, requirements=["C", "W"]),
+        compat=config.bilateral_compat,
+    )
+    return np.array(crf.inference(config.iterations), np.float32).reshape(num_labels, height, width)
+
+
+def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], config: CrfConfig) -> np.ndarray:
+    """Refine a label map; the CRF chooses among background and the image's known classes.
+
+    A known class that the map has lost keeps its label, so that the CRF may bring it back; with no known class the map
+    is returned as it is.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        label_map: `(H, W)` uint8, 0 for background and `c + 1` for class `c`.
+        classes: indices `c` of the known classes, each once.
+        config: kernel widths and weights.
+
+    Returns:
+        `(H, W)` uint8 label map.
+
+    Raises:
+        ValueError: see [`crf_probabilities`]; also a value of the map that belongs to no known class.
+    """
+    values = np.array([0, *(int(c) + 1 for c in classes)], np.uint8)
+    unknown = sorted(set(np.unique(label_map).tolist()) - set(values.tolist()))
+    if unknown:
+        raise ValueError(f"CRF label map: got values {unknown}, expected only {values.tolist()} (the known classes)")
+    if len(values) == 1:
+        return label_map.copy()
+    index_of = np.zeros(256, np.int64)
+    index_of[values] = np.arange(len(values))
+    return values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
+
+
+class CrfPool:
+    """Worker processes that run [`dense_crf`]; use it as a context manager.
+
+    Processes are spawned on the first submission. They end with the parent, even when it is killed.
+
+    Args:
+        config: of the CRF.
+        workers: number of processes.
+    """
+
+    def __init__(self, config: CrfConfig, workers: int) -> None:
+        self.config = config
+        self._executor = ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
+        )
+
+    def submit(self, image: np.ndarray, label_map: np.ndarray, classes: Sequence[int]) -> Future:
+        """Queue one image; the future's result is the refined label map."""
+        return self._executor.submit(dense_crf, image, label_map, classes, self.config)
+
+    def __enter__(self) -> "CrfPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _initialize_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # A killed parent cannot shut the pool down, and the workers hold each other's queue open.
+    cast(multiprocessing.process.BaseProcess, multiprocessing.parent_process()).join()
+    os._exit(1)

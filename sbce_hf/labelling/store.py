@@ -1,0 +1,300 @@
+"""Label maps on disk: written whole or not at all, resumable, readable by any image viewer and as a `Dataset`.
+
+A store's folder holds:
+
+- `meta.json`: what the maps were made from, and whether they are complete;
+- `label_maps/<image_id>.png`: palette PNG, 0 background, `c + 1` class `c`;
+- `records-<rank>.jsonl`: one line per image, in order, written after its label map.
+"""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ..data.schema import palette
+
+META, MAPS = "meta.json", "label_maps"
+# Label maps are uint8 and 255 stays free for "ignore".
+MAX_CLASSES = 254
+_PALETTE = palette()
+
+
+class LabelStore:
+    """One folder of label maps; opens an existing one for reading, see [`LabelStore.create`] for writing.
+
+    Args:
+        directory: the folder.
+        class_names: if given, must be the store's.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: its description is damaged, or it has other classes.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], class_names: tuple[str, ...] | None = None) -> None:
+        self.directory = Path(directory)
+        try:
+            self.meta: dict[str, Any] = json.loads((self.directory / META).read_text(encoding="utf-8"))
+            self.class_names = tuple(self.meta["class_names"])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"no label store in {self.directory}: {META} is missing; make one with label_images"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.directory / META}: {error}; delete the folder and label again") from error
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise ValueError(
+                f"label store {self.directory}: has classes {list(self.class_names)}, expected {list(class_names)}"
+            )
+        self._writer: Path | None = None
+        self._rank = 0
+        self._records: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.directory.glob("records-*.jsonl")):
+            for line in _whole_lines(path.read_bytes()).splitlines():
+                self._remember(json.loads(line))
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        class_names: tuple[str, ...],
+        *,
+        key: str,
+        num_images: int,
+        details: Mapping[str, Any] | None = None,
+        rank: int = 0,
+    ) -> "LabelStore":
+        """Start a store, or continue one that was interrupted.
+
+        Args:
+            directory: the folder; made if needed.
+            class_names: foreground classes.
+            key: of everything the label maps depend on: checkpoint, options and images.
+            num_images: how many label maps a complete store has, skipped images included.
+            details: more to keep in `meta.json`, such as rule and options.
+            rank: of this process; each process appends to its own records.
+
+        Raises:
+            ValueError: the folder's label maps were made from something else, or there are too many classes.
+            OSError: it cannot be written.
+        """
+        directory = Path(directory)
+        if len(class_names) > MAX_CLASSES:
+            raise ValueError(f"got {len(class_names)} classes, expected at most {MAX_CLASSES}: label maps are 8 bit")
+        wanted = {"key": key, "class_names": list(class_names), "num_images": num_images}
+        try:
+            if not (directory / META).exists():
+                directory.mkdir(parents=True, exist_ok=True)
+                meta = {**wanted, **(details or {}), "complete": False, "skipped": []}
+                _replace(directory / META, json.dumps(meta, indent=2).encode(), rank)
+            store = cls(directory)
+            store._writer = directory / f"records-{rank:05d}.jsonl"
+            if store._writer.exists():
+                _truncate(store._writer, len(_whole_lines(store._writer.read_bytes())))
+            store._rank = rank
+        except OSError as error:
+            raise _explain(error, f"label store {directory}") from error
+        for name, value in wanted.items():
+            if store.meta.get(name) != value:
+                raise ValueError(
+                    f"label store {directory}: was made with {name} {store.meta.get(name)!r}, expected {value!r}. Its "
+                    "label maps come from another checkpoint, other options or other images: delete the folder or "
+                    "choose another one"
+                )
+        return store
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image is labelled or skipped, as far as this store was told."""
+        return bool(self.meta["complete"])
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each skipped image has no label map."""
+        return {name: record["skipped"] for name, record in self._records.items() if "skipped" in record}
+
+    def done_ids(self) -> set[str]:
+        """Images with a label map and a record."""
+        return {image_id for image_id in self._records if image_id in self}
+
+    def __contains__(self, image_id: str) -> bool:
+        record = self._records.get(image_id)
+        return record is not None and "skipped" not in record and self.path(image_id).is_file()
+
+    def record(self, image_id: str) -> dict[str, Any]:
+        """The record that was written with a label map.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if image_id not in self._records:
+            raise KeyError(f"label store {self.directory}: no image {image_id!r}")
+        return self._records[image_id]
+
+    def path(self, image_id: str) -> Path:
+        """Where an image's label map is or would be; slashes in the name make folders.
+
+        Raises:
+            ValueError: the name would leave the store.
+        """
+        parts = image_id.split("/")
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+            raise ValueError(f"image id {image_id!r}: expected a relative name without '.', '..' or backslashes")
+        return self.directory / MAPS / PurePosixPath(f"{image_id}.png")
+
+    def write(self, image_id: str, label_map: np.ndarray, record: Mapping[str, Any]) -> None:
+        """Write a label map, then its record; whatever happens in between, the image is done or it is not.
+
+        Args:
+            image_id: name of the image.
+            label_map: `(H, W)` uint8.
+            record: plain values that describe it.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; nothing half written counts as a label map.
+        """
+        image = Image.fromarray(label_map.astype(np.uint8, casting="safe"))
+        image.putpalette(_PALETTE)
+        png = io.BytesIO()
+        image.save(png, format="PNG")
+        path = self.path(image_id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, png.getvalue(), self._rank)
+        except OSError as error:
+            raise _explain(error, f"label map of image {image_id!r} in {self.directory}") from error
+        self._append({"image_id": image_id, **record})
+
+    def skip(self, image_id: str, reason: str) -> None:
+        """Note that an image gets no label map, and why."""
+        record = {"image_id": image_id, "skipped": reason}
+        if self._records.get(image_id) != record:
+            self._append(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        # An image that could not be read once may be labelled later, by another process whose file sorts first.
+        if "skipped" not in record or "skipped" in self._records.get(record["image_id"], record):
+            self._records[record["image_id"]] = record
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._writer is None:
+            raise ValueError(f"label store {self.directory}: open for reading; use LabelStore.create to write")
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        size = self._writer.stat().st_size if self._writer.exists() else 0
+        try:
+            with open(self._writer, "ab") as file:
+                file.write(line)
+                _flush(file)
+        except OSError as error:
+            _truncate(self._writer, size)
+            raise _explain(error, f"records of {self.directory}") from error
+        self._remember(record)
+
+    def mark_complete(self) -> bool:
+        """Note in `meta.json` that every image is labelled or skipped, if so on disk.
+
+        Returns:
+            whether it is; with several processes only the last to finish sees it.
+        """
+        fresh = LabelStore(self.directory)
+        if len(fresh.done_ids()) + len(fresh.skipped) < self.meta["num_images"]:
+            return False
+        self._records = fresh._records
+        skipped = [{"file": name, "reason": reason} for name, reason in sorted(fresh.skipped.items())]
+        self.meta = {**fresh.meta, "complete": True, "skipped": skipped}
+        try:
+            _replace(self.directory / META, json.dumps(self.meta, indent=2).encode(), self._rank)
+        except OSError as error:
+            raise _explain(error, f"{META} of {self.directory}") from error
+        return True
+
+    def read(self, image_id: str) -> np.ndarray:
+        """The label map of an image, `(H, W)` uint8.
+
+        Raises:
+            KeyError: it has none.
+        """
+        if "skipped" in self.record(image_id):
+            raise KeyError(f"label store {self.directory}: image {image_id!r} was skipped")
+        with Image.open(self.path(image_id)) as image:
+            return np.array(image)
+
+    def proportions(self) -> tuple[list[str], np.ndarray]:
+        """Share of each image's pixels that each class got.
+
+        Returns:
+            sorted image ids, and `(n, C)` float64; 0 for classes that are not known to be in an image.
+        """
+        ids = sorted(self.done_ids())
+        table = np.zeros((len(ids), len(self.class_names)))
+        for row, image_id in zip(table, ids, strict=True):
+            record = self._records[image_id]
+            row[record["classes"]] = record["proportions"]
+        return ids, table
+
+    def to_dataset(self) -> Dataset:
+        """Columns `image_id`, `label_map`, `labels` (known classes), and their `proportions` and `thresholds`."""
+        ids = sorted(self.done_ids())
+        records = [self._records[image_id] for image_id in ids]
+        columns = {
+            "image_id": ids,
+            "label_map": [str(self.path(image_id)) for image_id in ids],
+            "labels": [record["classes"] for record in records],
+            "proportions": [record["proportions"] for record in records],
+            "thresholds": [record["thresholds"] for record in records],
+        }
+        features = Features(
+            {
+                "image_id": Value("string"),
+                "label_map": ImageFeature(),
+                "labels": List(ClassLabel(names=list(self.class_names))),
+                "proportions": List(Value("float64")),
+                "thresholds": List(Value("float64")),
+            }
+        )
+        return Dataset.from_dict(columns, features=features)
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """All but a last line that a killed process left unfinished."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _truncate(path: Path, size: int) -> None:
+    if path.exists() and path.stat().st_size != size:
+        os.truncate(path, size)
+
+
+def _replace(path: Path, data: bytes, rank: int) -> None:
+    # The rank keeps processes that write the same meta.json apart; a restarted process reuses the name of its
+    # predecessor, so nothing is left over.
+    temporary = path.with_name(f"{path.name}.tmp-{rank}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            _flush(file)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _explain(error: OSError, what: str) -> OSError:
+    return OSError(
+        error.errno,
+        f"cannot write {what}: {error.strerror or error}. Free space or choose another output folder, then run the "
+        "same command again: it continues where it stopped",
+    )
