@@ -1,0 +1,1 @@
+"""Label maps become numbers, tables and pictures."""

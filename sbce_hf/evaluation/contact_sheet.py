@@ -1,0 +1,182 @@
+"""A contact sheet: photos beside their activations, label maps and masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sbce_hf.data.schema import IGNORE_INDEX, palette
+from sbce_hf.evaluation.curves import write_atomic
+
+# In pixels.
+CELL_WIDTH, CELL_HEIGHT_LIMIT, GAP, LINE_HEIGHT, FONT_SIZE = 280, 330, 12, 24, 15
+# Share of the class colour in a drawn label map; the rest is the grey photo, so that outlines can be judged.
+COLOUR_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class ContactRow:
+    """One image on the contact sheet.
+
+    Args:
+        image_id: its name.
+        image: RGB photo of height H and width W.
+        activation (`np.ndarray` of shape `(H, W)`, floating): strongest class activation per pixel, 0-1.
+        label_map (`np.ndarray` of shape `(H, W)`, uint8): 0 background, c + 1 class c, 255 ignore.
+        crf_label_map: the same after the dense CRF, or `None`.
+        truth: the same from the mask, or `None`.
+    """
+
+    image_id: str
+    image: Image.Image
+    activation: np.ndarray
+    label_map: np.ndarray
+    crf_label_map: np.ndarray | None = None
+    truth: np.ndarray | None = None
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """Colours of label-map values 0 (background) to `num_classes`, uint8 of shape `(num_classes + 1, 3)`."""
+    return np.array(palette(num_classes + 1), dtype=np.uint8).reshape(-1, 3)[: num_classes + 1]
+
+
+def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: Path) -> None:
+    """Draw photo, activation, label map, label map after the CRF and truth of several images, with a legend.
+
+    The columns after the CRF and truth are left out when no row has them; ignored pixels are white and hatched.
+
+    Args:
+        rows: the images, top to bottom.
+        class_names: the C foreground classes.
+        path: PNG file to write.
+
+    Raises:
+        ValueError: no rows, a map that has not its image's size, or a label that is no class.
+    """
+    if not rows:
+        raise ValueError("contact sheet: got no rows, expected at least one image")
+    for row in rows:
+        _check(row, len(class_names))
+    colours = class_colours(len(class_names))
+    columns = ["photo", "activation", "adaptive label map"]
+    columns += ["after CRF"] if any(row.crf_label_map is not None for row in rows) else []
+    columns += ["truth"] if any(row.truth is not None for row in rows) else []
+    strips = [_strip(row, columns, colours) for row in rows]
+    width = len(columns) * (CELL_WIDTH + GAP) + GAP
+    legend = _legend(rows, class_names, colours, width)
+    height = LINE_HEIGHT + 2 * GAP + sum(strip.height for strip in strips) + legend.height
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        middle = GAP + column * (CELL_WIDTH + GAP) + CELL_WIDTH // 2
+        draw.text((middle, GAP), title, fill="black", font=_font(bold=True), anchor="ma")
+    top = LINE_HEIGHT + GAP
+    for part in [*strips, legend]:
+        sheet.paste(part, (0, top))
+        top += part.height
+    buffer = BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def _check(row: ContactRow, num_classes: int) -> None:
+    size = (row.image.height, row.image.width)
+    for name in ("activation", "label_map", "crf_label_map", "truth"):
+        values = getattr(row, name)
+        if values is None:
+            continue
+        if values.shape != size:
+            raise ValueError(
+                f"contact sheet, image {row.image_id!r}: {name} has shape {values.shape}, expected {size}"
+            )
+        if name == "activation":
+            continue
+        foreign = values[(values > num_classes) & (values != IGNORE_INDEX)]
+        if foreign.size:
+            raise ValueError(
+                f"contact sheet, image {row.image_id!r}: {name} holds {foreign[0]}, expected 0 to {num_classes} "
+                f"or {IGNORE_INDEX}; are these the right class names?"
+            )
+
+
+def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Image.Image:
+    """One image's cells side by side, its id underneath."""
+    factor = min(CELL_WIDTH / row.image.width, CELL_HEIGHT_LIMIT / row.image.height)
+    size = (max(1, round(row.image.width * factor)), max(1, round(row.image.height * factor)))
+    photo = row.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    strip = Image.new("RGB", (len(columns) * (CELL_WIDTH + GAP) + GAP, size[1] + LINE_HEIGHT + GAP), "white")
+    draw = ImageDraw.Draw(strip)
+    maps = {"adaptive label map": row.label_map, "after CRF": row.crf_label_map, "truth": row.truth}
+    for column, title in enumerate(columns):
+        left = GAP + column * (CELL_WIDTH + GAP) + (CELL_WIDTH - size[0]) // 2
+        if title == "photo":
+            cell = photo
+        elif title == "activation":
+            cell = _heat(photo, row.activation)
+        elif (label_map := maps[title]) is not None:
+            cell = _painted(photo, label_map, colours)
+        else:
+            draw.text((left + size[0] // 2, size[1] // 2), "none", fill="#888888", font=_font(), anchor="mm")
+            continue
+        strip.paste(cell, (left, 0))
+    name = row.image_id if len(row.image_id) <= 100 else f"...{row.image_id[-97:]}"
+    draw.text((GAP + (CELL_WIDTH - size[0]) // 2, size[1] + 3), name, fill="#444444", font=_font())
+    return strip
+
+
+def _heat(photo: Image.Image, activation: np.ndarray) -> Image.Image:
+    """The activation as a heat map over the grey photo: dark where it is 0, yellow where it is 1."""
+    values = np.clip(np.nan_to_num(np.asarray(activation, dtype=np.float32)), 0, 1)
+    values = np.asarray(Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR))
+    heat = matplotlib.colormaps["inferno"](values)[..., :3] * 255
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
+    return Image.fromarray((0.65 * heat + 0.35 * grey).astype(np.uint8))
+
+
+def _painted(photo: Image.Image, label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
+    labels = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize(photo.size, Image.Resampling.NEAREST))
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
+    flat = colours[np.where(labels == IGNORE_INDEX, 0, labels)]
+    painted = (COLOUR_SHARE * flat + (1 - COLOUR_SHARE) * grey).astype(np.uint8)
+    return Image.fromarray(np.where((labels == IGNORE_INDEX)[..., None], _hatch(photo.size), painted))
+
+
+def _hatch(size: tuple[int, int]) -> np.ndarray:
+    """White with grey diagonals, uint8 of shape `(height, width, 3)`."""
+    y, x = np.indices((size[1], size[0]))
+    return np.repeat(np.where((x + y) % 8 < 2, 170, 245)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def _legend(rows: Sequence[ContactRow], class_names: Sequence[str], colours: np.ndarray, width: int) -> Image.Image:
+    """Swatches of the labels that occur on the sheet, wrapped to its width."""
+    maps = (m for row in rows for m in (row.label_map, row.crf_label_map, row.truth) if m is not None)
+    present = sorted(set().union(*(np.unique(m).tolist() for m in maps)))
+    names = ["background", *class_names]
+    entries = [(value, "ignore" if value == IGNORE_INDEX else names[value]) for value in present]
+    places, left, top = [], GAP, 0
+    for _, name in entries:
+        length = LINE_HEIGHT + round(_font().getlength(name)) + 2 * GAP
+        if left + length > width and left > GAP:
+            left, top = GAP, top + LINE_HEIGHT
+        places.append((left, top))
+        left += length
+    legend = Image.new("RGB", (width, top + LINE_HEIGHT + GAP), "white")
+    draw = ImageDraw.Draw(legend)
+    swatch = (LINE_HEIGHT - 8, LINE_HEIGHT - 8)
+    for (value, name), (x, y) in zip(entries, places, strict=True):
+        ignored = value == IGNORE_INDEX
+        # Mixed with mid grey like the maps, so that the swatch has the colour the eye sees there.
+        colour = _hatch(swatch) if ignored else np.full((*swatch, 3), COLOUR_SHARE * colours[value] + 35, np.uint8)
+        legend.paste(Image.fromarray(colour), (x, y + 2))
+        draw.rectangle((x, y + 2, x + swatch[0] - 1, y + 1 + swatch[1]), outline="#888888")
+        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=_font())
+    return legend
+
+
+def _font(bold: bool = False) -> ImageFont.FreeTypeFont:
+    file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, FONT_SIZE)

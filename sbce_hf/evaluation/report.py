@@ -1,0 +1,199 @@
+"""What a reader of a run sees: score tables and the Markdown report, with the figures of its sibling files.
+
+Every function takes values; where a run keeps its files is known to `pipeline.py` alone.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage
+from sbce_hf.evaluation.contact_sheet import ContactRow, contact_sheet
+from sbce_hf.evaluation.curves import plot_curves, write_atomic
+
+__all__ = [
+    "LEAK_MARK",
+    "ContactRow",
+    "ReportContext",
+    "ScoreRow",
+    "contact_sheet",
+    "duration",
+    "markdown_table",
+    "per_class_table",
+    "percent",
+    "plot_curves",
+    "render_report",
+    "score_table",
+    "write_atomic",
+]
+
+LEAK_MARK = "[leak: constant chosen on ground truth]"
+SKIPPED_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Label maps of one stage under one rule, scored on masks.
+
+    Args:
+        stage: name of the training stage, for example `"round1"`.
+        rule: how class maps became labels, for example `"paper"` or `"fixed 0.30"`.
+        crf: whether the dense CRF ran on the label maps.
+        mean_iou: in 0-1; NaN when nothing was scored.
+        per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
+        num_images: images that were scored.
+        uses_ground_truth: the rule's constant was chosen on the masks it is scored on, so the number is a leak.
+        note: free text for the table.
+    """
+
+    stage: str
+    rule: str
+    crf: bool
+    mean_iou: float
+    per_class_iou: Mapping[str, float]
+    num_images: int
+    uses_ground_truth: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """Everything the report says. Mappings and sequences are shown in their order; empty ones are left out.
+
+    Args:
+        title: first heading.
+        command: the one command that repeats the run.
+        seed: of the run.
+        data: the source in words.
+        num_images: images that were trained on and labelled.
+        class_names: foreground classes.
+        versions: package to version.
+        hardware: in words.
+        durations: stage to seconds.
+        scores: label maps scored on `score_split`.
+        score_split: split whose masks were used; `None` when no mask was read.
+        known_classes: `"tags"` or `"predicted"`, see `LabellingConfig`.
+        label_free: Markdown of the numbers that need no mask, see `quality.summary_table`.
+        figures: caption to path, relative to the report.
+        skipped: images that could not be read.
+        warnings: of the quality report.
+        quality_path: quality report, relative to the report.
+        config_path: resolved config, relative to the report.
+    """
+
+    title: str
+    command: str
+    seed: int
+    data: str
+    num_images: int
+    class_names: Sequence[str]
+    versions: Mapping[str, str]
+    hardware: str
+    durations: Mapping[str, float]
+    scores: Sequence[ScoreRow] = ()
+    score_split: str | None = None
+    known_classes: str = "tags"
+    label_free: str = ""
+    figures: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[SkippedImage] = ()
+    warnings: Sequence[str] = ()
+    quality_path: str = "quality.md"
+    config_path: str = "config.yaml"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 0-1 in percent, `"-"` when it is missing or NaN."""
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `"4.2 s"`, `"3 min 12 s"` or `"1 h 02 min"`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> str:
+    """A Markdown table; the first `text_columns` columns are set left, the others right."""
+
+    def line(cells: Iterable[Any]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def score_table(rows: Sequence[ScoreRow]) -> str:
+    """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
+    cells = []
+    for row in sorted(rows, key=lambda row: row.uses_ground_truth):
+        note = " ".join(text for text in (f"**{LEAK_MARK}**" if row.uses_ground_truth else "", row.note) if text)
+        crf = "yes" if row.crf else "no"
+        cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
+    return markdown_table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
+
+
+def per_class_table(rows: Sequence[ScoreRow]) -> str:
+    """One line per class, one column per score, IoU in percent."""
+    ordered = sorted(rows, key=lambda row: row.uses_ground_truth)
+    names = dict.fromkeys(name for row in ordered for name in row.per_class_iou)
+    header = [
+        f"{row.stage} {row.rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
+        for row in ordered
+    ]
+    lines = [(name, *(percent(row.per_class_iou.get(name)) for row in ordered)) for name in names]
+    return markdown_table(("Class", *header), [*lines, ("**mean**", *(percent(row.mean_iou) for row in ordered))])
+
+
+def render_report(context: ReportContext) -> str:
+    """The report as Markdown. Without masks it says so and shows label-free numbers only."""
+    facts = [
+        ("Data", context.data),
+        ("Images", f"{context.num_images} trained on and labelled, {len(context.skipped)} skipped"),
+        ("Classes", f"{len(context.class_names)}: {', '.join(context.class_names)}"),
+        ("Seed", context.seed),
+        ("Hardware", context.hardware),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in context.versions.items())),
+        ("Time", ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in context.durations.items())),
+        ("Every setting", f"[{context.config_path}]({context.config_path})"),
+    ]
+    facts_table = markdown_table(("Fact", "Value"), [fact for fact in facts if fact[1] != ""], text_columns=2)
+    parts = [f"# {context.title}", "## What was run", f"```bash\n{context.command}\n```", facts_table]
+    parts += ["## Scores", *_score_section(context)]
+    if context.label_free:
+        parts += ["## Without ground truth", context.label_free]
+    parts += ["## Warnings", "\n".join(f"- {warning}" for warning in context.warnings) or "None."]
+    parts.append(
+        f"Thresholds, coverage and lost classes, class by class: [{context.quality_path}]({context.quality_path})"
+    )
+    if context.skipped:
+        listed = [f"- `{image.file}`: {image.reason}" for image in context.skipped[:SKIPPED_SHOWN]]
+        if len(context.skipped) > SKIPPED_SHOWN:
+            listed.append(f"- and {len(context.skipped) - SKIPPED_SHOWN} more")
+        parts += [f"## Skipped images: {len(context.skipped)}", "\n".join(listed)]
+    if context.figures:
+        parts += [
+            "## Figures",
+            *(f"### {caption}\n\n![{caption}]({file})" for caption, file in context.figures.items()),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _score_section(context: ReportContext) -> list[str]:
+    if context.score_split is None:
+        return ["No ground truth was given (`data.score_split` is not set), so no mIoU can be computed."]
+    if not context.scores:
+        return [f"Nothing was scored on split `{context.score_split}`."]
+    return [
+        f"Label maps against the masks of split `{context.score_split}`; each image's classes are known from its "
+        f"{'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
+        score_table(context.scores),
+        "`paper` and `official` use adaptive thresholds learned from tags alone, `fixed` one constant set beforehand; "
+        f"a row marked {LEAK_MARK} picked its constant on these very masks: the limit of that rule, not a result.  \n"
+        "mIoU is the mean over the background and all classes of counts summed over images; pixels whose mask says "
+        f"{IGNORE_INDEX} do not count, and `-` is a class in neither label maps nor masks.",
+        "### IoU per class (%)",
+        per_class_table(context.scores),
+    ]
