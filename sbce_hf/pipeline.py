@@ -1,0 +1,219 @@
+"""A whole run, stage by stage, over one run directory: the only file that knows the order.
+
+    bce/       train on image tags alone -> labels/fixed, labels/fixed_crf -> proportions.parquet
+    round_1/   train with Spatial-BCE and those proportions -> labels/<rule>, labels/<rule>_crf -> proportions.parquet
+    ...        each round starts from the weights of the one before
+    report.md  quality.md  scores.json  figures/
+
+Every stage finds out by itself what it has already done, so a run that was killed at any moment continues when the
+same command is given again and ends with the same label maps. Ground truth enters in `run_report.py` only.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from accelerate import PartialState
+
+from .config import LabellingConfig, RunConfig, from_mapping, to_mapping
+from .data import TaggedImages, load_images
+from .data.proportions import ProportionTable
+from .evaluation.curves import write_atomic
+from .evaluation.report import ScoreRow
+from .labelling.labeller import LabelSummary
+from .labelling.store import LabelStore
+from .models.modeling_spatial_bce import SpatialBceForImageClassification
+from .provenance import hardware, versions
+from .run_report import write_report, write_scores
+from .steps import estimate_proportions, label_with_checkpoint
+from .training.classifier import create_classifier, train_classifier
+from .training.device import use_cpu
+
+BCE = "bce"
+PROPORTIONS = "proportions.parquet"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run leaves.
+
+    Args:
+        report: its report.
+        label_maps: the label store to use: the last round's, after the CRF if there is one.
+        model_dir: the last round's classifier.
+        num_images: labelled.
+        num_skipped: images that were left out.
+        scores: rows of the report's table; empty without ground truth.
+    """
+
+    report: Path
+    label_maps: Path
+    model_dir: Path
+    num_images: int
+    num_skipped: int
+    scores: list[ScoreRow]
+
+
+class Run:
+    """One run directory.
+
+    Args:
+        config: everything that decides the result.
+        run_dir: made if needed.
+        command: what reproduces the run, for the report.
+
+    Raises:
+        ValueError: the directory holds a run with another config, or the data cannot be used.
+        FileNotFoundError: data or weights are missing.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: str | Path, command: str = "") -> None:
+        self.config, self.run_dir = config, Path(run_dir)
+        self.process = PartialState(cpu=use_cpu())
+        self.stages = [BCE, *(f"round_{number}" for number in range(1, config.rounds + 1))]
+        self.with_crf = config.labelling.crf is not None
+        # Data and model first: a wrong path must not leave a run directory behind.
+        self.images = load_images(config.data, config.data.train_split)
+        self.scored = _load_scored(config, self.images)
+        create_classifier(config.model, self.images.class_names, config.trunk_weights, config.seed)
+        self._claim(command)
+
+    def _claim(self, command: str) -> None:
+        if self.process.is_main_process:
+            path = self.run_dir / "config.yaml"
+            if path.is_file():
+                _require_same(self.config, path)
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, yaml.safe_dump(to_mapping(self.config), sort_keys=False))
+            self._note(
+                command=command, versions=versions(), hardware=hardware(), manifest_hash=self.images.manifest_hash
+            )
+        self.process.wait_for_everyone()
+
+    def finish(self) -> RunSummary:
+        """Do what is left to do: stage 0, the rounds, the scores and the report.
+
+        Raises:
+            TrainingHealthError: training has failed.
+        """
+        for previous, stage in zip([None, *self.stages], self.stages, strict=False):
+            self._train(stage, previous)
+            self._label_stage(stage)
+            if self.process.is_main_process:
+                self._estimate_proportions(stage)
+            self.process.wait_for_everyone()
+        scores: list[ScoreRow] = []
+        if self.process.is_main_process:
+            scores = write_scores(self)
+            write_report(self, scores)
+        self.process.wait_for_everyone()
+        last = self.store(self.stages[-1], self.with_crf)
+        return RunSummary(
+            report=self.run_dir / "report.md",
+            label_maps=last.directory,
+            model_dir=self.run_dir / self.stages[-1] / "model",
+            num_images=len(last.done_ids()),
+            num_skipped=len(self.images.skipped) + len(last.skipped),
+            scores=scores,
+        )
+
+    def _train(self, stage: str, previous: str | None) -> None:
+        config = self.config
+        if previous is None:
+            kind: Literal["bce", "spatial"] = "bce"
+            training, proportions = config.bce, None
+            model = create_classifier(config.model, self.images.class_names, config.trunk_weights, config.seed)
+        else:
+            kind, training = "spatial", config.spatial
+            proportions = ProportionTable.load(self.run_dir / previous / PROPORTIONS).join(self.images)
+            model = SpatialBceForImageClassification.from_pretrained(self.run_dir / previous / "model")
+        # Each round draws another order and other augmentations.
+        seed = config.seed + 1000 * self.stages.index(stage)
+        folder = self.run_dir / stage
+        fitted = train_classifier(model, self.images, training, kind, proportions, output_dir=folder, seed=seed)
+        self._note_duration(f"{stage}: training", fitted.seconds)
+
+    def _label_stage(self, stage: str) -> None:
+        started = time.perf_counter()
+        folder = self.run_dir / stage
+        summary = self.label(folder / "model", self.images, folder / "labels", self.labelling(stage))
+        self.process.wait_for_everyone()
+        if summary.num_labelled:
+            self._note_duration(f"{stage}: labelling", time.perf_counter() - started)
+        if summary.skipped:
+            # Images that could be read at the start and no longer can: the next rounds go on without them.
+            kept = [index for index, name in enumerate(self.images.image_ids) if name not in summary.skipped]
+            self.images = self.images.select(kept)
+
+    def _estimate_proportions(self, stage: str) -> None:
+        config, images = self.config, self.images
+        table = estimate_proportions(self.store(stage, self.with_crf), images, config)
+        table.save(self.run_dir / stage / PROPORTIONS)
+
+    def labelling(self, stage: str) -> LabellingConfig:
+        """How a stage's checkpoint is turned into label maps; stage 0 has no trained thresholds."""
+        return replace(self.config.labelling, rule="fixed") if stage == BCE else self.config.labelling
+
+    def store(self, stage: str, crf: bool) -> LabelStore:
+        """A stage's label maps, before or after the CRF."""
+        rule = self.labelling(stage).rule
+        return LabelStore(self.run_dir / stage / "labels" / (f"{rule}_crf" if crf else rule))
+
+    def label(self, model_dir: Path, images: TaggedImages, folder: Path, labelling: LabellingConfig) -> LabelSummary:
+        """Label images with a checkpoint; see [`label_with_checkpoint`]."""
+        return label_with_checkpoint(model_dir, images, labelling, folder, strict=self.config.data.strict)
+
+    def notes(self) -> dict[str, Any]:
+        """What `run.json` says: command, versions, hardware, durations."""
+        path = self.run_dir / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _note(self, **values: Any) -> None:
+        if self.process.is_main_process:
+            write_atomic(self.run_dir / "run.json", json.dumps(self.notes() | values, indent=1))
+
+    def _note_duration(self, what: str, seconds: float) -> None:
+        self._note(durations=self.notes().get("durations", {}) | {what: seconds})
+
+
+def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary:
+    """Run all stages in a directory; see [`Run`]."""
+    return Run(config, run_dir, command).finish()
+
+
+def _load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
+    data = config.data
+    if data.score_split is None:
+        return None
+    scored = images if data.score_split == data.train_split else load_images(data, data.score_split)
+    scored = scored.with_masks()
+    known = set(images.image_ids)
+    inside = [index for index, image_id in enumerate(scored.image_ids) if image_id in known]
+    if not inside:
+        raise ValueError(
+            f"data.score_split {data.score_split!r}: none of its {len(scored)} images with a mask is in the train "
+            f"split {data.train_split!r}; label maps are scored where they are made. Set it to null to score nothing"
+        )
+    return scored.select(inside)
+
+
+def _require_same(config: RunConfig, path: Path) -> None:
+    stored = _flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
+    wanted = _flat(to_mapping(config))
+    changed = [key for key in wanted | stored if stored.get(key) != wanted.get(key)]
+    if changed:
+        shown = ", ".join(f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}" for key in changed[:5])
+        raise ValueError(
+            f"{path.parent}: holds a run with another config: {shown}. Give the same settings to continue it, or "
+            "another --output-dir to start a new one"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,8 @@
+"""`sbce label`, to be started by `accelerate launch` or `torchrun`."""
+
+import sys
+
+from sbce_hf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["label", *sys.argv[1:]]))

@@ -1,0 +1,101 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sbce_hf.cli import main
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture(scope="module")
+def stages(tiny_recipe, tmp_path_factory):
+    """The single steps one after the other, as a user would give them."""
+    folder = tmp_path_factory.mktemp("stages")
+    recipe = ["--recipe", str(tiny_recipe)]
+    assert main(["train-classifier", *recipe, "--kind", "bce", "--output-dir", str(folder / "bce")]) == 0
+    checkpoint = ["--checkpoint", str(folder / "bce" / "model")]
+    fixed = ["--set", "labelling.rule=fixed"]
+    assert main(["label", *recipe, *checkpoint, *fixed, "--output-dir", str(folder / "labels")]) == 0
+    labels = ["--labels", str(folder / "labels" / "fixed_crf")]
+    spatial = ["train-classifier", *recipe, "--kind", "spatial", *checkpoint, *labels]
+    assert main([*spatial, "--output-dir", str(folder / "round")]) == 0
+    return folder, recipe, labels
+
+
+def test_single_steps(stages):
+    folder, _, _ = stages
+    assert (folder / "round" / "model" / "model.safetensors").is_file()
+    with Image.open(next((folder / "labels" / "fixed_crf" / "label_maps").glob("*.png"))) as image:
+        assert image.mode == "P" and image.getpalette()[3:6] == [128, 0, 0]
+
+
+def test_evaluate_prints_and_writes_scores(stages, capsys, tmp_path):
+    _, recipe, labels = stages
+    assert main(["evaluate", *recipe, *labels, "--output", str(tmp_path / "scores.json")]) == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert f"{100 * scores['mean_iou']:.1f}" in printed and "over 12 images" in printed
+    assert list(scores["per_class_iou"])[0] == "background"
+
+
+def test_spatial_needs_labels(tiny_recipe, tmp_path, capsys):
+    arguments = ["train-classifier", "--recipe", str(tiny_recipe), "--kind", "spatial", "--output-dir", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "--labels: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "nothing"], "built-in recipes"),
+        (["--recipe", "quickstart", "--set", "bce.epoch=3"], "did you mean 'epochs'"),
+        (["--recipe", "quickstart", "--set", "model.trnk=resnet18"], "trunk"),
+        (["--recipe", "quickstart", "--set", "model.trunk=resnet9000"], "timm"),
+        (["--recipe", "quickstart", "--trunk-weights", "none.safetensors"], "no file none.safetensors"),
+        (["--recipe", "own-data", "--data-dir", "no-such-folder"], "no-such-folder"),
+        (["--recipe", "voc-animals"], "--data-dir"),
+        (["--recipe", "quickstart", "--set", "data.classes=[kite, unicorn]"], "unicorn"),
+    ],
+)
+def test_mistakes_are_errors_before_anything_starts(arguments, message, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert main(["run", *arguments, "--output-dir", str(run_dir)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sbce: error:") and message in error
+    assert not run_dir.exists()
+
+
+def test_run_directory_that_cannot_be_written(tiny_recipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "--recipe", str(tiny_recipe), "--output-dir", str(tmp_path / "file" / "run")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run", "train_classifier", "label", "evaluate"])
+def test_scripts_are_the_commands(name):
+    printed = subprocess.check_output([sys.executable, SCRIPTS / f"{name}.py", "--help"], text=True)
+    assert "--recipe" in printed
+
+
+def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, capsys):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    rows = ["file,tags"]
+    for index in range(6):
+        Image.effect_noise((50, 40), 80).convert("RGB").save(data / "images" / f"{index}.jpg")
+        rows.append(f"{index}.jpg,{['cat', 'dog', 'cat; dog'][index % 3]}")
+    whole = (data / "images" / "5.jpg").read_bytes()
+    (data / "images" / "5.jpg").write_bytes(whole[: len(whole) // 2])
+    (data / "tags.csv").write_text("\n".join(rows))
+    source = "data={source: folder, score_split: null}"
+    arguments = ["run", "--recipe", str(tiny_recipe), "--set", source, "--data-dir", str(data)]
+    assert main([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "5 images, 1 skipped" in capsys.readouterr().out
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "5.jpg" in report and "no ground truth" in report.lower()
+    assert main([*arguments, "--strict", "--output-dir", str(tmp_path / "strict")]) == 1
+    assert "5.jpg" in capsys.readouterr().err

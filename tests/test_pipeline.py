@@ -1,0 +1,114 @@
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbce_hf.config import load_recipe
+from sbce_hf.data.proportions import ProportionTable
+from sbce_hf.labelling.store import LabelStore
+from sbce_hf.pipeline import run
+
+
+def digests(run_dir):
+    """Hash of every label map and of every trained weight."""
+    paths = [*run_dir.glob("*/labels/*/label_maps/**/*.png"), *run_dir.glob("*/model/*.safetensors")]
+    return {str(p.relative_to(run_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(paths)}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "finished"
+    summary = run(load_recipe(str(tiny_recipe)), run_dir, "sbce run --recipe tiny.yaml")
+    return run_dir, summary
+
+
+def test_every_stage_leaves_its_results(finished):
+    run_dir, summary = finished
+    for stage, rule in (("bce", "fixed"), ("round_1", "paper"), ("round_2", "paper")):
+        for name in (rule, f"{rule}_crf"):
+            store = LabelStore(run_dir / stage / "labels" / name)
+            assert store.complete and len(store.done_ids()) == 12
+        table = ProportionTable.load(run_dir / stage / "proportions.parquet")
+        assert table.proportions.shape == (12, 4)
+        assert (run_dir / stage / "model" / "model.safetensors").is_file()
+    assert summary.label_maps == run_dir / "round_2" / "labels" / "paper_crf"
+    assert summary.num_images == 12 and summary.num_skipped == 0
+
+
+def test_report_tells_the_rules_apart_and_marks_the_leak(finished):
+    run_dir, summary = finished
+    report = (run_dir / "report.md").read_text()
+    assert "sbce run --recipe tiny.yaml" in report
+    leaks = [row for row in summary.scores if row.uses_ground_truth]
+    assert len(leaks) == 2 and all("best constant" in row.rule for row in leaks)
+    assert sum("[leak" in line for line in report.splitlines() if line.startswith("| ")) >= 2
+    # bce, two rounds, each before and after the CRF, and the two leaks.
+    assert len(summary.scores) == 8
+    assert len(json.loads((run_dir / "scores.json").read_text())) == 8
+    for picture in ("curves.png", "sheet.png", "thresholds.png"):
+        with Image.open(run_dir / "figures" / picture) as image:
+            assert min(image.size) > 100
+    assert "round_1" in (run_dir / "quality.md").read_text()
+    assert (run_dir / "config.yaml").is_file()
+
+
+def test_proportions_are_the_crf_label_maps_shares(finished):
+    run_dir, _ = finished
+    store = LabelStore(run_dir / "bce" / "labels" / "fixed_crf")
+    table = ProportionTable.load(run_dir / "bce" / "proportions.parquet")
+    for image_id, row, lost in zip(table.image_ids, table.proportions, table.lost, strict=True):
+        label_map = store.read(image_id)
+        for index in store.record(image_id)["classes"]:
+            share = float((label_map == index + 1).mean())
+            assert lost[index] == (share == 0)
+            # One of the 6 x 6 pixels of the class map is the least a present class keeps.
+            assert row[index] == pytest.approx(np.clip(share, 1 / 36, 0.95))
+
+
+def test_same_seed_same_result_and_ground_truth_decides_nothing(finished, tiny_recipe, tmp_path):
+    unscored = load_recipe(str(tiny_recipe), {"data": {"score_split": None}})
+    summary = run(unscored, tmp_path / "unscored")
+    assert summary.scores == []
+    expected = {name: value for name, value in digests(finished[0]).items() if "leak" not in name}
+    assert digests(tmp_path / "unscored") == expected
+    other = run(load_recipe(str(tiny_recipe), {"seed": 1, "data": {"score_split": None}}), tmp_path / "other")
+    assert digests(other.report.parent) != expected
+
+
+def test_finished_run_returns_at_once_and_refuses_another_config(finished, tiny_recipe):
+    run_dir, summary = finished
+    before = digests(run_dir)
+    again = run(load_recipe(str(tiny_recipe)), run_dir)
+    assert again.scores == summary.scores and digests(run_dir) == before
+    with pytest.raises(ValueError, match=r"spatial\.lr was 0\.01, is 0\.02.*--output-dir"):
+        run(load_recipe(str(tiny_recipe), {"spatial": {"lr": 0.02}}), run_dir)
+
+
+def test_killed_at_any_time_ends_with_the_same_label_maps(finished, tiny_recipe, tmp_path):
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-m", "sbce_hf.cli", "run", "--recipe", str(tiny_recipe), "--output-dir", str(run_dir)]
+    markers = ["bce/checkpoints", "bce/labels/fixed/label_maps", "round_1/metrics.jsonl", "round_2/labels"]
+    generator = random.Random(0)
+    for marker in markers:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while not (run_dir / marker).exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.3))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finished_by = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished_by.returncode == 0, finished_by.stderr
+    assert digests(run_dir) == digests(finished[0])
+    assert not list(run_dir.rglob("*.tmp"))
