@@ -283,7 +283,8 @@ class RunConfig:
     Args:
         seed: of weights, order and augmentation.
         data: see [`DataConfig`].
-        model: fields of `SpatialBceConfig`, the classes excepted.
+        model: fields of `SpatialBceConfig`, the classes excepted; `preset: official` starts from the released
+            program's values instead of the library's.
         trunk_weights: `"random"`, `"pretrained"` (timm's, needs the network once) or a checkpoint file.
         bce: training of stage 0.
         rounds: number of Spatial-BCE rounds.

@@ -69,7 +69,7 @@ THINGS = {
         part=lambda x, y: -0.34 - y,
         part_colours=((214, 30, 38), (250, 238, 224)),
         part_pattern=lambda x, y: np.sin(26 * y),
-        tint=(142, 131, 119),
+        tint=(186, 88, 66),
         texture=lambda x, y: np.sin(15 * (x + y)),
     ),
     # A tall rounded box with a yellow window.
@@ -78,7 +78,7 @@ THINGS = {
         part=_box(0, -0.2, 0.34, 0.34, 0.1),
         part_colours=((255, 205, 20), (120, 60, 0)),
         part_pattern=lambda x, y: 0.25 - np.minimum(np.abs(np.sin(9 * x)), np.abs(np.sin(9 * (y + 0.2)))),
-        tint=(117, 125, 131),
+        tint=(88, 116, 148),
         texture=lambda x, y: np.sin(17 * y),
     ),
     # A flat oval with a chequered blue head.
@@ -87,7 +87,7 @@ THINGS = {
         part=_ellipse(-0.7, 0, 0.36, 0.36),
         part_colours=((18, 74, 226), (110, 226, 246)),
         part_pattern=lambda x, y: np.sin(15 * x) * np.sin(15 * y),
-        tint=(126, 135, 117),
+        tint=(96, 142, 92),
         texture=lambda x, y: np.cos(18 * np.hypot(x - 0.12, 1.3 * y)),
     ),
     # A blossom on a broad pot: a magenta disc with white dots.
@@ -98,11 +98,13 @@ THINGS = {
         part=_ellipse(0, -0.42, 0.4, 0.4),
         part_colours=((216, 24, 168), (255, 236, 250)),
         part_pattern=lambda x, y: np.sin(16 * x) + np.sin(16 * y) - 1.0,
-        tint=(136, 121, 134),
+        tint=(152, 98, 142),
         texture=lambda x, y: np.sin(17 * x),
     ),
 }
 SPLITS = ("train", "val")
+# Share of things that do not show their loud part, as animals hide their heads: the rest counts for something, too.
+HIDDEN_PART = 0.4
 # Validation images per training image.
 VAL_SHARE = 0.25
 
@@ -220,8 +222,8 @@ def _background(size: int, generator: Generator) -> FloatMap:
     first, second = natural[generator.choice(len(natural), size=2, replace=False)]
     blend = 1 / (1 + np.exp(-2 * _noise(size, generator, coarsest=2)))[..., None]
     ground = first * blend + second * (1 - blend) + generator.normal(0, 8, size=3)
-    ground += 11 * _noise(size, generator, coarsest=12, persistence=0.8)[..., None]
-    ground += 4 * np.stack([_noise(size, generator, coarsest=4) for _ in range(3)], axis=-1)
+    ground += 5 * _noise(size, generator, coarsest=12, persistence=0.8)[..., None]
+    ground += 2 * np.stack([_noise(size, generator, coarsest=4) for _ in range(3)], axis=-1)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     angle = generator.uniform(0, 2 * np.pi)
     light = 1 + 0.16 * (np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None])
@@ -254,15 +256,16 @@ def _draw_thing(canvas: FloatMap, thing: Thing, x: float, y: float, radius: floa
     part = np.minimum(_cover(thing.part(u, v), size, radius), body)
     canvas *= 1 - 0.35 * (_cover(0.12 + thing.body(u - 0.1, v - 0.12), size, radius / 4) * (1 - body))[..., None]
     tint = np.array(thing.tint, dtype=np.float32) * generator.uniform(0.8, 1.2) + generator.normal(0, 6, size=3)
-    shade = 1 - 0.12 * (u * generator.uniform(-1, 1) + v) + 0.045 * thing.texture(u, v)
-    shade = shade + 0.04 * _noise(size, generator, coarsest=8, persistence=0.8)
+    shade = 1 - 0.04 * (u * generator.uniform(-1, 1) + v) + 0.02 * thing.texture(u, v)
+    shade = shade + 0.01 * _noise(size, generator, coarsest=8, persistence=0.8)
     # Darker towards the border, as round things are.
-    shade = shade * (0.84 + 0.16 * np.clip(thing.body(u, v) / 0.15, 0, 1))
+    shade = shade * (0.95 + 0.05 * np.clip(thing.body(u, v) / 0.15, 0, 1))
     _paint(canvas, (tint * shade[..., None]).astype(np.float32), body)
     first, second = (np.array(c, dtype=np.float32) + generator.normal(0, 8, size=3) for c in thing.part_colours)
     second_shows = np.clip(0.5 + 4 * thing.part_pattern(u, v), 0, 1)[..., None]
     loud = (first * (1 - second_shows) + second * second_shows) * np.clip(shade, 0.85, 1.15)[..., None]
-    _paint(canvas, loud.astype(np.float32), part)
+    if generator.random() >= HIDDEN_PART:
+        _paint(canvas, loud.astype(np.float32), part)
     return body
 
 
@@ -293,5 +296,5 @@ def _photograph(canvas: FloatMap, generator: Generator) -> NDArray[np.uint8]:
     """Exposure, a soft lens and sensor noise."""
     exposed = canvas * generator.uniform(0.85, 1.12)
     soft = Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
-    noisy = np.asarray(soft, dtype=np.float32) + generator.normal(0, 3.5, size=canvas.shape)
+    noisy = np.asarray(soft, dtype=np.float32) + generator.normal(0, 1.5, size=canvas.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)

@@ -24,7 +24,7 @@ class SpatialBceOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): present when `labels` are given.
-        logits (`torch.FloatTensor` of shape `(B, C)`): image-level class logits, the mean of `pixel_logits`.
+        logits (`torch.FloatTensor` of shape `(B, C)`): image-level class logits, see `image_top_share` of the config.
         pixel_logits (`torch.FloatTensor` of shape `(B, C, h, w)`): scaled class maps `exp(tau) * z`; their sigmoid is
             the paper's probability map `P`.
         thresholds (`torch.FloatTensor` of shape `(B, C)`): adaptive thresholds in (0, 1), in the domain of `P`.
@@ -154,7 +154,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         head_input = features.detach() if self.config.detach_threshold_input else features
         threshold_logits = self.threshold_head(head_input).float().mean(dim=(-2, -1))
         output = SpatialBceOutput(
-            logits=pixel_logits.mean(dim=(-2, -1)),
+            logits=pool_top(pixel_logits, self.config.image_top_share),
             pixel_logits=pixel_logits,
             thresholds=threshold_logits.sigmoid(),
             threshold_logits=threshold_logits,
@@ -168,9 +168,10 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         if phase not in ("bce", "weights", "threshold"):
             raise ValueError(f"phase: got {phase!r}, expected 'bce', 'weights' or 'threshold'")
         reduce = sum_over_processes if self.training else None
-        logits, maps = cast(Tensor, output.logits), cast(Tensor, output.pixel_logits)
+        maps = cast(Tensor, output.pixel_logits)
         if phase == "bce":
-            output.spatial_loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+            logits = maps.float().mean(dim=(-2, -1))
+            output.spatial_loss = F.binary_cross_entropy_with_logits(logits, labels.float())
         elif phase == "threshold":
             output.spatial_loss = threshold_loss(maps, cast(Tensor, output.thresholds), labels, reduce)
         if phase == "bce" or (phase == "threshold" and not self.config.kl_in_threshold_phase):
@@ -187,6 +188,22 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce
         )
         output.loss = output.spatial_loss + self.config.kl_weight * output.proportion_loss
+
+
+def pool_top(pixel_logits: Tensor, share: float) -> Tensor:
+    """Mean of each map's highest pixels.
+
+    Args:
+        pixel_logits (`torch.Tensor` of shape `(B, C, h, w)`): any maps.
+        share (`float`): of pixels that count, at least one; 1 is the plain mean.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`.
+    """
+    flat = pixel_logits.flatten(2)
+    if share < 1:
+        flat = flat.topk(max(1, round(share * flat.shape[-1])), dim=-1).values
+    return flat.mean(dim=-1)
 
 
 def create_trunk(config: SpatialBceConfig, **overrides: Any) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,7 +15,8 @@ from transformers import PreTrainedModel
 from ..config import TrainingConfig
 from ..data import TaggedImages
 from ..data.transforms import TrainingDataset
-from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.configuration_spatial_bce import OFFICIAL, SpatialBceConfig
+from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification, load_trunk_weights
 from .loop import TrainingHealthError, fit
 from .optimization import LOGIT_SCALE, parameter_groups, phase_for
@@ -22,6 +24,9 @@ from .state import FitSummary
 from .window import Values, Window
 
 Kind = Literal["bce", "spatial"]
+
+# The highest pixels decide whether a class is there once maps are negative outside objects.
+IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.02}
 
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
@@ -208,8 +213,13 @@ def train_classifier(
         "proportions": None if kind == "bce" else hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16],
         "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
     }
+    cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
     task = ClassifierTask(kind, config, names)
-    return fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
+    summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
+    if PartialState().is_main_process:
+        size = {"height": config.image_size, "width": config.image_size}
+        SpatialBceImageProcessor(size=size).save_pretrained(summary.model_dir)
+    return summary
 
 
 def _check_proportions(proportions: np.ndarray | None, images: TaggedImages) -> None:
@@ -232,7 +242,8 @@ def create_classifier(
     """Build a classifier to start from.
 
     Args:
-        fields: of [`SpatialBceConfig`], the classes excepted.
+        fields: of [`SpatialBceConfig`], the classes excepted; `preset: official` starts from the released program's
+            values.
         class_names: the foreground classes.
         trunk_weights: `"random"`, `"pretrained"` (timm's) or a checkpoint file.
         seed: of the weights that are not loaded.
@@ -242,6 +253,12 @@ def create_classifier(
         ValueError: an unknown field, or one that does not fit the trunk.
     """
     names = dict(enumerate(class_names))
+    fields = dict(fields)
+    preset = fields.pop("preset", None)
+    if preset not in (None, "official"):
+        raise ValueError(f"model.preset: got {preset!r}, expected 'official' or nothing")
+    if preset == "official":
+        fields = OFFICIAL | fields
     config = SpatialBceConfig(**fields, id2label=names, label2id={name: index for index, name in names.items()})
     set_seed(seed)
     model = SpatialBceForImageClassification(config)
