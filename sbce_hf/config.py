@@ -262,10 +262,13 @@ class ProportionConfig:
         minimum: lower clamp of a present class's proportion; also at least one pixel. A class that the label map lost
             would otherwise be pushed out for good.
         maximum: upper clamp.
+        lost: what a tagged class gets of which the label map has no pixel: `"minimum"`, or `"previous"` for the
+            proportion that this round was trained with, so that one bad label map does not extinguish it.
     """
 
     minimum: float = 0.005
     maximum: float = 0.95
+    lost: Literal["minimum", "previous"] = "minimum"
 
     def validate_ranges(self) -> None:
         """Ranges."""

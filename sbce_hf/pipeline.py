@@ -103,7 +103,7 @@ class Run:
             self._train(stage, previous)
             self._label_stage(stage)
             if self.process.is_main_process:
-                self._estimate_proportions(stage)
+                self._estimate_proportions(stage, previous)
             self.process.wait_for_everyone()
         scores: list[ScoreRow] = []
         if self.process.is_main_process:
@@ -148,9 +148,9 @@ class Run:
             kept = [index for index, name in enumerate(self.images.image_ids) if name not in summary.skipped]
             self.images = self.images.select(kept)
 
-    def _estimate_proportions(self, stage: str) -> None:
-        config, images = self.config, self.images
-        table = estimate_proportions(self.store(stage, self.with_crf), images, config)
+    def _estimate_proportions(self, stage: str, previous: str | None) -> None:
+        before = None if previous is None else ProportionTable.load(self.run_dir / previous / PROPORTIONS)
+        table = estimate_proportions(self.store(stage, self.with_crf), self.images, self.config, before)
         table.save(self.run_dir / stage / PROPORTIONS)
 
     def labelling(self, stage: str) -> LabellingConfig:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 from accelerate import PartialState
 
 from .config import LabellingConfig, RunConfig, to_mapping
@@ -64,8 +65,16 @@ def label_split(config: RunConfig, checkpoint: Path, output_dir: Path, split: st
     return label_with_checkpoint(checkpoint, images, config.labelling, output_dir, strict=config.data.strict)
 
 
-def estimate_proportions(store: LabelStore, images: TaggedImages, config: RunConfig) -> ProportionTable:
+def estimate_proportions(
+    store: LabelStore, images: TaggedImages, config: RunConfig, previous: ProportionTable | None = None
+) -> ProportionTable:
     """Foreground proportions of images from a label store, clamped for training.
+
+    Args:
+        store: label maps of all images.
+        images: the training set.
+        config: its `proportions`, and what decides the size of a class map.
+        previous: proportions that lost classes keep if `config.proportions.lost` is `"previous"`.
 
     Raises:
         ValueError: an image without a label map; names it.
@@ -81,6 +90,8 @@ def estimate_proportions(store: LabelStore, images: TaggedImages, config: RunCon
     num_pixels = max(config.spatial.image_size // stride, 1) ** 2
     shares = shares[[rows[image_id] for image_id in images.image_ids]]
     clamped, lost = clamp_proportions(shares, images.label_matrix(), config.proportions, num_pixels)
+    if previous is not None and config.proportions.lost == "previous":
+        clamped = np.where(lost, previous.join(images), clamped)
     return ProportionTable(images.class_names, tuple(images.image_ids), clamped, lost)
 
 
