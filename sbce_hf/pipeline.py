@@ -23,7 +23,6 @@ from .data import TaggedImages, load_images
 from .data.proportions import ProportionTable
 from .evaluation.curves import write_atomic
 from .evaluation.report import ScoreRow
-from .labelling.labeller import LabelSummary
 from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import hardware, versions
@@ -139,7 +138,9 @@ class Run:
     def _label_stage(self, stage: str) -> None:
         started = time.perf_counter()
         folder = self.run_dir / stage
-        summary = self.label(folder / "model", self.images, folder / "labels", self.labelling(stage))
+        summary = label_with_checkpoint(
+            folder / "model", self.images, self.labelling(stage), folder / "labels", strict=self.config.data.strict
+        )
         self.process.wait_for_everyone()
         if summary.num_labelled:
             self._note_duration(f"{stage}: labelling", time.perf_counter() - started)
@@ -161,10 +162,6 @@ class Run:
         """A stage's label maps, before or after the CRF."""
         rule = self.labelling(stage).rule
         return LabelStore(self.run_dir / stage / "labels" / (f"{rule}_crf" if crf else rule))
-
-    def label(self, model_dir: Path, images: TaggedImages, folder: Path, labelling: LabellingConfig) -> LabelSummary:
-        """Label images with a checkpoint; see [`label_with_checkpoint`]."""
-        return label_with_checkpoint(model_dir, images, labelling, folder, strict=self.config.data.strict)
 
     def notes(self) -> dict[str, Any]:
         """What `run.json` says: command, versions, hardware, durations."""

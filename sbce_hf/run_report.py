@@ -29,7 +29,7 @@ from .evaluation.report import ReportContext, ScoreRow, render_report
 from .labelling.store import LabelStore
 from .labelling.thresholds import ClassMaps, scan_fixed_threshold_on_ground_truth
 from .labelling.views import class_maps
-from .steps import load_model
+from .steps import label_with_checkpoint, load_model
 
 if TYPE_CHECKING:
     from .pipeline import Run
@@ -77,7 +77,8 @@ def _leaking_scores(run: "Run", scored: TaggedImages) -> list[ScoreRow]:
         values = {"constants": scan.constants.tolist(), "mean_iou": scan.mean_iou.tolist()}
         write_atomic(path, json.dumps({"note": scan.note, "best": constant, **values}, indent=1))
     labelling = replace(labelling, background_threshold=constant)
-    summary = run.label(model_dir, scored, folder / "labels", labelling)
+    # Only the main process is here.
+    summary = label_with_checkpoint(model_dir, scored, labelling, folder / "labels", sharded=False)
     rule = f"best constant {constant:g}"
     rows = [_score(LabelStore(summary.directory), scored, stage, rule, False, uses_ground_truth=True)]
     if summary.crf_directory is not None:

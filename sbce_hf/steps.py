@@ -34,9 +34,14 @@ def load_model(model_dir: Path) -> SpatialBceForImageClassification:
 
 
 def label_with_checkpoint(
-    model_dir: Path, images: TaggedImages, labelling: LabellingConfig, output_dir: Path, strict: bool = False
+    model_dir: Path,
+    images: TaggedImages,
+    labelling: LabellingConfig,
+    output_dir: Path,
+    strict: bool = False,
+    sharded: bool = True,
 ) -> LabelSummary:
-    """Label images with a checkpoint, sharded over the processes; see [`label_images`]."""
+    """Label images with a checkpoint; see [`label_images`]. Sharded over the processes unless only one of them calls."""
     process = PartialState(cpu=use_cpu())
     model = load_model(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
@@ -47,8 +52,8 @@ def label_with_checkpoint(
         output_dir=output_dir,
         key=digest({"labelling": to_mapping(labelling), "images": images.manifest_hash, "weights": weights}),
         strict=strict,
-        rank=process.process_index,
-        world=process.num_processes,
+        rank=process.process_index if sharded else 0,
+        world=process.num_processes if sharded else 1,
     )
 
 

@@ -75,7 +75,7 @@ def test_run_directory_that_cannot_be_written(tiny_recipe, tmp_path, capsys):
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["run", "train_classifier", "label", "evaluate"])
+@pytest.mark.parametrize("name", ["run", "train_classifier", "label"])
 def test_scripts_are_the_commands(name):
     printed = subprocess.check_output([sys.executable, SCRIPTS / f"{name}.py", "--help"], text=True)
     assert "--recipe" in printed

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sbce_hf.config import load_recipe
 from sbce_hf.data.proportions import ProportionTable
 from sbce_hf.labelling.store import LabelStore
 from sbce_hf.pipeline import run
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def digests(run_dir):
@@ -112,3 +115,29 @@ def test_killed_at_any_time_ends_with_the_same_label_maps(finished, tiny_recipe,
     assert finished_by.returncode == 0, finished_by.stderr
     assert digests(run_dir) == digests(finished[0])
     assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_two_processes_finish_a_run(tiny_recipe, tmp_path):
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", str(SCRIPTS / "run.py")]
+    command += ["--recipe", str(tiny_recipe), "--set", "rounds=1", "--output-dir", str(tmp_path / "run")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert len(json.loads((tmp_path / "run" / "scores.json").read_text())) == 6
+    assert len(LabelStore(tmp_path / "run" / "round_1" / "labels" / "paper_crf").done_ids()) == 12
+
+
+def test_two_processes_label_like_one(finished, tiny_recipe, tmp_path):
+    run_dir, _ = finished
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", str(SCRIPTS / "label.py")]
+    command += ["--recipe", str(tiny_recipe), "--checkpoint", str(run_dir / "round_2" / "model")]
+    command += ["--output-dir", str(tmp_path / "labels")]
+    labelled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert labelled.returncode == 0, labelled.stderr
+    for name in ("paper", "paper_crf"):
+        alone = LabelStore(run_dir / "round_2" / "labels" / name)
+        together = LabelStore(tmp_path / "labels" / name)
+        assert together.complete and together.done_ids() == alone.done_ids()
+        assert len(list((tmp_path / "labels" / name).glob("records-*.jsonl"))) == 2
+        for image_id in alone.done_ids():
+            assert together.path(image_id).read_bytes() == alone.path(image_id).read_bytes()
+            assert together.record(image_id) == alone.record(image_id)

@@ -1,8 +1,9 @@
 """The embedded example: small textured scenes of four invented things, drawn in memory, with exact masks.
 
-Each thing is a large body, muted and only weakly textured, with one small part that is loud: saturated and patterned.
-An image classifier needs nothing but the loud part, so its class activation map stops there; the body is what has to
-be won. Distractors keep it honest: pebbles are muted blobs like the bodies, flowers are loud spots that mean nothing.
+Each thing is a large body, plain and only weakly textured, with one small part that is loud: saturated and patterned.
+An image classifier looks at the loud part first, so its class activation map is strongest there; the body is what has
+to be won. Some things hide their loud part, so that the body counts for something. Distractors keep it honest: pebbles
+are muted blobs, flowers are loud spots that mean nothing.
 """
 
 import io

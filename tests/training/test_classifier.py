@@ -82,7 +82,7 @@ def test_spatial_logs_each_phase_and_per_class_values(tmp_path, images, proporti
         per_class = [line[f"mean_p/{name}"] for name in images.class_names if f"mean_p/{name}" in line]
         assert per_class and min(per_class) <= line["mean_p"] <= max(per_class)
         assert 0 <= line["soft_share"] <= 1 and 0 < line["threshold"] < 1
-    assert lines[0]["logit_scale"] == pytest.approx(10)
+    assert lines[0]["logit_scale"] == pytest.approx(1)
     state = SpatialBceForImageClassification.from_pretrained(summary.model_dir).state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())

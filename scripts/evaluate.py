@@ -1,8 +1,0 @@
-"""`sbce evaluate`, to be started by `accelerate launch` or `torchrun`."""
-
-import sys
-
-from sbce_hf.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
