@@ -41,7 +41,7 @@ def label_with_checkpoint(
     strict: bool = False,
     sharded: bool = True,
 ) -> LabelSummary:
-    """Label images with a checkpoint; see [`label_images`]. Sharded over the processes unless only one of them calls."""
+    """Label images with a checkpoint; see [`label_images`]. Unless only one process calls, they share the work."""
     process = PartialState(cpu=use_cpu())
     model = load_model(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
