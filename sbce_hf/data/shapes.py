@@ -2,8 +2,7 @@
 
 Each thing is a large body, plain and only weakly textured, with one small part that is loud: saturated and patterned.
 An image classifier looks at the loud part first, so its class activation map is strongest there; the body is what has
-to be won. Some things hide their loud part, so that the body counts for something. Distractors keep it honest: pebbles
-are muted blobs, flowers are loud spots that mean nothing.
+to be won. Some hide their loud part, so that the body counts. Pebbles and flowers (blobs, loud spots) mean nothing.
 """
 
 import io
