@@ -78,7 +78,7 @@ class SpatialBceConfig(PreTrainedConfig):
             Keep the threshold head's gradient out of the trunk. The released program lets it through.
         image_top_share (`float`, defaults to 1.0):
             The image-level logit is the mean over this share of highest pixels. 1 is the plain mean of the BCE stage;
-            after Spatial-BCE, which leaves small objects' maps negative nearly everywhere, 0.02 is saved instead.
+            after Spatial-BCE, which leaves maps negative outside objects, 0.1 is saved instead.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the threshold head's initial weights.
 

@@ -26,7 +26,7 @@ from .window import Values, Window
 Kind = Literal["bce", "spatial"]
 
 # The highest pixels decide whether a class is there once maps are negative outside objects.
-IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.02}
+IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.1}
 
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
