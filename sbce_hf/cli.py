@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,15 +103,17 @@ def _config(options: argparse.Namespace) -> "RunConfig":
 
 
 def _command_line(options: argparse.Namespace) -> str:
-    """The command that reproduces the result; paths are shortened to their names' last two parts."""
-    parts = ["sbce run", f"--recipe {options.recipe}"]
+    """The command that reproduces the result, quoted for a shell."""
+    parts = ["sbce", "run", "--recipe", options.recipe]
     for flag, value in (("data-dir", options.data_dir), ("trunk-weights", options.trunk_weights)):
         if value is not None:
-            parts.append(f"--{flag} {value}")
+            parts += [f"--{flag}", value]
     if options.seed is not None:
-        parts.append(f"--seed {options.seed}")
-    parts += ["--strict"] * options.strict + [f"--set {text}" for text in options.set]
-    return " ".join(parts)
+        parts += ["--seed", str(options.seed)]
+    parts += ["--strict"] * options.strict
+    for text in options.set:
+        parts += ["--set", text]
+    return shlex.join(parts)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -144,9 +144,11 @@ class Run:
         self.process.wait_for_everyone()
         if summary.num_labelled:
             self._note_duration(f"{stage}: labelling", time.perf_counter() - started)
-        if summary.skipped:
+        # From disk: a process's summary may miss what another one skipped last.
+        skipped = self.store(stage, crf=False).skipped
+        if skipped:
             # Images that could be read at the start and no longer can: the next rounds go on without them.
-            kept = [index for index, name in enumerate(self.images.image_ids) if name not in summary.skipped]
+            kept = [index for index, name in enumerate(self.images.image_ids) if name not in skipped]
             self.images = self.images.select(kept)
 
     def _estimate_proportions(self, stage: str, previous: str | None) -> None:
