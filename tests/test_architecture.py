@@ -15,11 +15,15 @@ ORDER = [
     "data",
     "training",
     "labelling",
+    "importers",
     "evaluation",
     "provenance",
     "steps",
     "run_report",
+    "segmenters",
     "pipeline",
+    "plan",
+    "hub",
     "cli",
 ]
 MAX_LINES = 300

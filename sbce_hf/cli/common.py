@@ -1,0 +1,65 @@
+"""What the subcommands share: options, and the config they make."""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def add_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
+    """Add a subcommand with the options that all have."""
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(command=function)
+    parser.add_argument("--verbose", action="store_true", help="log what is done")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def add_recipe_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
+    """Add a subcommand that follows a recipe; [`config_from`] reads its options."""
+    parser = add_command(commands, name, function, summary)
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="a built-in recipe's name, or a YAML file")
+    parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
+    parser.add_argument("--trunk-weights", metavar="FILE", help="the recipe's trunk_weights")
+    parser.add_argument("--seed", type=int, help="the recipe's seed")
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe, as in spatial.lr=0.001"
+    )
+    return parser
+
+
+def config_from(options: argparse.Namespace) -> "RunConfig":
+    """The recipe with the options of [`add_recipe_command`] applied."""
+    from ..config import load_recipe, merge, parse_override
+
+    overrides: dict[str, Any] = {}
+    for text in options.set:
+        overrides = merge(overrides, parse_override(text))
+    if options.data_dir is not None:
+        overrides = merge(overrides, {"data": {"data_dir": options.data_dir}})
+    if options.strict:
+        overrides = merge(overrides, {"data": {"strict": True}})
+    for name in ("trunk_weights", "seed"):
+        if getattr(options, name) is not None:
+            overrides[name] = getattr(options, name)
+    return load_recipe(options.recipe, overrides)
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The `sbce run` that reproduces the result, quoted for a shell."""
+    parts = ["sbce", "run", "--recipe", options.recipe]
+    for flag, value in (("data-dir", options.data_dir), ("trunk-weights", options.trunk_weights)):
+        if value is not None:
+            parts += [f"--{flag}", value]
+    if options.seed is not None:
+        parts += ["--seed", str(options.seed)]
+    parts += ["--strict"] * options.strict
+    for text in options.set:
+        parts += ["--set", text]
+    return shlex.join(parts)
