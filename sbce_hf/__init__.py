@@ -19,7 +19,7 @@ _ROOMS = {
     "SpatialBceForImageClassification": "models.modeling_spatial_bce",
     "SpatialBceModel": "models.modeling_spatial_bce",
     "SpatialBceImageProcessor": "models.image_processing_spatial_bce",
-    "load_trunk_weights": "models.modeling_spatial_bce",
+    "load_trunk_weights": "models.modeling_trunk",
     "RunConfig": "config",
     "load_recipe": "config",
     "load_images": "data",

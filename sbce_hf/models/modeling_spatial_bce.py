@@ -1,11 +1,9 @@
 """The Spatial-BCE classifier: a timm trunk, class maps with learned logit scales, and a threshold head."""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_spatial_bce import SpatialBceConfig
 from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss
+from .modeling_trunk import TrunkMixin
 
 Phase = Literal["bce", "weights", "threshold"]
 
@@ -70,7 +69,7 @@ class SpatialBcePreTrainedModel(PreTrainedModel):
             cast(Any, module).init_non_persistent_buffers()
 
 
-class SpatialBceModel(SpatialBcePreTrainedModel):
+class SpatialBceModel(TrunkMixin, SpatialBcePreTrainedModel):
     """The trunk: images to a feature map.
 
     Args:
@@ -79,34 +78,8 @@ class SpatialBceModel(SpatialBcePreTrainedModel):
 
     def __init__(self, config: SpatialBceConfig) -> None:
         super().__init__(config)
-        self.trunk = cast(Any, create_trunk(config))
-        self.num_features = self.trunk.feature_info.channels()[-1]
-        self._freeze()
+        self.build_trunk(config)
         self.post_init()
-
-    def _freeze(self) -> None:
-        names = [name for name, _ in self.trunk.named_parameters()]
-        for name in names[: count_frozen(names, self.trunk.feature_info.info, self.config.frozen_reduction)]:
-            self.trunk.get_parameter(name).requires_grad_(False)
-        if self.config.freeze_batch_norm:
-            for module in _batch_norms(self.trunk):
-                for parameter in module.parameters():
-                    parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "SpatialBceModel":
-        """Like `nn.Module.train`, but frozen batch norm stays in evaluation mode, and what is frozen stays so."""
-        super().train(mode)
-        # `from_pretrained` replaces every parameter by a trainable one; it ends with `eval()`, and so comes by here.
-        self._freeze()
-        if self.config.freeze_batch_norm:
-            for module in _batch_norms(self.trunk):
-                module.eval()
-        return self
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map `pixel_values` of shape `(B, 3, H, W)` to features of shape `(B, D, h, w)`."""
-        features = self.trunk(pixel_values)[-1]
-        return F.relu(features) if self.config.feature_relu else features
 
 
 class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
@@ -204,71 +177,3 @@ def pool_top(pixel_logits: Tensor, share: float) -> Tensor:
     if share < 1:
         flat = flat.topk(max(1, round(share * flat.shape[-1])), dim=-1).values
     return flat.mean(dim=-1)
-
-
-def create_trunk(config: SpatialBceConfig, **overrides: Any) -> nn.Module:
-    """Build the config's timm trunk as a feature extractor with one feature level.
-
-    Args:
-        config ([`SpatialBceConfig`]): names the trunk.
-        overrides: further arguments of `timm.create_model`, e.g. `pretrained=True`.
-
-    Raises:
-        ValueError: timm does not know the trunk, or the trunk rejects an argument.
-    """
-    arguments = dict(config.trunk_kwargs or {})
-    if config.output_stride is not None:
-        arguments["output_stride"] = config.output_stride
-    fixed = {"pretrained": False, "features_only": True, "out_indices": (config.feature_index,)}
-    try:
-        return timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(
-            f"trunk {config.trunk!r} with {arguments}: {error}. Expected a timm model with features_only and, unless "
-            "output_stride is None, a settable output stride; timm.list_models('*') lists the names"
-        ) from error
-
-
-def load_trunk_weights(model: SpatialBcePreTrainedModel, weights: str) -> None:
-    """Load ImageNet weights into a built model's trunk, in place.
-
-    Args:
-        model: a model with a trunk; `post_init` would undo weights loaded before construction.
-        weights (`str`): `"pretrained"` for timm's own, or the path of a checkpoint file for the same architecture.
-
-    Raises:
-        FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
-        ValueError: the file holds other weights.
-    """
-    overrides: dict = {"pretrained": True}
-    if weights != "pretrained":
-        if not os.path.isfile(weights):
-            raise FileNotFoundError(
-                f"trunk weights: no file {weights}; give a checkpoint file, 'pretrained' or 'random'"
-            )
-        overrides["pretrained_cfg_overlay"] = {"file": str(weights)}
-    base: Any = model.base_model if isinstance(model.base_model, SpatialBceModel) else model
-    try:
-        # Through features_only: its key names differ from the plain model's.
-        state = create_trunk(cast(SpatialBceConfig, model.config), **overrides).state_dict()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"trunk weights of {model.config.trunk!r} cannot be loaded: {error}. Connect to the Hub once, or give a "
-            "checkpoint file instead of 'pretrained'"
-        ) from error
-    base.trunk.load_state_dict(state)
-
-
-def count_frozen(names: list[str], levels: list[dict], frozen_reduction: int) -> int:
-    """How many of the trunk's parameters, in order, belong to the levels of at most `frozen_reduction` stride."""
-    frozen = 0
-    for level in levels:
-        if level["reduction"] > frozen_reduction:
-            continue
-        prefix = level["module"].replace(".", "_") + "_"
-        frozen = max([frozen, *(i + 1 for i, name in enumerate(names) if name.replace(".", "_").startswith(prefix))])
-    return frozen
-
-
-def _batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -17,7 +17,8 @@ from ..data import TaggedImages
 from ..data.transforms import TrainingDataset
 from ..models.configuration_spatial_bce import OFFICIAL, SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
-from ..models.modeling_spatial_bce import SpatialBceForImageClassification, load_trunk_weights
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..models.modeling_trunk import load_trunk_weights
 from .loop import TrainingHealthError, fit
 from .optimization import LOGIT_SCALE, parameter_groups, phase_for
 from .state import FitSummary

@@ -8,12 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
-from sbce_hf.models.modeling_spatial_bce import (
-    SpatialBceForImageClassification,
-    count_frozen,
-    create_trunk,
-    load_trunk_weights,
-)
+from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.models.modeling_trunk import count_frozen, create_trunk, load_trunk_weights
 
 HEADS = ("embedding.weight", "class_maps.weight", "class_maps.bias", "threshold_head.weight", "logit_scale")
 
