@@ -113,69 +113,125 @@ class AugmentationConfig:
 
 @strict
 @dataclass(kw_only=True)
-class TrainingConfig:
-    """One training stage. Defaults are the released recipe (paper, sec. 4.1).
+class LoopConfig:
+    """What every training has: length, batch, optimiser, bookkeeping.
 
     Args:
         epochs: passes over the training split.
         batch_size: images per iteration over all processes and accumulation steps.
-        image_size: images are resized to this height and width; the aspect is not kept.
         lr: learning rate of the trunk.
-        head_lr_factor: times `lr` for embedding, class maps and threshold head.
-        scale_lr_factor: times `lr` for the logit scales, which have no weight decay.
+        head_lr_factor: times `lr` for the heads.
         momentum: of SGD.
-        weight_decay: of everything but the logit scales.
+        weight_decay: see the stage's parameter groups for what is left out.
         poly_power: learning rate times `(1 - iteration / iterations) ** poly_power`, per iteration.
         max_grad_norm: gradient clipping; `None` is off.
-        period: length `r` of the weights/threshold alternation, in iterations.
-        weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
         mixed_precision: of the forward pass; losses are always float32.
         gradient_accumulation_steps: micro-batches per optimiser step.
         num_workers: processes that load images.
         checkpoint_every: iterations between checkpoints.
         checkpoints_total_limit: checkpoints kept.
         log_every: iterations between logged values.
-        augmentation: see [`AugmentationConfig`].
     """
 
     epochs: int = 20
     batch_size: int = 12
-    image_size: int = 369
     lr: float = 1e-3
     head_lr_factor: float = 10.0
-    scale_lr_factor: float = 10.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     poly_power: float = 0.9
     max_grad_norm: float | None = None
-    period: int = 100
-    weights_iterations: int = 80
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_accumulation_steps: int = 1
     num_workers: int = 2
     checkpoint_every: int = 100
     checkpoints_total_limit: int = 1
     log_every: int = 10
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
-    def validate_ranges(self) -> None:
+    def validate_loop(self) -> None:
         """Ranges."""
-        for name in ("epochs", "batch_size", "period", "gradient_accumulation_steps", "checkpoint_every", "log_every"):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "log_every"):
             _at_least("training", getattr(self, name), name, 1)
-        for name in ("head_lr_factor", "scale_lr_factor", "momentum", "weight_decay", "poly_power", "num_workers"):
+        for name in ("head_lr_factor", "momentum", "weight_decay", "poly_power", "num_workers"):
             _at_least("training", getattr(self, name), name, 0)
-        _at_least("training", self.image_size, "image_size", 32)
         _at_least("training", self.lr, "lr", 0, strictly=True)
         _at_least("training", self.max_grad_norm, "max_grad_norm", 0, strictly=True)
         _at_least("training", self.checkpoints_total_limit, "checkpoints_total_limit", 1)
-        if not 0 <= self.weights_iterations <= self.period:
-            raise ValueError(
-                f"training.weights_iterations: got {self.weights_iterations}, expected 0 to period ({self.period})"
-            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"training.batch_size: got {self.batch_size}, expected a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class TrainingConfig(LoopConfig):
+    """One training stage of the classifier. Defaults are the released recipe (paper, sec. 4.1).
+
+    Args:
+        image_size: images are resized to this height and width; the aspect is not kept.
+        scale_lr_factor: times `lr` for the logit scales, which have no weight decay.
+        period: length `r` of the weights/threshold alternation, in iterations.
+        weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
+        augmentation: see [`AugmentationConfig`].
+    """
+
+    image_size: int = 369
+    scale_lr_factor: float = 10.0
+    period: int = 100
+    weights_iterations: int = 80
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("training", self.period, "period", 1)
+        _at_least("training", self.scale_lr_factor, "scale_lr_factor", 0)
+        _at_least("training", self.image_size, "image_size", 32)
+        if not 0 <= self.weights_iterations <= self.period:
+            raise ValueError(
+                f"training.weights_iterations: got {self.weights_iterations}, expected 0 to period ({self.period})"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class SegmenterTrainingConfig(LoopConfig):
+    """Training of a segmentation network on label maps. Defaults are DeepLab v2's on ResNet-101.
+
+    Args:
+        crop_size: height and width of the samples; what an image does not fill is padded and ignored.
+        image_size: long side to which images are resized before the random scale; `None` keeps their own size.
+        min_scale: of the random scale, drawn evenly between the two.
+        max_scale: of the random scale.
+        flip: mirror half of the images.
+        color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
+        head_bias_lr_factor: times `lr` for the heads' biases.
+        bias_weight_decay: of every bias.
+    """
+
+    epochs: int = 20
+    batch_size: int = 10
+    lr: float = 2.5e-4
+    crop_size: int = 321
+    image_size: int | None = None
+    min_scale: float = 0.5
+    max_scale: float = 1.5
+    flip: bool = True
+    color_jitter: float = 0.3
+    head_bias_lr_factor: float = 20.0
+    bias_weight_decay: float = 0.0
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("segmenter.training", self.crop_size, "crop_size", 32)
+        _at_least("segmenter.training", self.image_size, "image_size", 32)
+        for name in ("color_jitter", "head_bias_lr_factor", "bias_weight_decay"):
+            _at_least("segmenter.training", getattr(self, name), name, 0)
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"segmenter.training.min_scale and max_scale: got {self.min_scale} and {self.max_scale}, expected "
+                "0 < min <= max"
             )
 
 
@@ -255,6 +311,91 @@ class LabellingConfig:
 
 @strict
 @dataclass(kw_only=True)
+class PredictionConfig:
+    """From a segmentation network to label maps, without tags.
+
+    Args:
+        image_size: long side to which images are resized before the scales; `None` keeps their own size.
+        scales: of the views.
+        flip: add each view's mirror image.
+        merge: of the views' probabilities: their mean, or per class their maximum, which is then normalised.
+        window: side of the sliding window in pixels; `None` takes the whole image at once.
+        overlap: share of a window that the next one covers again.
+        batch_size: views of one size that go through the network together.
+        crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF.
+        crf_workers: processes that run the CRF and write label maps.
+    """
+
+    image_size: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = True
+    merge: Literal["mean", "max"] = "mean"
+    window: int | None = None
+    overlap: float = 0.5
+    batch_size: int = 8
+    crf: CrfConfig | None = None
+    crf_workers: int = 2
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        _at_least("prediction", self.batch_size, "batch_size", 1)
+        _at_least("prediction", self.crf_workers, "crf_workers", 1)
+        _at_least("prediction", self.image_size, "image_size", 32)
+        _at_least("prediction", self.window, "window", 64)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"prediction.scales: got {list(self.scales)}, expected one or more numbers above 0")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"prediction.overlap: got {self.overlap}, expected at least 0 and below 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class SegmenterConfig:
+    """The last stage of a run: a segmentation network, trained on the label maps.
+
+    Args:
+        architecture: `"deeplab"`, or the `model_type` of a transformers model with an
+            `AutoModelForSemanticSegmentation`, such as `"segformer"`.
+        model: fields of the architecture's config, the classes excepted.
+        from_config: folder or `config.json` of a transformers model, which starts from random weights.
+        checkpoint: folder or Hub id of a transformers model, whose weights are the start.
+        weights: start of a DeepLab's trunk: `"classifier"` (the label maps' own), `"pretrained"` (timm's), `"random"`
+            or a checkpoint file.
+        training: see [`SegmenterTrainingConfig`].
+        prediction: see [`PredictionConfig`].
+        score_split: split on which segmenters are scored; `None` scores nothing.
+        compare: what else the same segmenter is trained on for the report's table: `"bce"` (stage 0's label maps) and
+            `"mask"` (true masks: a yardstick, the only training that reads them).
+    """
+
+    architecture: str = "deeplab"
+    model: dict[str, Any] = field(default_factory=dict)
+    from_config: str | None = None
+    checkpoint: str | None = None
+    weights: str = "classifier"
+    training: SegmenterTrainingConfig = field(default_factory=SegmenterTrainingConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    score_split: str | None = None
+    compare: tuple[Literal["bce", "mask"], ...] = ()
+
+    def validate_start(self) -> None:
+        """One start only."""
+        if self.from_config is not None and self.checkpoint is not None:
+            raise ValueError("segmenter: got from_config and checkpoint; expected one of them")
+        if self.architecture == "deeplab" and (self.from_config is not None or self.checkpoint is not None):
+            raise ValueError(
+                "segmenter.architecture: got deeplab with from_config or checkpoint; name the transformers "
+                "architecture, for example segformer"
+            )
+        if self.architecture != "deeplab" and self.from_config is None and self.checkpoint is None:
+            raise ValueError(
+                f"segmenter.architecture: got {self.architecture!r}; set from_config (random weights) or checkpoint, "
+                "or use deeplab"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
 class ProportionConfig:
     """Foreground proportions from label maps.
 
@@ -294,6 +435,7 @@ class RunConfig:
         spatial: training of each round.
         labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
         proportions: see [`ProportionConfig`].
+        segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
         contact_images: images on the report's contact sheet.
     """
 
@@ -306,6 +448,7 @@ class RunConfig:
     spatial: TrainingConfig = field(default_factory=TrainingConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
+    segmenter: SegmenterConfig | None = None
     contact_images: int = 8
 
     def validate_ranges(self) -> None:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from ..config import TrainingConfig
+from ..config import LoopConfig
 
 
 def tune_allocator() -> bool:
@@ -37,7 +37,7 @@ def use_cpu() -> bool:
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
-def create_accelerator(config: TrainingConfig, project_dir: Path) -> Accelerator:
+def create_accelerator(config: LoopConfig, project_dir: Path) -> Accelerator:
     """Build the accelerator of one training stage.
 
     Args:

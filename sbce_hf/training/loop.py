@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..config import TrainingConfig, to_mapping
+from ..config import LoopConfig, to_mapping
 from .device import create_accelerator, tune_allocator
 from .optimization import poly_factor
 from .order import BatchOrder, Draws, EpochDataset
@@ -65,7 +65,7 @@ def fit(
     model: Any,
     task: Task,
     dataset: EpochDataset,
-    config: TrainingConfig,
+    config: LoopConfig,
     *,
     output_dir: Path,
     seed: int,
@@ -124,7 +124,7 @@ class _Stage:
         model: nn.Module,
         task: Task,
         dataset: EpochDataset,
-        config: TrainingConfig,
+        config: LoopConfig,
         folder: StageFolder,
         seed: int,
         name: str,
