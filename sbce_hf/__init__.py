@@ -19,6 +19,10 @@ _ROOMS = {
     "SpatialBceForImageClassification": "models.modeling_spatial_bce",
     "SpatialBceModel": "models.modeling_spatial_bce",
     "SpatialBceImageProcessor": "models.image_processing_spatial_bce",
+    "DeepLabConfig": "models.configuration_deeplab",
+    "DeepLabForSemanticSegmentation": "models.modeling_deeplab",
+    "DeepLabModel": "models.modeling_deeplab",
+    "DeepLabImageProcessor": "models.image_processing_deeplab",
     "load_trunk_weights": "models.modeling_trunk",
     "RunConfig": "config",
     "load_recipe": "config",
@@ -27,6 +31,12 @@ _ROOMS = {
     "LabelStore": "labelling.store",
     "MeanIoU": "evaluation.confusion",
     "train_classifier": "training.classifier",
+    "train_segmenter": "training.segmenter",
+    "segment": "labelling.segmentation",
+    "predict_images": "labelling.segmentation",
+    "load_photos": "data.photos",
+    "import_released": "importers.released",
+    "import_trunk": "importers.trunks",
     "run": "pipeline",
 }
 
@@ -46,27 +56,44 @@ def __dir__() -> list[str]:
 def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
+    from .models.configuration_deeplab import DeepLabConfig
     from .models.configuration_spatial_bce import SpatialBceConfig
 
     AutoConfig.register(SpatialBceConfig.model_type, SpatialBceConfig, exist_ok=True)
+    AutoConfig.register(DeepLabConfig.model_type, DeepLabConfig, exist_ok=True)
 
 
 def _register_model() -> None:
-    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
+    from transformers.models.auto import modeling_auto
 
+    from .models.modeling_deeplab import DeepLabConfig, DeepLabForSemanticSegmentation
     from .models.modeling_spatial_bce import SpatialBceConfig, SpatialBceForImageClassification
 
-    AutoModelForImageClassification.register(SpatialBceConfig, SpatialBceForImageClassification, exist_ok=True)
+    modeling_auto.AutoModelForImageClassification.register(
+        SpatialBceConfig, SpatialBceForImageClassification, exist_ok=True
+    )
+    modeling_auto.AutoModelForSemanticSegmentation.register(
+        DeepLabConfig, DeepLabForSemanticSegmentation, exist_ok=True
+    )
+    # The image segmentation pipeline knows no registered models and would log that it does not support this one.
+    names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    names[DeepLabConfig.model_type] = DeepLabForSemanticSegmentation.__name__
 
 
 def _register_image_processor() -> None:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    from .models.configuration_deeplab import DeepLabConfig
     from .models.configuration_spatial_bce import SpatialBceConfig
+    from .models.image_processing_deeplab import DeepLabImageProcessor
     from .models.image_processing_spatial_bce import SpatialBceImageProcessor
 
-    processors: dict[str, type] = {"torchvision": SpatialBceImageProcessor}
-    AutoImageProcessor.register(SpatialBceConfig, image_processor_classes=processors, exist_ok=True)
+    processors: dict[type, type] = {
+        SpatialBceConfig: SpatialBceImageProcessor,
+        DeepLabConfig: DeepLabImageProcessor,
+    }
+    for config, processor in processors.items():
+        AutoImageProcessor.register(config, image_processor_classes={"torchvision": processor}, exist_ok=True)
 
 
 _REGISTRATIONS: dict[str, Callable[[], None]] = {
@@ -98,6 +125,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+# The finder first: registering with one auto module imports our models, and these the other auto modules.
+sys.meta_path.insert(0, _RegisterAfterImport())
 for _name in [name for name in _REGISTRATIONS if name in sys.modules]:
     _REGISTRATIONS.pop(_name)()
-sys.meta_path.insert(0, _RegisterAfterImport())

@@ -1,30 +1,11 @@
 """Configuration of the Spatial-BCE classifier."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# The released program, where this library's defaults depart from it.
-OFFICIAL = {
-    "logit_scale_init": 10.0,
-    "normalization": "official",
-    "kl_slope_leak": 0.0,
-    "kl_in_threshold_phase": True,
-    "detach_threshold_input": False,
-}
-
-# Keys that `PreTrainedConfig` takes, or `save_pretrained` writes, without declaring a field or property for them.
-_UNDECLARED_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "custom_pipelines",
-    "experts_implementation",
-    "quantization_config",
-    "torch_dtype",
-}
+from .configuration_checks import check_keys, check_trunk
 
 
 @strict
@@ -36,11 +17,11 @@ class SpatialBceConfig(PreTrainedConfig):
     The defaults are chosen to hold on small data sets, where the released weighting drives present classes to
     ``p = 0`` (the absent classes' term outweighs them) and then has no gradient left (the sigmoid is flat there):
     ``normalization="balanced"``, ``kl_slope_leak`` and ``logit_scale_init`` each answer one of the causes.
-    [`OFFICIAL`] holds the released values.
+    The recipe key `official: true` sets the released values.
 
     Args:
         trunk (`str`, defaults to `"resnet50"`):
-            Any timm model name that supports `features_only`.
+            Any timm model name that supports `features_only`, or `"resnet38"` (the paper's).
         trunk_kwargs (`dict`, *optional*):
             Passed to `timm.create_model`, e.g. `{"pad_type": "same"}`.
         output_stride (`int`, *optional*, defaults to 8):
@@ -49,7 +30,7 @@ class SpatialBceConfig(PreTrainedConfig):
             Which of the trunk's feature levels is used; negative counts from the last.
         frozen_reduction (`int`, defaults to 4):
             Trunk parameters up to the last feature level of at most this stride are frozen ("the stem and the first
-            stage"). 0 freezes nothing.
+            stage"). 0 freezes nothing. The first stage of `"resnet38"` ends at stride 2.
         freeze_batch_norm (`bool`, defaults to `True`):
             Batch norm uses its running statistics and its affine parameters are not trained. Set to `False` for a
             trunk that starts from random weights.
@@ -81,6 +62,8 @@ class SpatialBceConfig(PreTrainedConfig):
             after Spatial-BCE, which leaves maps negative outside objects, 0.1 is saved instead.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the threshold head's initial weights.
+        palette (`list[list[int]]`, *optional*):
+            `[red, green, blue]` per label-map value, background first; published checkpoints have it.
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
@@ -106,28 +89,18 @@ class SpatialBceConfig(PreTrainedConfig):
     detach_threshold_input: bool = True
     image_top_share: float | int = 1.0
     initializer_range: float | int = 0.02
+    palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._check_keys(kwargs)
+        check_keys(self, kwargs)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
 
-    def _check_keys(self, keys: Iterable[str]) -> None:
-        """Raise for a misspelt key, which `PreTrainedConfig` would keep as an attribute that nothing reads."""
-        for key in keys:
-            if key.startswith("_") or key in _UNDECLARED_KEYS or hasattr(type(self), key):
-                continue
-            known = [*type(self).__annotations__, "id2label", "label2id", "num_labels"]
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-            # Files, which carry this version, may also hold keys of a newer transformers.
-            if near or self.transformers_version is None:
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-                raise ValueError(f"SpatialBceConfig: unknown key {key!r}; {hint}")
-
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
-        for name, low in (("embedding_dim", 1), ("frozen_reduction", 0), ("kl_weight", 0.0), ("kl_slope_leak", 0.0)):
+        check_trunk(self)
+        for name, low in (("embedding_dim", 1), ("kl_weight", 0.0), ("kl_slope_leak", 0.0)):
             if getattr(self, name) < low:
                 raise ValueError(f"SpatialBceConfig.{name}: got {getattr(self, name)}, expected at least {low}")
         if not self.logit_scale_init > 0:
@@ -136,5 +109,16 @@ class SpatialBceConfig(PreTrainedConfig):
             raise ValueError(
                 f"SpatialBceConfig.image_top_share: got {self.image_top_share}, expected above 0 and at most 1"
             )
-        if self.output_stride is not None and self.output_stride not in (8, 16, 32):
-            raise ValueError(f"SpatialBceConfig.output_stride: got {self.output_stride}, expected 8, 16, 32 or None")
+        colours, expected = self.palette, len(self.id2label or {}) + 1
+        if colours is not None and (len(colours) != expected or not all(map(_is_colour, colours))):
+            raise ValueError(
+                f"SpatialBceConfig.palette: got {colours}, expected {expected} colours [red, green, blue] of 0 to "
+                "255, background first"
+            )
+
+
+def _is_colour(colour: list[int]) -> bool:
+    return len(colour) == 3 and all(0 <= part <= 255 for part in colour)
+
+
+SpatialBceConfig.register_for_auto_class()

@@ -65,4 +65,6 @@ class SpatialBceImageProcessor(TorchvisionBackend):
         return label_maps
 
 
+SpatialBceImageProcessor.register_for_auto_class()
+
 __all__ = ["SpatialBceImageProcessor"]

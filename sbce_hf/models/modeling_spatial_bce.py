@@ -126,41 +126,48 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         pixel_logits = self.class_maps(self.embedding(features)) * scale
         head_input = features.detach() if self.config.detach_threshold_input else features
         threshold_logits = self.threshold_head(head_input).float().mean(dim=(-2, -1))
+        thresholds = threshold_logits.sigmoid()
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            losses = self._losses(pixel_logits, thresholds, labels, proportions, phase)
         output = SpatialBceOutput(
+            loss=losses.get("loss"),
             logits=pool_top(pixel_logits, self.config.image_top_share),
             pixel_logits=pixel_logits,
-            thresholds=threshold_logits.sigmoid(),
+            thresholds=thresholds,
             threshold_logits=threshold_logits,
+            spatial_loss=losses.get("spatial_loss"),
+            proportion_loss=losses.get("proportion_loss"),
         )
-        if labels is not None:
-            self._add_loss(output, labels, proportions, phase)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _add_loss(self, output: SpatialBceOutput, labels: Tensor, proportions: Tensor | None, phase: Phase) -> None:
+    def _losses(
+        self, maps: Tensor, thresholds: Tensor, labels: Tensor, proportions: Tensor | None, phase: Phase
+    ) -> dict[str, Tensor]:
         if phase not in ("bce", "weights", "threshold"):
             raise ValueError(f"phase: got {phase!r}, expected 'bce', 'weights' or 'threshold'")
         reduce = sum_over_processes if self.training else None
-        maps = cast(Tensor, output.pixel_logits)
         if phase == "bce":
             logits = maps.float().mean(dim=(-2, -1))
-            output.spatial_loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-        elif phase == "threshold":
-            output.spatial_loss = threshold_loss(maps, cast(Tensor, output.thresholds), labels, reduce)
-        if phase == "bce" or (phase == "threshold" and not self.config.kl_in_threshold_phase):
-            output.loss = output.spatial_loss
-            return
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+            return {"loss": loss, "spatial_loss": loss}
+        if phase == "threshold":
+            spatial_loss = threshold_loss(maps, thresholds, labels, reduce)
+            if not self.config.kl_in_threshold_phase:
+                return {"loss": spatial_loss, "spatial_loss": spatial_loss}
         if proportions is None:
             raise ValueError(
                 f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
-                "as `proportions_from_label_maps` computes them"
+                "as rough label maps give them"
             )
         if phase == "weights":
-            output.spatial_loss = spatial_bce_loss(maps, labels, proportions, self.config.normalization, reduce)
-        output.proportion_loss = proportion_kl(
+            spatial_loss = spatial_bce_loss(maps, labels, proportions, self.config.normalization, reduce)
+        proportion_loss = proportion_kl(
             maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce
         )
-        output.loss = output.spatial_loss + self.config.kl_weight * output.proportion_loss
+        loss = spatial_loss + self.config.kl_weight * proportion_loss
+        return {"loss": loss, "spatial_loss": spatial_loss, "proportion_loss": proportion_loss}
 
 
 def pool_top(pixel_logits: Tensor, share: float) -> Tensor:
@@ -177,3 +184,6 @@ def pool_top(pixel_logits: Tensor, share: float) -> Tensor:
     if share < 1:
         flat = flat.topk(max(1, round(share * flat.shape[-1])), dim=-1).values
     return flat.mean(dim=-1)
+
+
+SpatialBceForImageClassification.register_for_auto_class("AutoModelForImageClassification")

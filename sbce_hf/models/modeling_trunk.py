@@ -5,13 +5,20 @@ a list of feature maps, and `feature_info` tells their channels and strides.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import timm
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from .modeling_resnet38 import ResNet38
+from .modeling_vgg16 import dilate_vgg
+
+# The trunk that is not timm's.
+RESNET38 = "resnet38"
 
 
 class TrunkConfig(Protocol):
@@ -40,9 +47,10 @@ class TrunkMixin:
         self._freeze()
 
     def _freeze(self) -> None:
-        names = [name for name, _ in self.trunk.named_parameters()]
+        names = _names(self.trunk)
         for name in names[: count_frozen(names, self.trunk.feature_info.info, self.config.frozen_reduction)]:
-            self.trunk.get_parameter(name).requires_grad_(False)
+            if not name.endswith("."):
+                self.trunk.get_parameter(name).requires_grad_(False)
         if self.config.freeze_batch_norm:
             for module in _batch_norms(self.trunk):
                 for parameter in module.parameters():
@@ -74,17 +82,32 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: timm does not know the trunk, or the trunk rejects an argument.
     """
+    if config.trunk == RESNET38:
+        return _create_resnet38(config, **overrides)
     arguments = dict(config.trunk_kwargs or {})
-    if config.output_stride is not None:
+    # timm cannot dilate a VGG.
+    vgg_stride = config.output_stride if config.trunk.startswith("vgg") else None
+    if config.output_stride is not None and vgg_stride is None:
         arguments["output_stride"] = config.output_stride
     fixed = {"pretrained": False, "features_only": True, "out_indices": (config.feature_index,)}
     try:
-        return timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
+        trunk = timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
             f"trunk {config.trunk!r} with {arguments}: {error}. Expected a timm model with features_only and, unless "
             "output_stride is None, a settable output stride; timm.list_models('*') lists the names"
         ) from error
+    return trunk if vgg_stride is None else dilate_vgg(trunk, vgg_stride)
+
+
+def _create_resnet38(config: TrunkConfig, **overrides: Any) -> ResNet38:
+    arguments = {"out_indices": (config.feature_index,), **(config.trunk_kwargs or {}), **overrides}
+    if config.output_stride is not None:
+        arguments["output_stride"] = config.output_stride
+    try:
+        return ResNet38(**arguments)
+    except TypeError as error:
+        raise ValueError(f"trunk {RESNET38!r} with {arguments}: {error}; leave out trunk_kwargs") from error
 
 
 def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
@@ -92,34 +115,89 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
 
     Args:
         model: a model with a trunk; `post_init` would undo weights loaded before construction.
-        weights (`str`): `"pretrained"` for timm's own, or the path of a checkpoint file for the same architecture.
+        weights (`str`): `"pretrained"` for timm's own, or the path of a safetensors file: timm's checkpoint of the
+            same architecture, or what `sbce import` writes.
 
     Raises:
         FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
-        ValueError: the file holds other weights.
+        ValueError: the file is no safetensors file or holds other weights, or timm has none.
     """
-    overrides: dict = {"pretrained": True}
-    if weights != "pretrained":
-        if not os.path.isfile(weights):
-            raise FileNotFoundError(
-                f"trunk weights: no file {weights}; give a checkpoint file, 'pretrained' or 'random'"
-            )
-        overrides["pretrained_cfg_overlay"] = {"file": str(weights)}
     base: Any = model.base_model
     config = cast(Any, model.config)
+    if weights != "pretrained":
+        _check_trunk_file(base.trunk, config.trunk, weights)
+    elif config.trunk == RESNET38:
+        raise ValueError(
+            f"trunk weights 'pretrained': timm has none of {RESNET38!r}. Make a file from its ImageNet weights with "
+            "`sbce import FILE --output resnet38.safetensors` and give that, or give 'random'"
+        )
     try:
-        # Through features_only: its key names differ from the plain model's.
-        state: Mapping[str, Tensor] = create_trunk(config, **overrides).state_dict()
+        base.trunk.load_state_dict(_trunk_state(base.trunk, config, weights))
     except OSError as error:
         raise FileNotFoundError(
             f"trunk weights of {config.trunk!r} cannot be loaded: {error}. Connect to the Hub once, or give a "
             "checkpoint file instead of 'pretrained'"
         ) from error
-    base.trunk.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
+
+
+def _trunk_state(trunk: nn.Module, config: TrunkConfig, weights: str) -> Mapping[str, Tensor]:
+    if config.trunk == RESNET38:
+        with safe_open(weights, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in trunk.state_dict() if name in file.keys()}  # noqa: SIM118
+    overrides: dict = {"pretrained": True}
+    if weights != "pretrained":
+        overrides["pretrained_cfg_overlay"] = {"file": str(weights)}
+    # Through features_only: its key names differ from the plain model's.
+    return create_trunk(config, **overrides).state_dict()
+
+
+def _check_trunk_file(trunk: nn.Module, name: str, path: str) -> None:
+    """Raise for a file that timm would read as a pickle, or would take though it lacks the trunk's weights."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"trunk weights: no file {path}; give a checkpoint file, 'pretrained' or 'random'")
+    remedy = f"`sbce import {path} --trunk {name} --output FILE.safetensors` checks and converts other files"
+    try:
+        if not path.endswith(".safetensors"):
+            raise ValueError(f"trunk weights {path}: expected a .safetensors file; {remedy}")
+        with safe_open(path, framework="pt") as file:
+            missing = missing_weights(trunk, file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"trunk weights {path}: is no safetensors file: {error}; {remedy}") from error
+    if missing:
+        raise ValueError(
+            f"trunk weights {path}: lacks {len(missing)} of trunk {name!r}, first {missing[0]!r}: it belongs to "
+            f"another architecture, or has other names than timm's; {remedy}"
+        )
+
+
+def missing_weights(trunk: nn.Module, names: Iterable[str]) -> list[str]:
+    """Names of the trunk's weights that a checkpoint of the plain model lacks; counters do not count.
+
+    timm's feature extractors flatten some modules' names and put `model.` in front of others.
+    """
+    there = {flat_name(name) for name in names}
+    needed = (name for name in trunk.state_dict() if not name.endswith("num_batches_tracked"))
+    return [name for name in needed if flat_name(name) not in there]
+
+
+def flat_name(name: str) -> str:
+    """What a weight's name in a plain timm model and in its feature extractor have in common."""
+    return name.removeprefix("model.").replace(".", "_")
+
+
+def _names(trunk: nn.Module) -> list[str]:
+    """Of modules, with a dot at the end, and of parameters, in order: many a level is a module without parameters."""
+    return [
+        f"{path}.{name}".removeprefix(".")
+        for path, module in trunk.named_modules()
+        for name in ("", *dict(module.named_parameters(recurse=False)))
+    ][1:]
 
 
 def count_frozen(names: list[str], levels: list[dict], frozen_reduction: int) -> int:
-    """How many of the trunk's parameters, in order, belong to the levels of at most `frozen_reduction` stride."""
+    """How many of the trunk's names, in order, belong to the levels of at most `frozen_reduction` stride."""
     frozen = 0
     for level in levels:
         if level["reduction"] > frozen_reduction:

@@ -135,6 +135,8 @@ def test_tuples_on_request(batch):
     model = build().eval()
     with torch.no_grad():
         assert isinstance(model(batch["pixel_values"], return_dict=False), tuple)
+        trained = model(**batch, return_dict=False)
+        assert torch.equal(trained[0], model(**batch).loss), "Trainer and others take the first entry for the loss"
 
 
 def test_errors_of_forward(batch):

@@ -1,0 +1,54 @@
+"""`sbce import`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import add_command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "import", _import, "convert weights of other programs; the file tells which")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="the released program's checkpoint (.pth), ResNet-38's ImageNet weights (MXNet .params), or with --trunk "
+        "a checkpoint of that network (.safetensors, .pth, .bin)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        required=True,
+        help="a folder for the released program's checkpoint; FILE.safetensors for a trunk (--trunk-weights reads it)",
+    )
+    parser.add_argument("--trunk", metavar="NAME", help="read FILE as weights of this timm model, or of resnet38")
+    parser.add_argument("--classes", metavar="A,B,...", help="class names (default: VOC's for 20, COCO's for 80)")
+
+
+def _import(options: argparse.Namespace) -> int:
+    source = Path(options.file)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+
+    from ..importers.mxnet_params import is_params
+    from ..importers.writing import check_output, write_classifier, write_trunk
+
+    is_trunk = options.trunk is not None or is_params(source)
+    if is_trunk and options.classes is not None:
+        raise ValueError("--classes: got class names, expected none, as a trunk has no classes")
+    output = check_output(options.output, is_trunk)
+    if is_trunk:
+        from ..importers.trunks import import_trunk
+
+        state, report = import_trunk(source, options.trunk)
+        write_trunk(state, output)
+    else:
+        from ..importers.released import import_released
+
+        names = None if options.classes is None else [name.strip() for name in options.classes.split(",")]
+        model, report = import_released(source, names)
+        write_classifier(model, output)
+    print(report)
+    print(f"{'trunk weights' if is_trunk else 'classifier'}: {output}")
+    return 0
