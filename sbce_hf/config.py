@@ -23,6 +23,57 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
+_OFFICIAL_TRAINING = {
+    "head_lr_factor": 10.0,
+    "scale_lr_factor": 10.0,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "poly_power": 0.9,
+    "max_grad_norm": None,
+    "augmentation": {
+        "flip": False,
+        "color_jitter": 0.0,
+        "randaugment": 2,
+        "randaugment_magnitude": 9,
+        "geometric": True,
+    },
+}
+
+# What the recipe key `official: true` sets: the released program's choices, see [`load_recipe`]. What depends on the
+# data set and the machine stays the recipe's: trunk, image size, batch, learning rate, epochs, rounds, and the period
+# of the alternation.
+OFFICIAL: dict[str, Any] = {
+    "model": {
+        "embedding_dim": 128,
+        "class_map_bias": False,
+        "logit_scale_init": 10.0,
+        "normalization": "official",
+        "kl_weight": 1.0,
+        "kl_form": "bernoulli",
+        "kl_slope_leak": 0.0,
+        "kl_in_threshold_phase": True,
+        "detach_threshold_input": False,
+    },
+    "bce": _OFFICIAL_TRAINING,
+    "spatial": _OFFICIAL_TRAINING,
+    "labelling": {
+        "rule": "official",
+        "scales": [1.0, 0.5, 1.5, 2.0],
+        "flip": True,
+        "crf": {
+            "iterations": 10,
+            "gt_prob": 0.7,
+            "gaussian_sxy": 3.0,
+            "gaussian_compat": 3.0,
+            "bilateral_sxy": 40.0,
+            "bilateral_srgb": 5.0,
+            "bilateral_compat": 10.0,
+        },
+    },
+    "proportions": {"lost": "minimum"},
+    "final_scales": None,
+}
+
 
 def _at_least(section: str, value: float | None, name: str, low: float, strictly: bool = False) -> None:
     if value is not None and (value < low or (strictly and value == low)):
@@ -35,16 +86,19 @@ class DataConfig:
     """Where images and tags come from.
 
     Args:
-        source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"folder"` (images and a tags table)
-            or `"hub"` (a Hugging Face dataset).
-        data_dir: folder of a `voc` or `folder` source.
-        tags_file: tags table, relative to `data_dir`; by default the one that is found there.
+        source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"coco"` (COCO's folders), `"folder"`
+            (images and a tags table) or `"hub"` (a Hugging Face dataset).
+        data_dir: folder of a `voc`, `coco` or `folder` source.
+        tags_file: tags table (of `coco`: instances file), relative to `data_dir`; by default the one that is found
+            there.
         classes: foreground classes, in the order of their label-map values 1, 2, ...; by default all the source has.
-            Other tags of a `voc` source are left out; elsewhere a tag that is not listed is an error.
+            Other tags of a `voc` or `coco` source are left out; elsewhere a tag that is not listed is an error.
         train_split: split whose tags are trained on and whose images are labelled.
         score_split: split with masks on which label maps are scored in the report; `None` scores nothing.
         max_images: use only the first so many images of a split.
         strict: stop at the first unreadable image instead of skipping and listing it.
+        partial: use what is there of a `voc` or `coco` split instead of stopping because images are missing.
+        unlabelled: what value 255 in a COCO-Stuff mask is for the score: left out, or background.
         dataset: name on the Hub or local path, for source `"hub"`.
         dataset_config: its configuration.
         revision: its git revision.
@@ -54,7 +108,7 @@ class DataConfig:
         shapes_seed: their seed; independent of the run's, so that seeds can be compared on the same images.
     """
 
-    source: Literal["shapes", "voc", "folder", "hub"] = "folder"
+    source: Literal["shapes", "voc", "coco", "folder", "hub"] = "folder"
     data_dir: str | None = None
     tags_file: str | None = None
     classes: tuple[str, ...] | None = None
@@ -62,6 +116,8 @@ class DataConfig:
     score_split: str | None = None
     max_images: int | None = None
     strict: bool = False
+    partial: bool = False
+    unlabelled: Literal["ignore", "background"] = "ignore"
     dataset: str | None = None
     dataset_config: str | None = None
     revision: str | None = None
@@ -72,7 +128,7 @@ class DataConfig:
 
     def validate_source(self) -> None:
         """Each source has what it needs."""
-        if self.source in ("voc", "folder") and self.data_dir is None:
+        if self.source in ("voc", "coco", "folder") and self.data_dir is None:
             raise ValueError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
         if self.source == "hub" and self.dataset is None:
             raise ValueError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
@@ -238,11 +294,11 @@ class SegmenterTrainingConfig(LoopConfig):
 @strict
 @dataclass(kw_only=True)
 class CrfConfig:
-    """Dense CRF on hard labels (pydensecrf); standard deviations in pixels and grey values.
+    """Dense CRF (pydensecrf); standard deviations in pixels and grey values. Defaults are those for hard labels.
 
     Args:
         iterations: of mean field.
-        gt_prob: confidence in the given label.
+        gt_prob: confidence in the given label; of no effect where probabilities are given.
         gaussian_sxy: position deviation of the smoothness kernel.
         gaussian_compat: its Potts weight.
         bilateral_sxy: position deviation of the appearance kernel.
@@ -319,10 +375,11 @@ class PredictionConfig:
         scales: of the views.
         flip: add each view's mirror image.
         merge: of the views' probabilities: their mean, or per class their maximum, which is then normalised.
-        window: side of the sliding window in pixels; `None` takes the whole image at once.
+        window: side of the sliding window in pixels of scale 1; `None` takes the whole image at once.
         overlap: share of a window that the next one covers again.
-        batch_size: views of one size that go through the network together.
-        crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF.
+        batch_size: views of one image and size that go through the network together.
+        crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF. Each window is refined
+            by itself.
         crf_workers: processes that run the CRF and write label maps.
     """
 
@@ -424,16 +481,19 @@ class ProportionConfig:
 class RunConfig:
     """A whole run: stage 0 (BCE), then `rounds` of Spatial-BCE training and labelling.
 
+    A recipe may also say `official: true`, see [`load_recipe`].
+
     Args:
         seed: of weights, order and augmentation.
         data: see [`DataConfig`].
-        model: fields of `SpatialBceConfig`, the classes excepted; `preset: official` starts from the released
-            program's values instead of the library's.
+        model: fields of `SpatialBceConfig`, the classes excepted.
         trunk_weights: `"random"`, `"pretrained"` (timm's, needs the network once) or a checkpoint file.
         bce: training of stage 0.
         rounds: number of Spatial-BCE rounds.
         spatial: training of each round.
         labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
+        final_scales: of the views for the last round's label maps, instead of `labelling.scales`: the rounds before
+            need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
         contact_images: images on the report's contact sheet.
@@ -447,6 +507,7 @@ class RunConfig:
     rounds: int = 3
     spatial: TrainingConfig = field(default_factory=TrainingConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    final_scales: tuple[float, ...] | None = None
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     segmenter: SegmenterConfig | None = None
     contact_images: int = 8
@@ -455,6 +516,8 @@ class RunConfig:
         """Ranges."""
         _at_least("run", self.rounds, "rounds", 1)
         _at_least("run", self.contact_images, "contact_images", 0)
+        if self.final_scales is not None and (not self.final_scales or min(self.final_scales) <= 0):
+            raise ValueError(f"final_scales: got {list(self.final_scales)}, expected one or more numbers above 0")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
@@ -552,6 +615,9 @@ def recipe_path(name: str) -> Path:
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a recipe, apply overrides, check everything.
 
+    `official: true`, in the file or the overrides, stands for the values of [`OFFICIAL`]: they replace the file's and
+    are replaced by the overrides'. The config that is returned, and saved by a run, has the values only.
+
     Args:
         name: a built-in recipe's name or a YAML file.
         overrides: nested mappings, merged over the file.
@@ -567,4 +633,12 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
-    return from_mapping(RunConfig, merge(values, overrides or {}), where=path.name)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: got {values!r}, expected a mapping such as data: {{source: shapes}}")
+    values, overrides = dict(values), dict(overrides or {})
+    official = overrides.pop("official", values.pop("official", False))
+    if not isinstance(official, bool):
+        raise ValueError(f"official: got {official!r}, expected true or false")
+    if official:
+        values = merge(values, OFFICIAL)
+    return from_mapping(RunConfig, merge(values, overrides), where=path.name)

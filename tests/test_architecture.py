@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "sbce_hf"
 ORDER = [
     "models",
     "config",
+    "references",
     "data",
     "training",
     "labelling",
@@ -24,6 +25,7 @@ ORDER = [
     "pipeline",
     "plan",
     "hub",
+    "demo",
     "cli",
 ]
 MAX_LINES = 300

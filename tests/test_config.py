@@ -1,6 +1,11 @@
+import subprocess
+import sys
+
 import pytest
+import yaml
 
 from sbce_hf.config import (
+    OFFICIAL,
     RECIPES,
     DataConfig,
     RunConfig,
@@ -10,6 +15,7 @@ from sbce_hf.config import (
     parse_override,
     to_mapping,
 )
+from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 
 
 def test_round_trip():
@@ -57,6 +63,61 @@ def test_overrides():
 def test_recipes_are_valid(path):
     config = load_recipe(path.stem, {"data": {"data_dir": "photos"}})
     assert isinstance(config.data, DataConfig)
+    # Fields of the model are checked where it is built, which a recipe must not be the first to find out.
+    SpatialBceConfig(**config.model)
+
+
+def flat(values, prefix=""):
+    for key, value in values.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_official_replaces_the_recipe_and_is_replaced_by_overrides(path, tmp_path):
+    data = {"data": {"data_dir": "photos"}}
+    official = to_mapping(load_recipe(path.stem, {**data, "official": True}))
+    values = dict(flat(official))
+    assert dict(flat(OFFICIAL)).items() <= values.items()
+    # What depends on the data set stays the recipe's.
+    plain = dict(flat(to_mapping(load_recipe(path.stem, data))))
+    assert all(values[key] == plain[key] for key in ("bce.lr", "spatial.epochs", "spatial.period", "model.trunk"))
+
+    overrides = {**data, "official": True, "model": {"kl_slope_leak": 0.1}, "labelling": {"crf": None}}
+    changed = load_recipe(path.stem, overrides)
+    assert changed.model["kl_slope_leak"] == 0.1 and changed.model["normalization"] == "official"
+    assert changed.labelling.crf is None and changed.labelling.rule == "official"
+    # What a run saves has every value and gives the same config.
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump(to_mapping(changed)))
+    assert load_recipe(str(saved)) == changed
+
+
+def test_official_in_a_recipe_file(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("official: true\nspatial: {head_lr_factor: 1, lr: 0.5}")
+    assert load_recipe(str(recipe)).spatial.head_lr_factor == 10
+    assert load_recipe(str(recipe)).spatial.lr == 0.5
+    assert load_recipe(str(recipe), {"spatial": {"head_lr_factor": 3}}).spatial.head_lr_factor == 3
+    assert load_recipe(str(recipe), {"official": False}).spatial.head_lr_factor == 1
+    with pytest.raises(ValueError, match="official: got 'yes', expected true or false"):
+        load_recipe(str(recipe), {"official": "yes"})
+
+
+def test_official_names_fields_of_the_model_where_it_departs_from_the_defaults():
+    released = SpatialBceConfig(**OFFICIAL["model"])
+    departs = {key for key in OFFICIAL["model"] if getattr(released, key) != getattr(SpatialBceConfig(), key)}
+    assert departs == {
+        "logit_scale_init",
+        "normalization",
+        "kl_slope_leak",
+        "kl_in_threshold_phase",
+        "detach_threshold_input",
+    }
+
+
+def test_config_loads_nothing_heavy():
+    code = "import sys, sbce_hf.config; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def test_unknown_recipe_names_the_known(tmp_path):
@@ -65,4 +126,7 @@ def test_unknown_recipe_names_the_known(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [")
     with pytest.raises(ValueError, match="not valid YAML"):
+        load_recipe(str(broken))
+    broken.write_text("- a")
+    with pytest.raises(ValueError, match="expected a mapping"):
         load_recipe(str(broken))

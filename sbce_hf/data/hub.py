@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from datasets import Image as ImageFeature
 
 from ..config import DataConfig, check_keys
+from ..references import split_revision
 from .schema import TaggedImages, features
 from .validation import checked_images, class_indices
 
@@ -23,7 +24,8 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     Masks hold 0 for background and ``c + 1`` for class ``c``.
 
     Args:
-        config: `dataset`, `dataset_config`, `revision`, `columns`, `classes` and the limits are used.
+        config: `dataset` (with an optional `@revision`), `dataset_config`, `revision`, `columns`, `classes` and the
+            limits are used.
         split: name of the split; a `save_to_disk` folder of a single dataset is its own split, or `"train"`.
 
     Raises:
@@ -32,6 +34,8 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     dataset = _open(config, split)
     columns = _columns(dataset, config)
     labels, class_names = _labels(dataset, columns["labels"], config.classes)
+    feature = dataset.features[columns["labels"]]
+    named = isinstance(getattr(feature, "feature", feature), ClassLabel)
     with_mask = "mask" in columns
     schema = features(class_names, with_mask)
     ids = (
@@ -52,6 +56,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         split,
         mask_values=tuple(range(1 + len(class_names))) if with_mask else None,
         mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
+        fixed_classes=named and config.classes is None,
     )
 
 
@@ -66,7 +71,10 @@ def _open(config: DataConfig, split: str) -> Dataset:
         if split not in ("train", str(saved.split)):
             raise ValueError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
         return saved
-    return datasets.load_dataset(name, config.dataset_config, split=split, revision=config.revision)
+    identifier, revision = split_revision(name)
+    if revision is not None and config.revision is not None:
+        raise ValueError(f"data.revision: got {config.revision!r}, but data.dataset {name!r} names one; give it once")
+    return datasets.load_dataset(identifier, config.dataset_config, split=split, revision=revision or config.revision)
 
 
 def _columns(dataset: Dataset, config: DataConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ Index spaces: ``C`` foreground classes; label vectors are `float32` of shape `(C
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,12 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 
 IGNORE_INDEX = 255
+
+# EXIF orientations that exchange width and height.
+_TURNED = (5, 6, 7, 8)
 
 ImageSource = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
@@ -49,6 +53,23 @@ def features(class_names: Sequence[str], with_mask: bool) -> Features:
     if with_mask:
         columns["mask"] = ImageFeature(decode=False)
     return Features(columns)
+
+
+def label_features(class_names: Sequence[str], with_image: bool = False) -> Features:
+    """Columns of a dataset of label maps, on this machine and on the Hub.
+
+    - `image_id`: of the image.
+    - `image`: the photo, if asked for.
+    - `label_map`: one channel of 8 bits; 0 background, ``c + 1`` class ``c``, 255 where it says nothing.
+    - `labels`: classes known to be on the image. The three other lists have one entry for each of them.
+    - `thresholds`: in (0, 1); `None` where there is none.
+    - `proportions`: share of the label map's pixels, in [0, 1].
+    - `uncertainty`: share of pixels whose probability of the class, before any CRF, lies strictly between 0.02 and
+      0.98, in [0, 1]; it needs no ground truth. `None` where the label maps come without class maps.
+    """
+    columns: dict[str, Any] = {"image_id": Value("string")} | ({"image": ImageFeature()} if with_image else {})
+    columns |= {"label_map": ImageFeature(), "labels": List(ClassLabel(names=list(class_names)))}
+    return Features(columns | {name: List(Value("float64")) for name in ("thresholds", "proportions", "uncertainty")})
 
 
 def _open(source: ImageSource) -> Image.Image:
@@ -96,6 +117,22 @@ def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Imag
         raise ValueError(f"unreadable image: {type(error).__name__}: {error}") from error
 
 
+def upright_size(source: ImageSource) -> tuple[int, int]:
+    """Width and height of an image as [`decode_image`] returns it; a JPEG's header suffices for that.
+
+    Raises:
+        ValueError: see [`decode_image`].
+    """
+    try:
+        with _open(source) as image:
+            if image.format in ("JPEG", "MPO"):
+                turned = image.getexif().get(Base.Orientation) in _TURNED
+                return (image.height, image.width) if turned else image.size
+    except Exception as error:
+        raise ValueError(f"unreadable image: {type(error).__name__}: {error}") from error
+    return decode_image(source).size
+
+
 def decode_indices(source: ImageSource) -> NDArray[np.integer]:
     """Decode a single-channel index image, palette or grey, to its stored values, never to its luminance.
 
@@ -137,6 +174,9 @@ class TaggedImages:
         skipped: images that are left out.
         manifest_hash: of the classes and of every image's name, size, modification time (or bytes) and tags; belongs
             into the key of everything computed from them. Masks are not part of it: nothing is learned from them.
+        painter: for sources whose ground truth is no image file: paints what the mask file of an image id would hold.
+            All images have a mask then, and none is painted before it is asked for.
+        unlabelled: what 255 in a mask file becomes: [`IGNORE_INDEX`], or 0 to count it as background.
     """
 
     dataset: Dataset
@@ -145,6 +185,8 @@ class TaggedImages:
     mask_known: frozenset[int] | None
     skipped: tuple[SkippedImage, ...]
     manifest_hash: str
+    painter: Callable[[str], NDArray[np.uint8]] | None = None
+    unlabelled: int = IGNORE_INDEX
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -162,6 +204,8 @@ class TaggedImages:
     @property
     def has_masks(self) -> bool:
         """Whether at least one image has a mask."""
+        if self.painter is not None:
+            return len(self) > 0
         return "mask" in self.dataset.column_names and any(map(_is_given, self.dataset["mask"]))
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
@@ -172,6 +216,17 @@ class TaggedImages:
         """
         try:
             return decode_image(self.dataset["image"][index], min_side)
+        except ValueError as error:
+            raise ValueError(f"image {self.dataset['image_id'][index]!r}: {error}") from error
+
+    def upright_size(self, index: int) -> tuple[int, int]:
+        """Width and height of image `index`; see [`upright_size`].
+
+        Raises:
+            ValueError: unreadable; names the image.
+        """
+        try:
+            return upright_size(self.dataset["image"][index])
         except ValueError as error:
             raise ValueError(f"image {self.dataset['image_id'][index]!r}: {error}") from error
 
@@ -194,20 +249,16 @@ class TaggedImages:
         Raises:
             ValueError: no mask, an unknown value in it, or a size that is not the upright image's; names the image.
         """
-        source = self.dataset["mask"][index] if "mask" in self.dataset.column_names else None
         name = f"mask of image {self.dataset['image_id'][index]!r}"
-        if source is None or not _is_given(source) or self.mask_values is None or self.mask_known is None:
+        values = self._stored_values(index, name)
+        if values is None or self.mask_values is None or self.mask_known is None:
             raise ValueError(f"{name}: there is none; use with_masks() to select the images that have one")
-        try:
-            values = decode_indices(source)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
         unknown = sorted(set(np.unique(values).tolist()) - self.mask_known - {IGNORE_INDEX})
         if unknown:
             raise ValueError(
                 f"{name}: got value {unknown[0]}, expected one of {sorted(self.mask_known)} or {IGNORE_INDEX} (ignore)"
             )
-        width, height = self.image(index).size
+        width, height = self.upright_size(index)
         if values.shape != (height, width):
             raise ValueError(
                 f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
@@ -215,8 +266,19 @@ class TaggedImages:
             )
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.mask_values)] = np.arange(len(self.mask_values), dtype=np.uint8)
-        table[IGNORE_INDEX] = IGNORE_INDEX
+        table[IGNORE_INDEX] = self.unlabelled
         return table[values]
+
+    def _stored_values(self, index: int, name: str) -> NDArray[np.integer] | None:
+        if self.painter is not None:
+            return self.painter(self.dataset["image_id"][index])
+        source = self.dataset["mask"][index] if "mask" in self.dataset.column_names else None
+        if source is None or not _is_given(source):
+            return None
+        try:
+            return decode_indices(source)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def select(self, indices: Sequence[int]) -> "TaggedImages":
         """The images at `indices`, in that order."""
@@ -226,6 +288,8 @@ class TaggedImages:
 
     def with_masks(self) -> "TaggedImages":
         """The images that have a mask."""
+        if self.painter is not None:
+            return self
         if "mask" not in self.dataset.column_names:
             return self.select([])
         return self.select([index for index, mask in enumerate(self.dataset["mask"]) if _is_given(mask)])

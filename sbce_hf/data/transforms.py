@@ -66,16 +66,27 @@ def augment(image: Image.Image, config: AugmentationConfig, generator: Generator
     if config.flip and generator.random() < 0.5:
         image = F.horizontal_flip(image)
     if config.color_jitter:
-        low, high = max(0.0, 1 - config.color_jitter), 1 + config.color_jitter
-        factors = generator.uniform(low, high, size=3)
-        adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
-        for which in generator.permutation(3):
-            image = adjust[which](image, float(factors[which]))
+        image = jitter_colors(image, config.color_jitter, generator)
     operations = _PHOTOMETRIC + (_GEOMETRIC if config.geometric else ())
     for _ in range(config.randaugment):
         operation, weakest, strongest, signed = operations[generator.integers(len(operations))]
         sign = -1 if signed and generator.random() < 0.5 else 1
         image = operation(image, sign * (weakest + (strongest - weakest) * config.randaugment_magnitude / 30))
+    return image
+
+
+def jitter_colors(image: Image.Image, strength: float, generator: Generator) -> Image.Image:
+    """Change brightness, contrast and saturation, in random order.
+
+    Args:
+        image: RGB.
+        strength: the factors are drawn evenly from 1 - strength (but at least 0) to 1 + strength.
+        generator: the only source of randomness.
+    """
+    factors = generator.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+    for which in generator.permutation(3):
+        image = adjust[which](image, float(factors[which]))
     return image
 
 

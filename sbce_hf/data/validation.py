@@ -5,20 +5,55 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ..config import DataConfig
-from .schema import SkippedImage, TaggedImages, decode_image
+from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
 
 logger = logging.getLogger(__name__)
 
 # How many names an error message lists.
 SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A split as its source lists it, before any image is opened.
+
+    Args:
+        image_ids: of the images that are there.
+        files: their paths.
+        labels: their class indices, ascending.
+        masks: their mask files; `None` where there is none.
+        num_listed: images the split has, those included that a partial copy lacks.
+    """
+
+    image_ids: list[str]
+    files: list[Path]
+    labels: list[list[int]]
+    masks: list[Path | None]
+    num_listed: int
+
+    def to_dataset(self, class_names: Sequence[str]) -> Dataset:
+        """Columns of [`schema.features`], with masks if any image has one."""
+        columns: dict[str, list] = {
+            "image_id": self.image_ids,
+            "image": [str(file) for file in self.files],
+            "labels": self.labels,
+        }
+        with_mask = any(self.masks)
+        if with_mask:
+            columns["mask"] = [str(mask) if mask else None for mask in self.masks]
+        return Dataset.from_dict(columns, features=features(class_names, with_mask))
 
 
 def listing(names: Collection[str]) -> str:
@@ -49,6 +84,32 @@ def require_files(paths: Iterable[Path], what: str) -> None:
         raise FileNotFoundError(f"{len(missing)} {what} missing: {listing(missing)}")
 
 
+def present_files(paths: Sequence[Path], what: str, partial: bool, remedy: str) -> list[int]:
+    """Indices of the files that are there: all of them, unless the copy may be `partial`.
+
+    Args:
+        paths: expected files.
+        what: they are, for messages.
+        partial: warn about missing ones instead of stopping.
+        remedy: how to get them.
+
+    Raises:
+        FileNotFoundError: some are missing and the copy may not be partial, or all are; says how many, names the first
+            few and the remedy.
+    """
+    there = [index for index, path in enumerate(paths) if path.is_file()]
+    if len(there) == len(paths):
+        return there
+    found = set(there)
+    missing = [str(path) for index, path in enumerate(paths) if index not in found]
+    message = f"{len(missing)} {what} missing: {listing(missing)}"
+    if not there or not partial:
+        use = f", or set data.partial to true to use the {len(there)} that are there" if there else ""
+        raise FileNotFoundError(f"{message}; {remedy}{use}")
+    logger.warning("%s; using the %d that are there", message, len(there))
+    return there
+
+
 def class_indices(tags: Iterable[str], class_names: Sequence[str], where: str) -> list[int]:
     """Indices of an image's tags, ascending, each once.
 
@@ -75,6 +136,9 @@ def checked_images(
     mask_values: tuple[int, ...] | None = None,
     mask_known: frozenset[int] | None = None,
     skipped: Sequence[SkippedImage] = (),
+    painter: Callable[[str], NDArray[np.uint8]] | None = None,
+    unlabelled: int = IGNORE_INDEX,
+    fixed_classes: bool = False,
 ) -> TaggedImages:
     """Decode every image once, leave out the unreadable ones, and check what training and scoring rely on.
 
@@ -88,6 +152,10 @@ def checked_images(
         mask_values: see [`TaggedImages`].
         mask_known: see [`TaggedImages`].
         skipped: images a reader has already left out.
+        painter: see [`TaggedImages`].
+        unlabelled: see [`TaggedImages`].
+        fixed_classes: the class list is the data set's own, not chosen by the user or read off the tags. A class
+            without images is a warning then, not an error, so that a part of the data set keeps its label values.
 
     Raises:
         ValueError: no images, a duplicate or unusable image id, an unreadable image when `config.strict`, a class that
@@ -120,9 +188,11 @@ def checked_images(
         mask_known=mask_known,
         skipped=(*skipped, *unreadable.values()),
         manifest_hash=manifest.hexdigest(),
+        painter=painter,
+        unlabelled=unlabelled,
     )
     if split == config.train_split:
-        _check_every_class_occurs(images, split)
+        _check_every_class_occurs(images, split, fixed_classes)
     if split == config.score_split:
         _check_masks(images)
     return images
@@ -163,7 +233,10 @@ def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImag
 
     identities, unreadable = {}, {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for index, (identity, problem) in enumerate(pool.map(look, range(len(dataset)))):
+        looks = pool.map(look, range(len(dataset)))
+        for index, (identity, problem) in enumerate(
+            tqdm(looks, "checking images", len(dataset), disable=None, unit="image")
+        ):
             if problem is None:
                 identities[index] = identity
             else:
@@ -178,10 +251,20 @@ def _fingerprint(source: Mapping[str, Any]) -> list[Any]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _check_every_class_occurs(images: TaggedImages, split: str) -> None:
+def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: bool) -> None:
     counts = images.label_matrix().sum(axis=0)
     absent = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
-    if absent:
+    if len(absent) == images.num_classes:
+        raise ValueError(f"data: none of the {len(images)} images of split {split!r} has a tag; tag at least some")
+    if absent and fixed_classes:
+        logger.warning(
+            "%d of %d classes have no image in split %r and cannot be learned: %s",
+            len(absent),
+            images.num_classes,
+            split,
+            listing(absent),
+        )
+    elif absent:
         present = [name for name in images.class_names if name not in absent]
         raise ValueError(
             f"data: no image of split {split!r} ({len(images)} images) has the tag {listing(absent)}; a class without "
@@ -198,5 +281,6 @@ def _check_masks(images: TaggedImages) -> None:
     if len(masked) < len(images):
         logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for _ in pool.map(masked.mask, range(len(masked))):
+        looks = pool.map(masked.mask, range(len(masked)))
+        for _ in tqdm(looks, "checking masks", len(masked), disable=None, unit="mask"):
             pass

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
 from ..config import DataConfig
-from .schema import IGNORE_INDEX, TaggedImages, decode_indices, features
-from .validation import checked_images, class_indices, listing, require_files, require_folder
+from .schema import IGNORE_INDEX, TaggedImages, decode_indices
+from .validation import Listing, checked_images, class_indices, listing, present_files, require_files, require_folder
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +22,14 @@ VOC_CLASSES = (
 TAGS_FILE = "image_labels.json"
 # The augmented masks (VOC + SBD) come first: they are complete where both folders exist.
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+LISTS = Path("ImageSets", "Segmentation")
+ARCHIVE = "VOCtrainval_11-May-2012.tar of PASCAL VOC 2012 (host.robots.ox.ac.uk/pascal/VOC/voc2012)"
+# VOC's own images, with masks of the Semantic Boundaries Dataset for the 9118 that VOC did not segment.
+AUGMENTED = "trainaug"
+AUGMENTED_ARCHIVE = (
+    "SegmentationClassAug and trainaug.txt, which do not come with VOC but are made from SBD (Semantic Boundaries "
+    "Dataset, benchmark.tgz or benchmark_RELEASE)"
+)
 
 
 def load(config: DataConfig, split: str) -> TaggedImages:
@@ -32,44 +39,64 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     `image_labels.json` (image id to list of names), the masks (with a warning).
 
     Args:
-        config: `data_dir`, `tags_file`, `classes` and the limits are used.
+        config: `data_dir`, `tags_file`, `classes`, `partial` and the limits are used.
         split: name of the list, for example `"trainaug"`.
 
     Raises:
         FileNotFoundError: a folder, the split's list, images or annotations are missing.
         ValueError: a class that VOC does not have, or what [`checked_images`] rejects.
     """
-    root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
-    folder = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
     class_names = config.classes or VOC_CLASSES
-    class_indices(class_names, VOC_CLASSES, "data.classes")
-    image_ids = _read_split(root, split)
-    files = [folder / f"{image_id}.jpg" for image_id in image_ids]
-    require_files(files, f"images of split {split!r}")
-    masks = [_find_mask(root, image_id) for image_id in image_ids]
-    tags = _read_tags(root, config.tags_file, image_ids, masks)
-    labels = [_known_indices(names, class_names, image_id) for image_id, names in zip(image_ids, tags, strict=True)]
-    with_mask = any(masks)
-    columns: dict[str, list] = {"image_id": image_ids, "image": [str(file) for file in files], "labels": labels}
-    if with_mask:
-        columns["mask"] = [str(mask) if mask else None for mask in masks]
+    dataset = list_split(config, split).to_dataset(class_names)
+    with_mask = "mask" in dataset.column_names
     return checked_images(
-        Dataset.from_dict(columns, features=features(class_names, with_mask)),
+        dataset,
         class_names,
         config,
         split,
         mask_values=(0, *(1 + VOC_CLASSES.index(name) for name in class_names)) if with_mask else None,
         mask_known=frozenset(range(1 + len(VOC_CLASSES))) if with_mask else None,
+        fixed_classes=config.classes is None,
     )
 
 
+def list_split(config: DataConfig, split: str) -> Listing:
+    """What [`load`] reads, before any image is opened; raises what it does."""
+    root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
+    photos = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
+    class_names = config.classes or VOC_CLASSES
+    class_indices(class_names, VOC_CLASSES, "data.classes")
+    image_ids = _read_split(root, split)
+    num_listed = len(image_ids)
+    needed = [(photos, ".jpg", f"images of split {split!r}")]
+    if (root / "Annotations").is_dir() and _tags_file(root, config.tags_file) is None:
+        needed.append((root / "Annotations", ".xml", "annotations"))
+    for folder, suffix, what in needed:
+        paths = [folder / f"{image_id}{suffix}" for image_id in image_ids]
+        there = present_files(paths, what, config.partial, f"VOC's are in {ARCHIVE}")
+        image_ids = [image_ids[index] for index in there]
+    masks = [_find_mask(root, image_id) for image_id in image_ids]
+    tags = _read_tags(root, config.tags_file, image_ids, masks)
+    labels = [_known_indices(names, class_names, image_id) for image_id, names in zip(image_ids, tags, strict=True)]
+    return Listing(image_ids, [photos / f"{image_id}.jpg" for image_id in image_ids], labels, masks, num_listed)
+
+
+def _tags_file(root: Path, tags_file: str | None) -> Path | None:
+    found = tags_file is not None or (not (root / "Annotations").is_dir() and (root / TAGS_FILE).is_file())
+    return root / (tags_file or TAGS_FILE) if found else None
+
+
 def _read_split(root: Path, split: str) -> list[str]:
-    folder = root / "ImageSets" / "Segmentation"
-    path = folder / f"{split}.txt"
+    path = root / LISTS / f"{split}.txt"
     if not path.is_file():
-        found = sorted(file.stem for file in folder.glob("*.txt"))
+        found = sorted(file.stem for file in path.parent.glob("*.txt"))
+        hint = ""
+        if split == AUGMENTED:
+            hint = f". Fetch {AUGMENTED_ARCHIVE}"
+            if (root / MASK_FOLDERS[0]).is_dir():
+                hint += f"; without the list: the names of the masks in {MASK_FOLDERS[0]} that val.txt does not have"
         raise FileNotFoundError(
-            f"{path}: no list of split {split!r}; splits in that folder: {listing(found) or 'none'}"
+            f"{path}: no list of split {split!r}; splits in that folder: {listing(found) or 'none'}{hint}"
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     # SBD's lists have "/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png" where VOC's have "<id>".
@@ -84,15 +111,12 @@ def _find_mask(root: Path, image_id: str) -> Path | None:
 def _read_tags(
     root: Path, tags_file: str | None, image_ids: Sequence[str], masks: Sequence[Path | None]
 ) -> list[list[str]]:
-    annotations = root / "Annotations"
-    if tags_file is not None or (not annotations.is_dir() and (root / TAGS_FILE).is_file()):
-        path = root / (tags_file or TAGS_FILE)
-        require_files([path], "tags file")
-        return _read_tags_file(path, image_ids)
+    table, annotations = _tags_file(root, tags_file), root / "Annotations"
+    if table is not None:
+        require_files([table], "tags file")
+        return _read_tags_file(table, image_ids)
     if annotations.is_dir():
-        paths = [annotations / f"{image_id}.xml" for image_id in image_ids]
-        require_files(paths, "annotations")
-        return [_read_annotation(path) for path in paths]
+        return [_read_annotation(annotations / f"{image_id}.xml") for image_id in image_ids]
     require_files(
         [mask or root / MASK_FOLDERS[0] / f"{i}.png" for i, mask in zip(image_ids, masks, strict=True)], "masks"
     )

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..config import TrainingConfig
 from ..data import TaggedImages
 from ..data.transforms import TrainingDataset
-from ..models.configuration_spatial_bce import OFFICIAL, SpatialBceConfig
+from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk import load_trunk_weights
@@ -86,7 +86,7 @@ class ClassHealth:
             raise TrainingHealthError(
                 f"at iteration {window.iteration}: {' '.join(filter(None, failures))} Its maps have become binary, "
                 "where the sigmoid passes no gradient, so training on does not help. What usually does: a lower "
-                'training.lr; normalization="balanced"; fewer epochs in the stage this one started '
+                "spatial.lr; model.normalization=balanced; fewer epochs in the stage this one started "
                 "from; more images of the class; better proportions, if these are far from the truth"
             )
         for values in (self._images, *self._sums.values()):
@@ -243,8 +243,7 @@ def create_classifier(
     """Build a classifier to start from.
 
     Args:
-        fields: of [`SpatialBceConfig`], the classes excepted; `preset: official` starts from the released program's
-            values.
+        fields: of [`SpatialBceConfig`], the classes excepted.
         class_names: the foreground classes.
         trunk_weights: `"random"`, `"pretrained"` (timm's) or a checkpoint file.
         seed: of the weights that are not loaded.
@@ -254,12 +253,6 @@ def create_classifier(
         ValueError: an unknown field, or one that does not fit the trunk.
     """
     names = dict(enumerate(class_names))
-    fields = dict(fields)
-    preset = fields.pop("preset", None)
-    if preset not in (None, "official"):
-        raise ValueError(f"model.preset: got {preset!r}, expected 'official' or nothing")
-    if preset == "official":
-        fields = OFFICIAL | fields
     config = SpatialBceConfig(**fields, id2label=names, label2id={name: index for index, name in names.items()})
     set_seed(seed)
     model = SpatialBceForImageClassification(config)

@@ -86,7 +86,7 @@ def fit(
         config: of this stage.
         output_dir: gets `model/`, `metrics.jsonl`, `tensorboard/`, `summary.json` and, until then, `checkpoints/`.
         seed: of order and dropout.
-        name: of the stage, for messages.
+        name: of the stage, for messages: the recipe's section that `config` is, such as `spatial`.
         inputs: what else a stage and its continuation must agree on, such as hashes of the data; plain values.
 
     Raises:
@@ -224,7 +224,7 @@ class _Stage:
         if not np.isfinite(means.get("loss", np.zeros(()))):
             raise TrainingHealthError(
                 f"{self.name}: the loss is {means['loss']} at iteration {done}. What usually helps: a lower "
-                "training.lr, training.max_grad_norm=1.0, training.mixed_precision=no"
+                f"{self.name}.lr, {self.name}.max_grad_norm=1.0, {self.name}.mixed_precision=no"
             )
         rate = self.config.lr * poly_factor(done - 1, self.order.iterations, self.config.poly_power)
         line = {

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from ..config import TrainingConfig
+from ..config import SegmenterTrainingConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +50,49 @@ def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> list[d
     if not groups:
         raise ValueError(f"{type(model).__name__}: every parameter is frozen, there is nothing to train")
     return groups
+
+
+def segmenter_parameter_groups(model: "PreTrainedModel", config: SegmenterTrainingConfig) -> list[dict[str, Any]]:
+    """Sort the trainable parameters of a segmentation network into weights and biases of trunk and head (DeepLab).
+
+    Args:
+        model: its `base_model` is the trunk, or `backbone` for models that have no base model; everything else is the
+            head.
+        config: learning rates and weight decay.
+
+    Returns:
+        One group per kind that has trainable parameters, with `params`, `lr`, `weight_decay` and `name`. Frozen
+        parameters are in no group: weight decay would move them.
+
+    Raises:
+        ValueError: there is no head, or nothing of it is trainable.
+    """
+    base = model.base_model if model.base_model is not model else getattr(model, "backbone", model)
+    trunk = {id(parameter) for parameter in base.parameters()}
+    members: dict[str, list[nn.Parameter]] = {
+        f"{part} {kind}": [] for part in ("trunk", "head") for kind in ("weights", "biases")
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "trunk" if id(parameter) in trunk else "head"
+            kind = "biases" if name.split(".")[-1] == "bias" else "weights"
+            members[f"{part} {kind}"].append(parameter)
+    if not members["head weights"]:
+        raise ValueError(
+            f"{type(model).__name__}: has no trainable weights besides its trunk's; expected a segmentation network "
+            "with a head"
+        )
+    factors = {"head weights": config.head_lr_factor, "head biases": config.head_bias_lr_factor}
+    return [
+        {
+            "name": kind,
+            "params": parameters,
+            "lr": config.lr * factors.get(kind, 1.0),
+            "weight_decay": config.bias_weight_decay if kind.endswith("biases") else config.weight_decay,
+        }
+        for kind, parameters in members.items()
+        if parameters
+    ]
 
 
 def poly_factor(iteration: int, iterations: int, power: float) -> float:

@@ -132,6 +132,37 @@ def test_wrong_names_get_the_nearest_class(devkit):
         load(config(devkit), "train")
 
 
+def test_partial_copy(devkit, caplog):
+    (devkit / "JPEGImages/a.jpg").unlink()
+    (devkit / "Annotations/c.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg; .*VOCtrainval_11-May-2012\.tar.*data\.partial .*the 2 that"):
+        load(config(devkit), "train")
+    with caplog.at_level(logging.WARNING):
+        images = load(config(devkit, partial=True, classes=None), "train")
+    assert images.image_ids == ["b"] and np.unique(images.mask(0)).tolist() == [0, PERSON, 255]
+    assert "1 images of split 'train' missing" in caplog.text and "1 annotations missing" in caplog.text
+    (devkit / "JPEGImages/b.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="1 annotations missing"):
+        load(config(devkit, partial=True), "train")
+    (devkit / "JPEGImages/c.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"3 images of split 'train' missing: [^;]*; VOC's are in [^;]*$"):
+        load(config(devkit, partial=True), "train")
+
+
+def test_augmented_list_has_to_be_fetched(devkit):
+    with pytest.raises(FileNotFoundError, match=r"no list of split 'trainaug'; .*train, val\. Fetch .*SBD.*[^;]*$"):
+        load(config(devkit), "trainaug")
+    (devkit / "SegmentationClassAug").mkdir()
+    with pytest.raises(FileNotFoundError, match="without the list: the names of the masks in SegmentationClassAug"):
+        load(config(devkit), "trainaug")
+
+
+def test_class_without_images_warns_where_classes_are_vocs_own(devkit, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert load(config(devkit, classes=None), "train").num_classes == 20
+    assert "16 of 20 classes have no image in split 'train'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "not valid JSON"), ("[]", "JSON object"), ('{"a": []}', "no tags for 2 images: b, c")]
 )

@@ -1,34 +1,50 @@
-"""A classifier's stage on an in-memory set, run by one process and by torchrun's two."""
+"""Stages and labelling on small sets, run by one process and by torchrun's two."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
-from sbce_hf.config import TrainingConfig
+from sbce_hf.config import DataConfig, LabellingConfig, TrainingConfig
+from sbce_hf.data import load_images
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.training.classifier import ClassifierTask
+from sbce_hf.steps import label_with_checkpoint
+from sbce_hf.training.classifier import ClassifierTask, create_classifier
 from sbce_hf.training.loop import fit
 
 CLASSES = ("cat", "dog", "cow")
 IMAGES, BATCH, ITERATIONS = 40, 4, 20
-NORMALIZATIONS = ("balanced", "official")
+# Name: kind, normalization, micro-batches, images, batch, iterations.
+STAGES = {
+    "balanced": ("spatial", "balanced", 1, IMAGES, BATCH, ITERATIONS),
+    "official": ("spatial", "official", 1, IMAGES, BATCH, ITERATIONS),
+    "accumulated": ("spatial", "official", 2, IMAGES, BATCH, ITERATIONS),
+    # An odd share of every batch, and an epoch that leaves images over.
+    "bce": ("bce", "balanced", 1, 37, 6, 24),
+    "odd": ("spatial", "balanced", 1, 37, 6, 24),
+    # Fewer images than a batch.
+    "few": ("spatial", "balanced", 1, 10, 12, 20),
+}
+# One more than the processes can share equally.
+LABELLED = DataConfig(source="shapes", shapes_images=13, shapes_size=48)
 
 
 class FewPositives:
     """Three in five images have no label at all, so that a process's half of a batch often has none."""
 
-    def __init__(self):
+    def __init__(self, images=IMAGES):
         generator = np.random.default_rng(0)
-        self.labels = np.zeros((IMAGES, 3), np.float32)
-        for index in range(0, IMAGES, 5):
+        self.labels = np.zeros((images, 3), np.float32)
+        for index in range(0, images, 5):
             self.labels[index, generator.integers(3)] = 1
-            self.labels[index + 1] = 1
+            self.labels[index + 1 : index + 2] = 1
 
     def __len__(self):
-        return IMAGES
+        return len(self.labels)
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -43,7 +59,8 @@ class FewPositives:
         }
 
 
-def run(output_dir, normalization, accumulation=1):
+def run(output_dir, name, **changes):
+    kind, normalization, accumulation, images, batch, iterations = STAGES[name]
     torch.manual_seed(0)
     model = SpatialBceForImageClassification(
         SpatialBceConfig(
@@ -52,8 +69,8 @@ def run(output_dir, normalization, accumulation=1):
     )
     # Both phases, and four changes between them.
     config = TrainingConfig(
-        epochs=2,
-        batch_size=BATCH,
+        epochs=iterations // (images // min(batch, images)),
+        batch_size=batch,
         lr=0.02,
         period=5,
         weights_iterations=3,
@@ -62,12 +79,29 @@ def run(output_dir, normalization, accumulation=1):
         checkpoint_every=7,
         gradient_accumulation_steps=accumulation,
     )
-    task = ClassifierTask("spatial", config, CLASSES)
-    return fit(model, task, FewPositives(), config, output_dir=Path(output_dir), seed=0, name=normalization)
+    task = ClassifierTask(kind, config, CLASSES)
+    config = replace(config, **changes)
+    return fit(model, task, FewPositives(images), config, output_dir=Path(output_dir), seed=0, name=kind)
+
+
+def label(output_dir):
+    """Label with untrained weights of a fixed seed; without the CRF, whose workers would import this file."""
+    process = PartialState(cpu=True)
+    images = load_images(LABELLED, "train")
+    checkpoint = Path(output_dir) / "checkpoint"
+    create_classifier({"trunk": "test_resnet"}, images.class_names).save_pretrained(checkpoint)
+    process.wait_for_everyone()
+    labelling = LabellingConfig(scales=(1.0,), batch_size=4, crf=None)
+    return label_with_checkpoint(checkpoint, images, labelling, Path(output_dir) / "labels")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in NORMALIZATIONS:
-        run(Path(sys.argv[1]) / name, name)
-    run(Path(sys.argv[1]) / "accumulated", "official", accumulation=2)
+    folder = Path(sys.argv[1])
+    for stage in STAGES:
+        run(folder / stage, stage)
+    try:
+        run(folder / "refused", "balanced", batch_size=5)
+    except ValueError as error:
+        (folder / f"refused_{torch.distributed.get_rank()}.txt").write_text(str(error))
+    label(folder)

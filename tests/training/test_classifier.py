@@ -168,7 +168,8 @@ def test_a_collapsed_class_stops_training(tmp_path, images, proportions):
         train_classifier(
             model, images, TrainingConfig(**{**CONFIG, "epochs": 20}), "spatial", proportions, output_dir=tmp_path
         )
-    assert 'normalization="balanced"' in str(error.value) and "0.200" in str(error.value)
+    message = str(error.value)
+    assert "a lower spatial.lr; model.normalization=balanced" in message and "0.200" in message
 
 
 # --- class health ---------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_gradient_clipping_bounds_the_step(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_training_before_it_is_saved(tmp_path):
-    with pytest.raises(TrainingHealthError, match="the loss is nan at iteration 8.*lower training.lr"):
+    with pytest.raises(TrainingHealthError, match="the loss is nan at iteration 8.*lower tiny.lr"):
         run(tmp_path, TinyTask(poison_at=7), log_every=1000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000004"]
     assert not (tmp_path / "model").exists()

@@ -1,11 +1,20 @@
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    ResNetConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
-from sbce_hf.config import TrainingConfig
+from sbce_hf.config import SegmenterTrainingConfig, TrainingConfig
+from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.training.optimization import parameter_groups, phase_for, poly_factor
+from sbce_hf.training.optimization import parameter_groups, phase_for, poly_factor, segmenter_parameter_groups
 
 CONFIG = TrainingConfig(lr=0.01, head_lr_factor=5.0, scale_lr_factor=3.0, weight_decay=0.1)
 
@@ -45,6 +54,60 @@ def test_frozen_parameters_survive_weight_decay(model):
     optimizer.step()
     assert before
     assert all(torch.equal(model.get_parameter(name), value) for name, value in before.items())
+
+
+SEGMENTER = SegmenterTrainingConfig(
+    lr=0.01, head_lr_factor=10.0, head_bias_lr_factor=20.0, weight_decay=0.1, bias_weight_decay=0.03
+)
+
+
+def deeplab(**fields):
+    return DeepLabForSemanticSegmentation(
+        DeepLabConfig(trunk="test_resnet", num_labels=3, freeze_batch_norm=False, **fields)
+    ), "deeplab."
+
+
+def segformer():
+    config = SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
+    )
+    return SegformerForSemanticSegmentation(config), "segformer."
+
+
+def upernet():
+    stages = [f"stage{level}" for level in range(1, 5)]
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=stages)
+    config = UperNetConfig(backbone_config=backbone, hidden_size=8, auxiliary_in_channels=8, num_labels=3)
+    return UperNetForSemanticSegmentation(config), "backbone."
+
+
+@pytest.mark.parametrize("build", [deeplab, segformer, upernet])
+def test_segmenter_groups_hold_every_parameter_once_with_its_rate_and_decay(build):
+    model, trunk = build()
+    groups = {group["name"]: group for group in segmenter_parameter_groups(model, SEGMENTER)}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "trunk weights": (0.01, 0.1),
+        "trunk biases": (0.01, 0.03),
+        "head weights": (pytest.approx(0.1), 0.1),
+        "head biases": (pytest.approx(0.2), 0.03),
+    }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    members = {kind: [names[id(parameter)] for parameter in group["params"]] for kind, group in groups.items()}
+    assert sorted(sum(members.values(), [])) == sorted(names.values())
+    for kind, found in members.items():
+        assert all(name.startswith(trunk) == kind.startswith("trunk") for name in found)
+        assert all(name.endswith(".bias") == kind.endswith("biases") for name in found)
+
+
+def test_segmenter_without_a_head_or_with_a_frozen_one_is_an_error():
+    model, _ = deeplab()
+    with pytest.raises(ValueError, match="DeepLabModel: has no trainable weights besides its trunk's"):
+        segmenter_parameter_groups(model.deeplab, SEGMENTER)
+    model.deeplab.requires_grad_(False)
+    assert [group["name"] for group in segmenter_parameter_groups(model, SEGMENTER)] == ["head weights", "head biases"]
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="expected a segmentation network with a head"):
+        segmenter_parameter_groups(model, SEGMENTER)
 
 
 def test_poly_factor_falls_from_one_to_zero():

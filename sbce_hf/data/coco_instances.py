@@ -1,0 +1,142 @@
+"""COCO's instances files: reading them in bounded memory, and painting label maps from them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+# Polygon parts as flat arrays x, y, x, y, ... in pixels, or a run-length encoding as in the file.
+Outline = list[NDArray[np.float64]] | dict[str, Any]
+
+
+def read_json(path: Path, outlines_of: Collection[int] = ()) -> dict[str, list[Any]]:
+    """Read an instances file.
+
+    Outlines are 95 % of the file; as lists of Python numbers those of `train2014` would take gigabytes.
+
+    Args:
+        path: the file.
+        outlines_of: ids of the images whose annotations keep their `segmentation`, as an [`Outline`].
+
+    Raises:
+        ValueError: no JSON, without one of its lists, or an outline that is none; names the annotation.
+    """
+
+    def compact(entry: dict[str, Any]) -> dict[str, Any]:
+        if "segmentation" in entry:
+            outline = entry.pop("segmentation")
+            if entry.get("image_id") in outlines_of and not entry.get("iscrowd"):
+                entry["segmentation"] = _outline(outline, f"{path}, annotation {entry.get('id')}")
+        return entry
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), object_hook=compact)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}; fetch it again") from error
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
+            raise ValueError(f"{path}: no list {name!r}; expected a COCO instances file (not captions or keypoints)")
+    return dict(data)
+
+
+def _outline(outline: Any, where: str) -> Outline:
+    if isinstance(outline, dict) and isinstance(outline.get("counts"), (list, str)):
+        return outline
+    try:
+        parts = [np.array(part, dtype=np.float64) for part in outline]
+    except (TypeError, ValueError):
+        parts = [np.array([np.nan])]
+    if any(part.ndim != 1 or part.size % 2 or not np.isfinite(part).all() for part in parts):
+        raise ValueError(
+            f"{where}: segmentation {str(outline)[:100]}, expected polygons [[x, y, x, y, ...], ...] or a run-length "
+            'encoding {"size": [height, width], "counts": ...}'
+        )
+    # Fewer than three points have no area.
+    return [part for part in parts if part.size >= 6]
+
+
+@dataclass
+class InstancePainter:
+    """Paints label maps from an instances file, which is read when the first one is asked for.
+
+    Crowd regions are not painted; later annotations go over earlier ones, as in COCO's own order.
+
+    Args:
+        path: the instances file.
+        numbers: the file's image id of each image that may be asked for.
+        values: label-map value of each category id.
+    """
+
+    path: Path
+    numbers: Mapping[str, int]
+    values: Mapping[int, int]
+    _sizes: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
+    _outlines: dict[int, list[tuple[int, Outline]]] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self) -> None:
+        """Read the outlines now.
+
+        Raises:
+            ValueError: see [`read_json`].
+        """
+        wanted = set(self.numbers.values())
+        data = read_json(self.path, wanted)
+        outlines: dict[int, list[tuple[int, Outline]]] = defaultdict(list)
+        for annotation in data["annotations"]:
+            if "segmentation" in annotation:
+                value = self.values[annotation["category_id"]]
+                outlines[annotation["image_id"]].append((value, annotation["segmentation"]))
+        self._outlines = dict(outlines)
+        try:
+            self._sizes = {
+                image["id"]: (int(image["height"]), int(image["width"]))
+                for image in data["images"]
+                if image["id"] in wanted
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: an image without height and width ({error!r})") from error
+
+    def __call__(self, image_id: str) -> NDArray[np.uint8]:
+        """Label map of an image, `uint8` of shape `(H, W)`.
+
+        Raises:
+            ValueError: a run-length encoding that does not fit the image.
+        """
+        if not self._sizes:
+            self.read()
+        number = self.numbers[image_id]
+        height, width = self._sizes[number]
+        label_map = np.zeros((height, width), dtype=np.uint8)
+        for value, outline in self._outlines.get(number, ()):
+            try:
+                label_map[_region(outline, height, width)] = value
+            except (KeyError, OverflowError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.path}, image {image_id!r}: run-length encoding of another size or damaged ({error})"
+                ) from error
+        return label_map
+
+
+def _region(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
+    if isinstance(outline, list):
+        if not outline:
+            return np.zeros((height, width), dtype=bool)
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, height, width))).astype(bool)
+    if list(outline["size"]) != [height, width]:
+        raise ValueError(f"size {outline['size']}, expected {[height, width]}")
+    counts = outline["counts"]
+    if isinstance(counts, list):
+        # pycocotools leaves what the runs do not reach uninitialised.
+        if sum(counts) != height * width:
+            raise ValueError(f"runs of {sum(counts)} pixels, expected {height * width}")
+        return coco_mask.decode(coco_mask.frPyObjects(outline, height, width)).astype(bool)
+    region = coco_mask.decode({"size": [height, width], "counts": counts})
+    if coco_mask.encode(region)["counts"].decode() != counts:
+        raise ValueError("compressed runs that do not fill the image")
+    return region.astype(bool)

@@ -1,0 +1,79 @@
+"""Photos without tags: files and folders as they are given."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..config import DataConfig
+from .folder import SUFFIXES
+from .schema import TaggedImages, features
+from .validation import checked_images
+
+# Not the name of a training or score split: no class needs to occur, and no mask is looked for.
+SPLIT = "photos"
+
+
+def load_photos(
+    paths: Sequence[str | os.PathLike[str]],
+    class_names: Sequence[str],
+    *,
+    strict: bool = False,
+    exclude: Path | None = None,
+) -> TaggedImages:
+    """Collect photos that are to be labelled by a model which needs no tags.
+
+    Args:
+        paths: image files, and folders that are searched at any depth for files with the suffix of an image. The id of
+            a photo is its path without suffix, relative to the folder that was given; of a file its name. A file that
+            is reached twice counts once.
+        class_names: the foreground classes of the model.
+        strict: raise at an unreadable photo instead of leaving it out and listing it in `skipped`.
+        exclude: folder in which no photos are looked for: that of the results, which may lie among them.
+
+    Returns:
+        images in the order of `paths`, each folder's sorted; none has a tag or a mask.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: no photos, a folder without any, two photos with one id, none that is readable, or an unreadable
+            one if `strict`.
+    """
+    if not paths:
+        raise ValueError("photos: got no paths, expected image files or folders")
+    found: dict[str, Path] = {}
+    seen: set[Path] = set()
+    for image_id, file in _listed([Path(path) for path in paths], exclude):
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        other = found.setdefault(image_id, file)
+        if other is not file:
+            raise ValueError(
+                f"photos: {other} and {file} would both be called {image_id!r}; give the folder that holds both "
+                "instead of its parts, or rename one"
+            )
+    columns = {
+        "image_id": list(found),
+        "image": [str(file) for file in found.values()],
+        "labels": [[] for _ in found],
+    }
+    dataset = Dataset.from_dict(columns, features=features(class_names, with_mask=False))
+    return checked_images(dataset, class_names, DataConfig(data_dir=str(paths[0]), strict=strict), SPLIT)
+
+
+def _listed(paths: Sequence[Path], exclude: Path | None) -> Iterator[tuple[str, Path]]:
+    """Id and file of every photo."""
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if exclude is not None:
+                files = [file for file in files if not file.resolve().is_relative_to(exclude.resolve())]
+            if not files:
+                raise ValueError(f"{path}: no photos; expected files ending in {', '.join(sorted(SUFFIXES))}")
+            yield from ((file.relative_to(path).with_suffix("").as_posix(), file) for file in files)
+        elif path.is_file():
+            yield path.stem, path
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder; expected photos")

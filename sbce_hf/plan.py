@@ -1,0 +1,300 @@
+"""What a run would do, and everything that keeps it from starting: `sbce run --dry-run`. Nothing is written."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import timm
+import yaml
+from accelerate import PartialState
+from huggingface_hub import constants
+from transformers import PreTrainedModel
+
+from .config import LoopConfig, RunConfig, SegmenterConfig
+from .data import TaggedImages, load_images
+from .pipeline import BCE, load_scored, require_same
+from .provenance import hardware
+from .references import is_cached
+from .training.classifier import create_classifier
+from .training.device import use_cpu
+from .training.memory import MemoryEstimate, estimate_memory
+from .training.order import BatchOrder
+from .training.segmenter import create_segmenter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training.
+
+    Args:
+        name: of its folder.
+        images: size of its training set; `None` where the data cannot be read.
+        iterations: optimiser steps; `None` as well.
+        training: its settings.
+        size: side of the samples in pixels.
+        trained: number of parameters that are trained; `None` if the model cannot be built.
+        frozen: number of the others.
+        memory: `None` where it cannot be estimated.
+    """
+
+    name: str
+    images: int | None
+    iterations: int | None
+    training: LoopConfig
+    size: int
+    trained: int | None
+    frozen: int | None
+    memory: MemoryEstimate | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Args:
+        config: of the run.
+        run_dir: where it would write.
+        class_names: foreground classes; `None` where the data cannot be read.
+        splits: one line per split: its images and what they are for.
+        needs: one line per thing that has to be there, with what was found.
+        stages: the trainings, in order.
+        state: of the run directory.
+        processes: that would train together.
+        problems: everything that keeps the run from starting.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    class_names: tuple[str, ...] | None
+    splits: tuple[str, ...]
+    needs: tuple[str, ...]
+    stages: tuple[StagePlan, ...]
+    state: str
+    processes: int
+    problems: tuple[str, ...]
+
+
+def make_plan(config: RunConfig, run_dir: str | Path) -> Plan:
+    """Look at everything a run needs, as far as the run itself does before it starts.
+
+    Images are opened as at the start of a run, and weights are loaded; only what would be downloaded is not.
+
+    Args:
+        config: of the run.
+        run_dir: where it would write.
+    """
+    return _Planner(config, Path(run_dir)).plan()
+
+
+class _Planner:
+    """Collects what [`make_plan`] finds."""
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.processes = PartialState(cpu=use_cpu()).num_processes
+        self.problems: list[str] = []
+        self.splits: list[str] = []
+        self.needs: list[str] = []
+        self.stages: list[StagePlan] = []
+
+    def plan(self) -> Plan:
+        data = self.config.data
+        if data.data_dir is not None:
+            self.needs.append(f"data folder: {data.data_dir} ({_found(data.data_dir)})")
+        images = self._read_splits()
+        names = images.class_names if images else data.classes or ("class",)
+        classifier = self._classifier(names)
+        segmenter = None
+        if (section := self.config.segmenter) is not None:
+            segmenter = self._segmenter(section, names, classifier)
+        for number in range(self.config.rounds + 1):
+            training = self.config.spatial if number else self.config.bce
+            self._add_stage(f"round_{number}" if number else BCE, images, training, training.image_size, classifier)
+        if section is not None:
+            self._add_segmenters(section, images, segmenter)
+        return Plan(
+            config=self.config,
+            run_dir=self.run_dir,
+            class_names=None if images is None else images.class_names,
+            splits=tuple(self.splits),
+            needs=tuple(self.needs),
+            stages=tuple(self.stages),
+            state=self._state(),
+            processes=self.processes,
+            problems=tuple(self.problems),
+        )
+
+    def _attempt(self, function: Callable[[], T]) -> T | None:
+        try:
+            return function()
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            # One cause, such as a missing folder, is met more than once.
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+    def _read_splits(self) -> TaggedImages | None:
+        config, data, section = self.config, self.config.data, self.config.segmenter
+        images = self._read(data.train_split, "to train on and to label", lambda: load_images(data, data.train_split))
+        if (split := data.score_split) is not None:
+            load = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
+            self._read(split, "with masks, to score label maps on", load)
+        if section is not None and (last := section.score_split) is not None:
+            # As the score split, so that its masks are opened.
+            masked = replace(data, score_split=last)
+            self._read(last, "with masks, to score segmenters on", lambda: load_images(masked, last).with_masks())
+        return images
+
+    def _read(self, split: str, use: str, load: Callable[[], TaggedImages | None]) -> TaggedImages | None:
+        images = self._attempt(load)
+        if images is not None:
+            skipped = f", {len(images.skipped)} skipped" if images.skipped else ""
+            self.splits.append(f"{split}: {len(images)} images {use}{skipped}")
+        return images
+
+    def _classifier(self, names: tuple[str, ...]) -> PreTrainedModel | None:
+        config = self.config
+        weights = self._weights("trunk weights", config.trunk_weights, config.model.get("trunk", "resnet50"))
+        model = self._attempt(lambda: create_classifier(config.model, names, weights, config.seed))
+        if model is None and weights != "random":
+            # For the counts, which do not depend on the weights.
+            model = self._attempt(lambda: create_classifier(config.model, names, "random", config.seed))
+        return model
+
+    def _segmenter(
+        self, section: SegmenterConfig, names: tuple[str, ...], classifier: PreTrainedModel | None
+    ) -> PreTrainedModel | None:
+        own, checkpoint = section.architecture == "deeplab", section.checkpoint
+        if own and section.weights == "classifier" and classifier is None:
+            return None
+        if own and section.weights != "classifier":
+            weights = self._weights("segmenter weights", section.weights, section.model.get("trunk", "resnet101"))
+            section = replace(section, weights=weights)
+        missing = checkpoint is not None and not Path(checkpoint).exists()
+        if missing and not self._downloaded("segmenter checkpoint", str(checkpoint), "config.json"):
+            return None
+        return self._attempt(lambda: create_segmenter(section, names, classifier=classifier, seed=self.config.seed))
+
+    def _weights(self, what: str, weights: str, trunk: str) -> str:
+        """Note where a trunk's weights come from; returns those that a plan can load."""
+        if weights != "pretrained":
+            self.needs.append(f"{what}: {weights}" + (f" ({_found(weights)})" if weights != "random" else ""))
+            return weights
+        known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.split(".")[0]) else None
+        if known is None or not known.has_weights:
+            # Nothing to download: loading them says what to do.
+            self.needs.append(f"{what}: pretrained (MISSING)")
+            return weights
+        if known.hf_hub_id is None:
+            self.needs.append(f"{what}: pretrained, from {known.url}")
+            return "random"
+        downloaded = self._downloaded(what, known.hf_hub_id, "model.safetensors", "pytorch_model.bin")
+        return weights if downloaded else "random"
+
+    def _downloaded(self, what: str, repo: str, *files: str) -> bool:
+        if is_cached(repo, *files):
+            self.needs.append(f"{what}: {repo} (found, downloaded before)")
+            return True
+        self.needs.append(f"{what}: {repo} (to be downloaded when the run starts)")
+        if constants.HF_HUB_OFFLINE:
+            self.problems.append(f"{what}: {repo} is not in the cache, and HF_HUB_OFFLINE forbids to download it")
+        return False
+
+    def _add_stage(
+        self, name: str, images: TaggedImages | None, training: LoopConfig, size: int, model: PreTrainedModel | None
+    ) -> None:
+        steps, count = training.gradient_accumulation_steps, None if images is None else len(images)
+        options = {"epochs": training.epochs, "seed": 0, "processes": self.processes, "accumulation": steps}
+        order = self._attempt(lambda: BatchOrder(count or 0, training.batch_size, **options)) if images else None
+        trained = frozen = memory = None
+        if model is not None:
+            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.train().parameters()]
+            trained = sum(size for size, moves in sizes if moves)
+            frozen = sum(size for size, moves in sizes if not moves)
+            batch = order.batch_size if order else training.batch_size
+            # Of transformers' models some use operations that cannot be traced without numbers.
+            with contextlib.suppress(RuntimeError):
+                memory = estimate_memory(model, max(batch // (self.processes * steps), 1), size, training)
+        iterations = None if order is None else order.iterations
+        self.stages.append(StagePlan(name, count, iterations, training, size, trained, frozen, memory))
+
+    def _add_segmenters(
+        self, section: SegmenterConfig, images: TaggedImages | None, model: PreTrainedModel | None
+    ) -> None:
+        training = section.training
+        for labels in ("adaptive", *section.compare):
+            chosen = images.with_masks() if images and labels == "mask" else images
+            if images and not chosen:
+                self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
+            self._add_stage(f"segmenter/{labels}", chosen, training, training.crop_size, model)
+
+    def _state(self) -> str:
+        path = self.run_dir / "config.yaml"
+        if path.is_file():
+            known = len(self.problems)
+            self._attempt(lambda: require_same(self.config, path))
+            if len(self.problems) > known:
+                return "holds another run"
+            done = [stage.name for stage in self.stages if (self.run_dir / stage.name / "summary.json").is_file()]
+            return f"continues a run; trained so far: {', '.join(done) or 'nothing'}"
+        there = next(parent for parent in (self.run_dir, *self.run_dir.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            self.problems.append(f"--output-dir {self.run_dir}: {there} is not a folder that can be written to")
+        return "new"
+
+
+def _found(path: str) -> str:
+    return "found" if Path(path).exists() else "MISSING"
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as text for a terminal."""
+    config = plan.config
+    classes = "?" if plan.class_names is None else f"{len(plan.class_names)}: {', '.join(plan.class_names)}"
+    scales = (config.labelling.scales, config.final_scales or config.labelling.scales)
+    views, last = (len(chosen) * (2 if config.labelling.flip else 1) for chosen in scales)
+    crf = "on" if config.labelling.crf else "off"
+    lines = [
+        f"plan for {plan.run_dir} (nothing is written)",
+        f"machine    {hardware()}, {plan.processes} process{'es' if plan.processes > 1 else ''}",
+        f"data       {config.data.source}, classes {classes}",
+        *(f"split      {split}" for split in plan.splits),
+        *(f"needs      {need}" for need in plan.needs),
+        f"directory  {plan.state}",
+        f"labelling  rule {config.labelling.rule}, {views} views an image ({last} in the last round), CRF {crf}",
+        "",
+        *_stage_table(plan),
+        "",
+        "memory: estimated for one process, in GiB: weights, gradients, momentum, activations",
+    ]
+    if plan.problems:
+        lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]
+        lines += [f"- {problem}" for problem in plan.problems]
+    return "\n".join(lines)
+
+
+def _stage_table(plan: Plan) -> list[str]:
+    header = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained", "frozen", "memory")
+    rows: list[tuple[str, ...]] = [header]
+    for stage in plan.stages:
+        training = stage.training
+        cells = (
+            stage.name,
+            stage.images,
+            training.epochs,
+            stage.iterations,
+            training.batch_size,
+            stage.size,
+            "float32" if training.mixed_precision == "no" else training.mixed_precision,
+            None if stage.trained is None else f"{stage.trained / 1e6:.2f} M",
+            None if stage.frozen is None else f"{stage.frozen / 1e6:.2f} M",
+            None if stage.memory is None else f"{stage.memory.total / 2**30:.2f}",
+        )
+        rows.append(tuple("?" if cell is None else str(cell) for cell in cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

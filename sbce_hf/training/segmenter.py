@@ -1,0 +1,293 @@
+"""Training a segmentation network on label maps: DeepLab, or any transformers model for semantic segmentation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerImageProcessor,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+
+from ..config import SegmenterConfig, SegmenterTrainingConfig, check_keys
+from ..data import IGNORE_INDEX, TaggedImages
+from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
+from ..models.configuration_deeplab import DeepLabConfig
+from ..models.image_processing_deeplab import DeepLabImageProcessor
+from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
+from ..models.modeling_trunk import load_trunk_weights
+from ..references import split_revision
+from .device import use_cpu
+from .loop import TrainingHealthError, fit
+from .optimization import segmenter_parameter_groups
+from .state import FitSummary
+from .window import Values, Window
+
+BACKGROUND = "background"
+
+# What the architectures call the label that does not count.
+_IGNORE_FIELDS: tuple[str, ...] = ("semantic_loss_ignore_index", "loss_ignore_index")
+
+# Fields of a model's config that change without changing what is learned.
+_VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype")
+
+
+class SingleClassWatch:
+    """Watches for a network that gives every pixel one and the same class.
+
+    That is normal for a while, as most pixels are background; it is judged over a stretch that does not count the
+    first epoch.
+
+    Args:
+        class_names: of the entries of the window's `pixel_accuracy`.
+    """
+
+    # Length of the stretch: both at least.
+    MIN_EPOCHS = 1
+    MIN_ITERATIONS = 500
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._start: tuple[int, float] | None = None
+
+    def update(self, window: Window) -> None:
+        """Add one window.
+
+        Raises:
+            TrainingHealthError: over the stretch at most one class had a correct pixel, and no wrong one, although
+                there were others.
+        """
+        if window.epoch < 1:
+            return
+        if self._start is None:
+            self._restart(window)
+            return
+        accuracy = window.means["pixel_accuracy"]
+        # NaN, of classes without a pixel, is neither.
+        self._right |= accuracy > 0
+        self._wrong |= accuracy < 1
+        if self._right.sum() > 1 or (self._right & self._wrong).any():
+            self._restart(window)
+            return
+        iterations, epochs = window.iteration - self._start[0], window.epoch - self._start[1]
+        labelled = int((self._right | self._wrong).sum())
+        if iterations >= self.MIN_ITERATIONS and epochs >= self.MIN_EPOCHS and labelled > 1:
+            only = "".join(f" {self.class_names[index]!r}" for index in np.flatnonzero(self._right))
+            raise TrainingHealthError(
+                f"at iteration {window.iteration}: for {iterations} iterations the network has predicted one class"
+                f"{only} for every pixel, while the label maps have {labelled} classes. What usually helps: another "
+                "segmenter.training.lr (lower if the loss rose before, else higher); weights that are pretrained "
+                "instead of random; label maps with more foreground; balanced_loss=true where the model has it"
+            )
+
+    def _restart(self, window: Window) -> None:
+        self._start = window.iteration, window.epoch
+        self._right = np.zeros(len(self.class_names), bool)
+        self._wrong = np.zeros(len(self.class_names), bool)
+
+
+class SegmenterTask:
+    """A step of a segmentation network.
+
+    Args:
+        config: learning rates.
+        class_names: the foreground classes.
+    """
+
+    def __init__(self, config: SegmenterTrainingConfig, class_names: Sequence[str]) -> None:
+        self.config, self.class_names = config, (BACKGROUND, *class_names)
+        self._watch = SingleClassWatch(self.class_names)
+
+    def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """See [`segmenter_parameter_groups`]."""
+        return segmenter_parameter_groups(model, self.config)
+
+    def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
+        """Loss of one batch with `pixel_values` and `labels`; 0 if every pixel is ignored."""
+        output = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
+        # The mean over no pixel is NaN in models that do not care; their gradient is 0 nevertheless.
+        valid = (batch["labels"] != IGNORE_INDEX).any()
+        loss = torch.where(valid, output.loss, torch.zeros_like(output.loss))
+        return loss, {"loss": loss, **_pixel_values(output.logits, batch["labels"])}
+
+    def check(self, window: Window) -> None:
+        """Raise a [`TrainingHealthError`] if the network predicts a single class."""
+        self._watch.update(window)
+
+
+@torch.no_grad()
+def _pixel_values(logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Correct and labelled pixels per class, of shape `(K,)`, and shares of foreground, at the logits' resolution."""
+    nearest = F.interpolate(labels[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    predicted, valid = logits.argmax(dim=1), nearest != IGNORE_INDEX
+    # Ignored pixels are members of no class.
+    member = nearest[..., None] == torch.arange(logits.shape[1], device=logits.device)
+    correct = member & (predicted == nearest)[..., None]
+    return {
+        "pixel_accuracy": (correct.sum(dim=(0, 1, 2)), member.sum(dim=(0, 1, 2))),
+        "foreground_predicted": (((predicted > 0) & valid).sum(), valid.sum()),
+        "foreground_labelled": (((nearest > 0) & valid).sum(), valid.sum()),
+    }
+
+
+def train_segmenter(
+    model: PreTrainedModel,
+    images: TaggedImages,
+    label_maps: LabelMaps,
+    config: SegmenterTrainingConfig,
+    *,
+    output_dir: Path,
+    seed: int = 0,
+    inputs: Mapping[str, Any] | None = None,
+) -> FitSummary:
+    """Train a segmentation network on label maps; see [`fit`] for resuming.
+
+    Args:
+        model: takes `pixel_values` and `labels`, returns `loss` and `logits`; its classes are background, then those
+            of `images`; see [`create_segmenter`].
+        images: the training set; those without a label map are left out.
+        label_maps: a `LabelStore`, or [`MaskLabels`].
+        config: of the training.
+        output_dir: of the stage.
+        seed: of order and augmentation.
+        inputs: what else a training and its continuation must agree on; plain values.
+
+    Returns:
+        The summary; the trained model and its image processor are in its `model_dir`.
+
+    Raises:
+        ValueError: model, images and label maps do not belong together; see [`check_label_maps`].
+        TrainingHealthError: training has failed.
+    """
+    id2label: dict[int, str] = cast(Any, model.config).id2label
+    expected = _id2label(images.class_names)
+    if id2label != expected:
+        raise ValueError(f"the model's classes are {id2label}, expected {expected}; set id2label to these")
+    process = PartialState(cpu=use_cpu())
+    images, labels_hash = check_label_maps(images, label_maps)
+    dataset = SegmentationDataset(images, label_maps, config, seed)
+    fields = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE}
+    inputs = {**(inputs or {}), "images": images.manifest_hash, "label_maps": labels_hash, "model": fields}
+    task = SegmenterTask(config, images.class_names)
+    summary = fit(
+        model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name="segmenter.training", inputs=inputs
+    )
+    if process.is_main_process:
+        _image_processor(model.config, config).save_pretrained(summary.model_dir)
+    return summary
+
+
+def _image_processor(model_config: PreTrainedConfig, config: SegmenterTrainingConfig) -> Any:
+    """What turns an image into `pixel_values` as in training, before the random scale."""
+    if isinstance(model_config, DeepLabConfig):
+        if config.image_size is None:
+            return DeepLabImageProcessor()
+        return DeepLabImageProcessor(do_resize=True, size={"longest_edge": config.image_size})
+    # For every transformers model: each has a processor class of its own, but some do not normalise or swap colour
+    # channels, whereas training treats all alike.
+    if hasattr(model_config, "image_size"):
+        # Such a model may take images of one size only: that of the crops.
+        size = {"height": config.crop_size, "width": config.crop_size}
+    elif config.image_size is not None:
+        size = {"max_height": config.image_size, "max_width": config.image_size}
+    else:
+        return SegformerImageProcessor(do_resize=False)
+    return SegformerImageProcessor(do_resize=True, size=size)
+
+
+def create_segmenter(
+    config: SegmenterConfig, class_names: Sequence[str], *, classifier: PreTrainedModel | None = None, seed: int = 0
+) -> PreTrainedModel:
+    """Build a segmentation network to start from; label 0 is background.
+
+    Args:
+        config: architecture and start.
+        class_names: the foreground classes.
+        classifier: the `SpatialBceForImageClassification` whose trunk is the start, for `weights="classifier"`.
+        seed: of the weights that are not loaded.
+
+    Raises:
+        FileNotFoundError: a file or checkpoint that the config names does not exist.
+        ValueError: an unknown architecture or field, one that does not fit, or no classifier where one is the start.
+    """
+    id2label = _id2label(class_names)
+    labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+    for key in (*labels, "num_labels"):
+        if key in config.model:
+            raise ValueError(f"segmenter.model.{key}: the classes come from the data; leave it out")
+    if config.architecture != "deeplab":
+        return _create_transformers_model(config, labels, seed)
+    set_seed(seed)
+    if config.weights == "classifier":
+        if classifier is None:
+            raise ValueError(
+                "segmenter.weights: got 'classifier', but there is none to start from; use 'pretrained', 'random' or "
+                "a checkpoint file"
+            )
+        return DeepLabForSemanticSegmentation.from_classifier(classifier, **config.model)
+    model = DeepLabForSemanticSegmentation(DeepLabConfig(**config.model, **labels))
+    if config.weights != "random":
+        load_trunk_weights(model, config.weights)
+    return model
+
+
+def _create_transformers_model(config: SegmenterConfig, labels: dict[str, Any], seed: int) -> PreTrainedModel:
+    name = config.architecture
+    known = {config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING}
+    if name not in known:
+        raise ValueError(f"segmenter.architecture: got {name!r}, expected 'deeplab' or one of {sorted(known)}")
+    where = "checkpoint" if config.from_config is None else "from_config"
+    source = str(getattr(config, where))
+    values = _read_config(f"segmenter.{where}", source, local=where == "from_config")
+    if values.get("model_type") != name:
+        raise ValueError(
+            f"segmenter.{where}: {source} is of model_type {values.get('model_type')!r}, expected {name!r}; set "
+            "segmenter.architecture to the former, or name another file"
+        )
+    config_class = CONFIG_MAPPING[name]
+    known_fields: dict[str, Any] = config_class().to_dict()
+    check_keys(config.model, known_fields, "segmenter.model")
+    values |= config.model | labels | {key: IGNORE_INDEX for key in _IGNORE_FIELDS if key in known_fields}
+    # It would contradict the names.
+    values.pop("num_labels", None)
+    model_config = config_class.from_dict(values)
+    set_seed(seed)
+    # A half-precision checkpoint is not trained in half precision: that is `mixed_precision`'s matter.
+    if where == "from_config":
+        return AutoModelForSemanticSegmentation.from_config(model_config, dtype=torch.float32)
+    identifier, revision = split_revision(source)
+    # The checkpoint's own classes give way to the data's.
+    return AutoModelForSemanticSegmentation.from_pretrained(
+        identifier,
+        revision=revision or "main",
+        config=model_config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+    )
+
+
+def _read_config(field: str, source: str, local: bool) -> dict[str, Any]:
+    if local and not Path(source).exists():
+        raise FileNotFoundError(f"{field}: no file or folder {source}; expected a config.json or a folder with one")
+    identifier, revision = split_revision(source)
+    try:
+        values = PreTrainedConfig.get_config_dict(identifier, revision=revision)[0]
+    except OSError as error:
+        raise FileNotFoundError(f"{field}: {source} has no readable config.json: {error}") from error
+    if not values:
+        raise FileNotFoundError(f"{field}: {source} has no readable config.json; expected a transformers model")
+    return values
+
+
+def _id2label(class_names: Sequence[str]) -> dict[int, str]:
+    return dict(enumerate((BACKGROUND, *class_names)))

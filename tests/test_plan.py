@@ -1,0 +1,134 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from sbce_hf.cli import main
+from sbce_hf.config import LoopConfig, load_recipe
+from sbce_hf.pipeline import Run
+from sbce_hf.plan import make_plan, render_plan
+from sbce_hf.training.classifier import create_classifier
+from sbce_hf.training.memory import estimate_memory
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_recipe, tmp_path_factory):
+    return make_plan(load_recipe(str(tiny_recipe)), tmp_path_factory.mktemp("plan") / "run")
+
+
+def test_plan_tells_data_stages_and_parameters(plan):
+    assert plan.problems == () and plan.state == "new" and len(plan.class_names) == 4
+    assert [stage.name for stage in plan.stages] == ["bce", "round_1", "round_2"]
+    for stage in plan.stages:
+        # 12 images in batches of 4, 2 epochs.
+        assert (stage.images, stage.iterations, stage.size, stage.frozen) == (12, 6, 48, 0)
+    fields = {"trunk": "test_resnet", "embedding_dim": 8}
+    model = create_classifier(fields, plan.class_names)
+    assert plan.stages[0].trained == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_frozen_parameters_are_counted_apart(tiny_recipe, tmp_path, plan):
+    config = load_recipe(str(tiny_recipe), {"model": {"freeze_batch_norm": True, "frozen_reduction": 4}})
+    stage = make_plan(config, tmp_path / "run").stages[0]
+    assert stage.frozen > 0 and stage.trained + stage.frozen == plan.stages[0].trained
+    assert stage.memory.gradients == stage.memory.momentum == 4 * stage.trained
+    assert stage.memory.weights == plan.stages[0].memory.weights
+    assert stage.memory.activations < plan.stages[0].memory.activations
+
+
+def test_rendered_plan_shows_every_stage(plan):
+    text = render_plan(plan)
+    assert all(stage.name in text for stage in plan.stages)
+    assert "12 images to train on and to label" in text and "problem" not in text
+
+
+def test_every_problem_is_listed_and_nothing_is_written(tiny_recipe, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    command = ["run", "--dry-run", "--recipe", str(tiny_recipe), "--trunk-weights", str(tmp_path / "absent")]
+    command += ["--set", "data={source: voc, data_dir: nowhere, score_split: val}"]
+    command += ["--set", "segmenter={architecture: segformer, from_config: no.json}"]
+    assert main([*command, "--output-dir", str(tmp_path / "taken" / "run")]) == 1
+    printed = capsys.readouterr().out
+    assert "4 problems:" in printed
+    problems = [line for line in printed.splitlines() if line.startswith("- ")]
+    expected = ("nowhere: no such folder", "no file", "no.json", "not a folder that can be written to")
+    assert len(problems) == 4
+    assert all(any(part in problem for problem in problems) for part in expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_state_of_the_run_directory(tiny_recipe, tmp_path):
+    config = load_recipe(str(tiny_recipe))
+    Run(config, tmp_path / "run")
+    (tmp_path / "run" / "bce").mkdir()
+    (tmp_path / "run" / "bce" / "summary.json").write_text(json.dumps({}))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert make_plan(config, tmp_path / "run").state == "continues a run; trained so far: bce"
+    other = make_plan(replace(config, seed=1), tmp_path / "run")
+    assert other.state == "holds another run"
+    assert len(other.problems) == 1 and "seed was 0, is 1" in other.problems[0]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_skipped_images_and_an_impossible_batch(tmp_path):
+    (tmp_path / "images").mkdir()
+    rows = ["file,tags"]
+    for index in range(3):
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{index}.png")
+        rows.append(f"{index}.png,cat")
+    (tmp_path / "images" / "broken.png").write_bytes(b"nothing")
+    (tmp_path / "tags.csv").write_text("\n".join([*rows, "broken.png,cat"]))
+    overrides = {
+        "data": {"data_dir": str(tmp_path)},
+        "model": {"trunk": "test_resnet"},
+        "trunk_weights": "random",
+        "bce": {"batch_size": 16, "gradient_accumulation_steps": 2},
+    }
+    plan = make_plan(load_recipe("own-data", overrides), tmp_path / "run")
+    assert plan.splits == ("train: 3 images to train on and to label, 1 skipped",)
+    assert len(plan.problems) == 1 and "the set has only 3 images" in plan.problems[0]
+    assert plan.stages[0].iterations is None and plan.stages[1].iterations == 4
+
+
+def test_a_segmenter_is_planned_with_its_yardsticks(tiny_recipe, tmp_path):
+    section = {
+        "compare": ["mask"],
+        "score_split": "train",
+        "training": {"crop_size": 64, "batch_size": 6, "epochs": 3},
+    }
+    plan = make_plan(load_recipe(str(tiny_recipe), {"segmenter": section}), tmp_path / "run")
+    assert plan.problems == ()
+    assert "12 images with masks, to score segmenters on" in "\n".join(plan.splits)
+    stages = {stage.name: stage for stage in plan.stages[3:]}
+    assert list(stages) == ["segmenter/adaptive", "segmenter/mask"]
+    for stage in stages.values():
+        assert (stage.iterations, stage.size) == (6, 64) and stage.memory.total > stage.memory.activations > 0
+
+
+def test_pretrained_weights_that_cannot_be_had(tiny_recipe, tmp_path):
+    for trunk, message in (("mobilenetv2_035", "No pretrained weights"), ("test_resnet", "is not in the cache")):
+        config = load_recipe(str(tiny_recipe), {"trunk_weights": "pretrained", "model": {"trunk": trunk}})
+        assert any(message in problem for problem in make_plan(config, tmp_path / "run").problems)
+
+
+def test_estimated_activations_are_what_autograd_keeps():
+    real, meta = (create_classifier({"trunk": "test_resnet"}, ["a"]).train() for _ in range(2))
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(2, 3, 64, 64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = real(images)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*real.parameters(), *real.buffers())}
+    counted = sum(size for pointer, size in kept.items() if pointer not in own)
+    estimate = estimate_memory(meta, 2, 64, LoopConfig())
+    assert estimate.activations - images.nbytes == pytest.approx(counted, rel=0.1)
+    del output
+    half = estimate_memory(meta, 2, 64, LoopConfig(mixed_precision="bf16", momentum=0.0))
+    assert half.activations < 0.6 * estimate.activations and half.weights > estimate.weights and half.momentum == 0
