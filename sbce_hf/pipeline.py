@@ -3,10 +3,12 @@
     bce/       train on image tags alone -> labels/fixed, labels/fixed_crf -> proportions.parquet
     round_1/   train with Spatial-BCE and those proportions -> labels/<rule>, labels/<rule>_crf -> proportions.parquet
     ...        each round starts from the weights of the one before
+    segmenter/ a segmentation network trained on the last label maps, if the recipe has that section
     report.md  quality.md  scores.json  figures/
 
 Every stage finds out by itself what it has already done, so a run that was killed at any moment continues when the
-same command is given again and ends with the same label maps. Ground truth enters in `run_report.py` only.
+same command is given again and ends with the same label maps. Ground truth enters in `run_report.py` and, as scores
+and as a yardstick that trains apart, in `segmenters.py`.
 """
 
 import json
@@ -22,11 +24,12 @@ from .config import LabellingConfig, RunConfig, from_mapping, to_mapping
 from .data import TaggedImages, load_images
 from .data.proportions import ProportionTable
 from .evaluation.curves import write_atomic
-from .evaluation.report import ScoreRow
+from .evaluation.report import ScoreRow, SegmenterRow
 from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import hardware, versions
 from .run_report import write_report, write_scores
+from .segmenters import load_segmenter_data, score_segmenters, train_segmenters
 from .steps import estimate_proportions, label_with_checkpoint
 from .training.classifier import create_classifier, train_classifier
 from .training.device import use_cpu
@@ -46,6 +49,8 @@ class RunSummary:
         num_images: labelled.
         num_skipped: images that were left out.
         scores: rows of the report's table; empty without ground truth.
+        segmenter_dir: the segmenter trained on these label maps; `None` without that stage.
+        segmenter_scores: rows of its table.
     """
 
     report: Path
@@ -54,6 +59,8 @@ class RunSummary:
     num_images: int
     num_skipped: int
     scores: list[ScoreRow]
+    segmenter_dir: Path | None
+    segmenter_scores: list[SegmenterRow]
 
 
 class Run:
@@ -76,7 +83,8 @@ class Run:
         self.with_crf = config.labelling.crf is not None
         # Data and model first: a wrong path must not leave a run directory behind.
         self.images = load_images(config.data, config.data.train_split)
-        self.scored = _load_scored(config, self.images)
+        self.scored = load_scored(config, self.images)
+        self.segmenter_data = None if config.segmenter is None else load_segmenter_data(config, self.images)
         create_classifier(config.model, self.images.class_names, config.trunk_weights, config.seed)
         self._claim(command)
 
@@ -84,7 +92,7 @@ class Run:
         if self.process.is_main_process:
             path = self.run_dir / "config.yaml"
             if path.is_file():
-                _require_same(self.config, path)
+                require_same(self.config, path)
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_atomic(path, yaml.safe_dump(to_mapping(self.config), sort_keys=False))
             self._note(
@@ -93,7 +101,7 @@ class Run:
         self.process.wait_for_everyone()
 
     def finish(self) -> RunSummary:
-        """Do what is left to do: stage 0, the rounds, the scores and the report.
+        """Do what is left to do: stage 0, the rounds, the segmenter, the scores and the report.
 
         Raises:
             TrainingHealthError: training has failed.
@@ -104,10 +112,12 @@ class Run:
             if self.process.is_main_process:
                 self._estimate_proportions(stage, previous)
             self.process.wait_for_everyone()
+        segmenter_dir = None if self.config.segmenter is None else train_segmenters(self)
         scores: list[ScoreRow] = []
+        segmenter_scores: list[SegmenterRow] = []
         if self.process.is_main_process:
-            scores = write_scores(self)
-            write_report(self, scores)
+            scores, segmenter_scores = write_scores(self), score_segmenters(self)
+            write_report(self, scores, segmenter_scores)
         self.process.wait_for_everyone()
         last = self.store(self.stages[-1], self.with_crf)
         return RunSummary(
@@ -117,6 +127,8 @@ class Run:
             num_images=len(last.done_ids()),
             num_skipped=len(self.images.skipped) + len(last.skipped),
             scores=scores,
+            segmenter_dir=segmenter_dir,
+            segmenter_scores=segmenter_scores,
         )
 
     def _train(self, stage: str, previous: str | None) -> None:
@@ -133,7 +145,7 @@ class Run:
         seed = config.seed + 1000 * self.stages.index(stage)
         folder = self.run_dir / stage
         fitted = train_classifier(model, self.images, training, kind, proportions, output_dir=folder, seed=seed)
-        self._note_duration(f"{stage}: training", fitted.seconds)
+        self.note_duration(f"{stage}: training", fitted.seconds)
 
     def _label_stage(self, stage: str) -> None:
         started = time.perf_counter()
@@ -143,7 +155,7 @@ class Run:
         )
         self.process.wait_for_everyone()
         if summary.num_labelled:
-            self._note_duration(f"{stage}: labelling", time.perf_counter() - started)
+            self.note_duration(f"{stage}: labelling", time.perf_counter() - started)
         # From disk: a process's summary may miss what another one skipped last.
         skipped = self.store(stage, crf=False).skipped
         if skipped:
@@ -158,7 +170,11 @@ class Run:
 
     def labelling(self, stage: str) -> LabellingConfig:
         """How a stage's checkpoint is turned into label maps; stage 0 has no trained thresholds."""
-        return replace(self.config.labelling, rule="fixed") if stage == BCE else self.config.labelling
+        if stage == BCE:
+            return replace(self.config.labelling, rule="fixed")
+        if stage == self.stages[-1] and self.config.final_scales is not None:
+            return replace(self.config.labelling, scales=self.config.final_scales)
+        return self.config.labelling
 
     def store(self, stage: str, crf: bool) -> LabelStore:
         """A stage's label maps, before or after the CRF."""
@@ -174,7 +190,8 @@ class Run:
         if self.process.is_main_process:
             write_atomic(self.run_dir / "run.json", json.dumps(self.notes() | values, indent=1))
 
-    def _note_duration(self, what: str, seconds: float) -> None:
+    def note_duration(self, what: str, seconds: float) -> None:
+        """Add to the durations in `run.json`."""
         self._note(durations=self.notes().get("durations", {}) | {what: seconds})
 
 
@@ -183,7 +200,12 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
     return Run(config, run_dir, command).finish()
 
 
-def _load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
+def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
+    """The labelled images that have a mask, for the scores.
+
+    Raises:
+        ValueError: the score split has none of the labelled images.
+    """
     data = config.data
     if data.score_split is None:
         return None
@@ -199,7 +221,8 @@ def _load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None
     return scored.select(inside)
 
 
-def _require_same(config: RunConfig, path: Path) -> None:
+def require_same(config: RunConfig, path: Path) -> None:
+    """Raise a `ValueError` that names the differences if the config saved at `path` is another one."""
     stored = _flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
     wanted = _flat(to_mapping(config))
     changed = [key for key in wanted | stored if stored.get(key) != wanted.get(key)]

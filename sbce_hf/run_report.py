@@ -25,7 +25,7 @@ from .evaluation.quality import (
     stage_quality,
     summary_table,
 )
-from .evaluation.report import ReportContext, ScoreRow, render_report
+from .evaluation.report import ReportContext, ScoreRow, SegmenterRow, render_report
 from .labelling.store import LabelStore
 from .labelling.thresholds import ClassMaps, scan_fixed_threshold_on_ground_truth
 from .labelling.views import class_maps
@@ -47,6 +47,8 @@ def write_scores(run: "Run") -> list[ScoreRow]:
             if labelling.rule == "fixed"
             else f"adaptive ({labelling.rule})"
         )
+        if labelling.scales != run.config.labelling.scales:
+            rule += f", scales {' '.join(f'{scale:g}' for scale in labelling.scales)}"
         for crf in (False, True) if run.with_crf else (False,):
             rows.append(_score(run.store(stage, crf), run.scored, stage, rule, crf))
     rows += _leaking_scores(run, run.scored)
@@ -72,7 +74,7 @@ def _leaking_scores(run: "Run", scored: TaggedImages) -> list[ScoreRow]:
         constant = json.loads(path.read_text())["best"]
     else:
         truths = (scored.mask(index) for index in range(len(scored)))
-        scan = scan_fixed_threshold_on_ground_truth(_class_maps(run, model_dir, scored), truths, scored.num_classes)
+        scan = scan_fixed_threshold_on_ground_truth(_class_maps(run, stage, scored), truths, scored.num_classes)
         constant = scan.best[0]
         values = {"constants": scan.constants.tolist(), "mean_iou": scan.mean_iou.tolist()}
         write_atomic(path, json.dumps({"note": scan.note, "best": constant, **values}, indent=1))
@@ -86,9 +88,9 @@ def _leaking_scores(run: "Run", scored: TaggedImages) -> list[ScoreRow]:
     return rows
 
 
-def _class_maps(run: "Run", model_dir: Path, images: TaggedImages) -> Iterator[ClassMaps]:
-    config = run.config.labelling
-    model = load_model(model_dir)
+def _class_maps(run: "Run", stage: str, images: TaggedImages) -> Iterator[ClassMaps]:
+    config = run.labelling(stage)
+    model = load_model(run.run_dir / stage / "model")
     labels, ids = images.label_matrix(), images.image_ids
     for start in range(0, len(images), config.batch_size):
         group = range(start, min(start + config.batch_size, len(images)))
@@ -96,7 +98,7 @@ def _class_maps(run: "Run", model_dir: Path, images: TaggedImages) -> Iterator[C
         yield from class_maps(model, photos, labels[list(group)], config, image_ids=[ids[index] for index in group])
 
 
-def write_report(run: "Run", scores: list[ScoreRow]) -> Path:
+def write_report(run: "Run", scores: list[ScoreRow], segmenters: list[SegmenterRow]) -> Path:
     """Write `report.md`, `quality.md` and their figures; returns the report's path."""
     qualities = [_quality(run, stage) for stage in run.stages]
     figures = {"Training curves": "figures/curves.png"}
@@ -125,6 +127,8 @@ def write_report(run: "Run", scores: list[ScoreRow]) -> Path:
         scores=scores,
         score_split=run.config.data.score_split,
         known_classes=run.config.labelling.known_classes,
+        segmenters=segmenters,
+        segmenter_split=None if run.config.segmenter is None else run.config.segmenter.score_split,
         label_free=summary_table(qualities),
         figures=figures,
         skipped=run.images.skipped,
@@ -161,7 +165,7 @@ def _contact_rows(run: "Run") -> Iterator[ContactRow]:
     images = run.images if run.scored is None else run.scored
     images = images.select([index for index, image_id in enumerate(images.image_ids) if image_id in store])
     images = images.select(_spread(images.label_matrix(), run.config.contact_images))
-    for index, maps in enumerate(_class_maps(run, run.run_dir / last / "model", images)):
+    for index, maps in enumerate(_class_maps(run, last, images)):
         photo = images.image(index)
         blank = np.zeros((photo.height, photo.width), np.float32)
         yield ContactRow(

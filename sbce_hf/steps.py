@@ -1,19 +1,31 @@
-"""The single steps of a run: train one stage, label one split, estimate proportions, score a label store."""
+"""The single steps of a run: train one stage, label one split, estimate proportions, score a label store; predict."""
 
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
+from tqdm import tqdm
 
-from .config import LabellingConfig, RunConfig, to_mapping
+from .config import LabellingConfig, PredictionConfig, RunConfig, from_mapping, to_mapping
 from .data import TaggedImages, load_images
+from .data.photos import load_photos
 from .data.proportions import ProportionTable, clamp_proportions
 from .evaluation.confusion import score_store
+from .evaluation.curves import write_atomic
+from .labelling.checkpoint import load_segmenter, read_segmenter, trained_side
+from .labelling.hub_store import HubLabelMaps, open_label_maps
 from .labelling.labeller import LabelSummary, label_images
+from .labelling.overlay import overlay
+from .labelling.segmentation import foreground_classes, predict_images
 from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import digest, file_digest
+from .references import local_checkpoint
 from .training.classifier import create_classifier, train_classifier
 from .training.device import use_cpu
 from .training.state import FitSummary
@@ -45,33 +57,132 @@ def label_with_checkpoint(
     process = PartialState(cpu=use_cpu())
     model = load_model(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
+    # The number of CRF processes changes nothing, and may have to be lowered before a run can be continued.
+    options = {name: value for name, value in to_mapping(labelling).items() if name != "crf_workers"}
     return label_images(
         model,
         images,
         labelling,
         output_dir=output_dir,
-        key=digest({"labelling": to_mapping(labelling), "images": images.manifest_hash, "weights": weights}),
+        key=digest({"labelling": options, "images": images.manifest_hash, "weights": weights}),
+        checkpoint=weights,
         strict=strict,
         rank=process.process_index if sharded else 0,
         world=process.num_processes if sharded else 1,
     )
 
 
-def label_split(config: RunConfig, checkpoint: Path, output_dir: Path, split: str | None = None) -> LabelSummary:
+def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, split: str | None = None) -> LabelSummary:
     """Label one split with a checkpoint.
 
     Args:
         config: its `data` and `labelling` are used.
-        checkpoint: a model folder.
+        checkpoint: a model folder, or a Hub id with an optional `@revision`.
         output_dir: gets the label stores.
         split: by default the train split.
     """
+    model_dir = local_checkpoint(checkpoint)
     images = load_images(config.data, split or config.data.train_split)
-    return label_with_checkpoint(checkpoint, images, config.labelling, output_dir, strict=config.data.strict)
+    return label_with_checkpoint(model_dir, images, config.labelling, output_dir, strict=config.data.strict)
+
+
+def predict_with_checkpoint(
+    model_dir: Path,
+    images: TaggedImages,
+    prediction: PredictionConfig,
+    output_dir: Path,
+    strict: bool = False,
+    sharded: bool = True,
+) -> LabelSummary:
+    """Predict label maps; see [`predict_images`]. Unless only one process calls, they share the work."""
+    process = PartialState(cpu=use_cpu())
+    model, processor = load_segmenter(model_dir)
+    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "preprocessor_config.json"]
+    options = {name: value for name, value in to_mapping(prediction).items() if name != "crf_workers"}
+    made_from = {"prediction": options, "images": images.manifest_hash, "checkpoint": [file_digest(f) for f in files]}
+    return predict_images(
+        model,
+        images,
+        prediction,
+        output_dir=output_dir,
+        key=digest(made_from),
+        strict=strict,
+        rank=process.process_index if sharded else 0,
+        world=process.num_processes if sharded else 1,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+    )
+
+
+def predict_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, split: str) -> LabelSummary:
+    """Predict label maps of one split with a segmentation network.
+
+    Args:
+        config: its `data` and the `segmenter`'s `prediction` are used.
+        checkpoint: a model folder, or a Hub id with an optional `@revision`.
+        output_dir: gets the label stores.
+        split: its tags are not looked at.
+    """
+    model_dir = local_checkpoint(checkpoint)
+    prediction = config.segmenter.prediction if config.segmenter else PredictionConfig()
+    images = load_images(config.data, split)
+    return predict_with_checkpoint(model_dir, images, prediction, output_dir, strict=config.data.strict)
+
+
+def predict_photos(
+    checkpoint: str | Path,
+    paths: Sequence[str],
+    options: Mapping[str, Any],
+    output_dir: Path,
+    strict: bool = False,
+    overlays: bool = True,
+) -> LabelSummary:
+    """Predict label maps of photos in files and folders.
+
+    Args:
+        checkpoint: a segmentation network's model folder, or a Hub id with an optional `@revision`.
+        paths: see [`load_photos`].
+        options: fields of [`PredictionConfig`]; by default `image_size` is that of the training.
+        output_dir: gets the label stores, `skipped.json`, and `overlays/` with the photos under their label maps.
+        strict: stop at the first unreadable photo.
+        overlays: draw them.
+
+    Returns:
+        [`LabelSummary`]; unreadable photos are counted among its images and skipped.
+    """
+    model_dir = local_checkpoint(checkpoint)
+    config, processor = read_segmenter(model_dir)
+    prediction = from_mapping(PredictionConfig, {"image_size": trained_side(processor), **options}, "prediction")
+    images = load_photos(paths, foreground_classes(config), strict=strict, exclude=output_dir)
+    summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
+    if overlays:
+        _draw_overlays(images, LabelStore(summary.crf_directory or summary.directory), output_dir / "overlays")
+    skipped = {**{image.file: image.reason for image in images.skipped}, **summary.skipped}
+    if summary.complete:
+        listed = [{"file": file, "reason": reason} for file, reason in sorted(skipped.items())]
+        write_atomic(output_dir / "skipped.json", json.dumps(listed, indent=1))
+    return replace(summary, num_images=len(images) + len(images.skipped), skipped=skipped)
+
+
+def _draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> None:
+    process = PartialState(cpu=use_cpu())
+    ids = images.image_ids
+    own = [index for index in range(len(ids))[process.process_index :: process.num_processes] if ids[index] in store]
+    for index in tqdm(own, desc="overlays", unit="image", disable=None):
+        path, label_map = directory / f"{ids[index]}.jpg", store.path(ids[index])
+        if path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime:
+            continue
+        jpeg = io.BytesIO()
+        drawn = overlay(images.image(index), store.read(ids[index]), store.class_names)
+        drawn.save(jpeg, format="JPEG", quality=90)
+        write_atomic(path, jpeg.getvalue())
 
 
 def estimate_proportions(
-    store: LabelStore, images: TaggedImages, config: RunConfig, previous: ProportionTable | None = None
+    store: LabelStore | HubLabelMaps,
+    images: TaggedImages,
+    config: RunConfig,
+    previous: ProportionTable | None = None,
 ) -> ProportionTable:
     """Foreground proportions of images from a label store, clamped for training.
 
@@ -109,28 +220,30 @@ def train_stage(
         config: its `data`, `model`, `seed` and the training section of the kind are used.
         kind: `"bce"` or `"spatial"`.
         output_dir: of the stage.
-        checkpoint: model folder to start from; by default the trunk weights.
-        labels: label store the proportions of kind `"spatial"` come from.
+        checkpoint: model to start from, a folder or a Hub id with an optional `@revision`; by default the trunk
+            weights.
+        labels: what the proportions of kind `"spatial"` come from; see [`open_label_maps`].
 
     Raises:
         ValueError: kind `"spatial"` without labels, or data that does not fit.
     """
+    if kind == "spatial" and labels is None:
+        raise ValueError("--labels: missing; kind spatial needs the label store its proportions come from")
+    model_dir = None if checkpoint is None else local_checkpoint(checkpoint)
     images = load_images(config.data, config.data.train_split)
     proportions = None
-    if kind == "spatial":
-        if labels is None:
-            raise ValueError("--labels: missing; kind spatial needs the label store its proportions come from")
-        proportions = estimate_proportions(LabelStore(labels), images, config).join(images)
-    if checkpoint is None:
+    if kind == "spatial" and labels is not None:
+        proportions = estimate_proportions(open_label_maps(labels, images.class_names), images, config).join(images)
+    if model_dir is None:
         model = create_classifier(config.model, images.class_names, config.trunk_weights, config.seed)
     else:
-        model = SpatialBceForImageClassification.from_pretrained(checkpoint)
+        model = SpatialBceForImageClassification.from_pretrained(model_dir)
     training = config.bce if kind == "bce" else config.spatial
     return train_classifier(model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed)
 
 
-def evaluate_labels(config: RunConfig, labels: Path, split: str | None = None) -> dict[str, Any]:
-    """Score a label store on a split's masks; see [`score_store`].
+def evaluate_labels(config: RunConfig, labels: str | Path, split: str | None = None) -> dict[str, Any]:
+    """Score a label store on a split's masks; see [`open_label_maps`] and [`score_store`].
 
     Raises:
         ValueError: no split with masks is named.
@@ -138,4 +251,5 @@ def evaluate_labels(config: RunConfig, labels: Path, split: str | None = None) -
     split = split or config.data.score_split
     if split is None:
         raise ValueError("data.score_split: null; name a split with masks, as in --split train")
-    return score_store(LabelStore(labels), load_images(config.data, split))
+    label_maps = open_label_maps(labels)
+    return score_store(label_maps, load_images(config.data, split))

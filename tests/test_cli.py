@@ -75,10 +75,10 @@ def test_run_directory_that_cannot_be_written(tiny_recipe, tmp_path, capsys):
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["run", "train_classifier", "label"])
+@pytest.mark.parametrize("name", ["run", "train_classifier", "label", "train_segmenter", "predict"])
 def test_scripts_are_the_commands(name):
     printed = subprocess.check_output([sys.executable, SCRIPTS / f"{name}.py", "--help"], text=True)
-    assert "--recipe" in printed
+    assert f"usage: sbce {name.replace('_', '-')} " in printed
 
 
 def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, capsys):

@@ -2,11 +2,15 @@
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..config import RunConfig
+
+# What a checkpoint and label maps may be, for help texts.
+CHECKPOINT = "a model folder, or a Hub id with an optional @revision"
+LABELS = "a label store, or on the Hub user/name[@revision][:config]"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -34,11 +38,11 @@ def add_recipe_command(commands: Any, name: str, function: Command, summary: str
     return parser
 
 
-def config_from(options: argparse.Namespace) -> "RunConfig":
-    """The recipe with the options of [`add_recipe_command`] applied."""
+def config_from(options: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> "RunConfig":
+    """The recipe with `overrides`, then the options of [`add_recipe_command`] applied."""
     from ..config import load_recipe, merge, parse_override
 
-    overrides: dict[str, Any] = {}
+    overrides = dict(overrides or {})
     for text in options.set:
         overrides = merge(overrides, parse_override(text))
     if options.data_dir is not None:

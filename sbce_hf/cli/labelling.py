@@ -5,20 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .common import add_recipe_command, config_from
+from .common import CHECKPOINT, LABELS, add_recipe_command, config_from
 
 
 def add(commands: Any) -> None:
     """Add the commands."""
     label = add_recipe_command(commands, "label", _label, "label the training split with a checkpoint")
-    label.add_argument("--checkpoint", metavar="DIR", required=True, help="a trained model")
+    label.add_argument("--checkpoint", metavar="DIR_OR_ID", required=True, help=CHECKPOINT)
     label.add_argument("--split", help="label this split instead of the recipe's train_split")
     label.add_argument(
         "--output-dir", metavar="DIR", required=True, help="gets one label store before and one after CRF"
     )
 
     evaluate = add_recipe_command(commands, "evaluate", _evaluate, "score a label store against masks")
-    evaluate.add_argument("--labels", metavar="STORE", required=True, help="a label store")
+    evaluate.add_argument("--labels", metavar="STORE_OR_ID", required=True, help=LABELS)
     evaluate.add_argument("--split", help="score this split instead of the recipe's score_split")
     evaluate.add_argument("--output", metavar="FILE", help="also write the scores as JSON")
 
@@ -28,7 +28,7 @@ def _label(options: argparse.Namespace) -> int:
 
     from ..steps import label_split
 
-    summary = label_split(config, Path(options.checkpoint), Path(options.output_dir), options.split)
+    summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
     print(f"label maps: {summary.crf_directory or summary.directory}")
     print(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
     return 0
@@ -40,7 +40,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.report import percent
     from ..steps import evaluate_labels
 
-    result = evaluate_labels(config, Path(options.labels), options.split)
+    result = evaluate_labels(config, options.labels, options.split)
     for name, value in result["per_class_iou"].items():
         print(f"{name:20} {percent(value)}")
     print(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")

@@ -1,19 +1,44 @@
-"""`sbce train-classifier`."""
+"""`sbce train-classifier` and `sbce train-segmenter`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_recipe_command, config_from
+from .common import CHECKPOINT, LABELS, add_recipe_command, config_from
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the commands."""
     train = add_recipe_command(commands, "train-classifier", _train_classifier, "train one stage of the classifier")
     train.add_argument("--kind", choices=("bce", "spatial"), default="bce", help="stage 0 or a round (default: bce)")
-    train.add_argument("--checkpoint", metavar="DIR", help="start from this model instead of the trunk weights")
-    train.add_argument("--labels", metavar="STORE", help="label store the proportions of kind spatial come from")
+    train.add_argument(
+        "--checkpoint", metavar="DIR_OR_ID", help=f"start from this model instead of the trunk weights: {CHECKPOINT}"
+    )
+    train.add_argument(
+        "--labels", metavar="STORE_OR_ID", help=f"what the proportions of kind spatial come from: {LABELS}"
+    )
     train.add_argument("--output-dir", metavar="DIR", required=True, help="gets model/, metrics.jsonl, tensorboard/")
+
+    segmenter = add_recipe_command(
+        commands, "train-segmenter", _train_segmenter, "train a segmentation network on label maps"
+    )
+    segmenter.add_argument(
+        "--labels",
+        metavar="STORE_OR_ID",
+        required=True,
+        help=f"{LABELS}; or the word mask for true masks (a yardstick)",
+    )
+    segmenter.add_argument(
+        "--checkpoint", metavar="DIR_OR_ID", help=f"classifier whose trunk is the start: {CHECKPOINT}"
+    )
+    segmenter.add_argument("--model", metavar="TYPE", help="a transformers model type, as segformer")
+    segmenter.add_argument("--from-config", metavar="PATH", help="its config.json; starts from random weights")
+    segmenter.add_argument(
+        "--from-checkpoint", metavar="DIR_OR_ID", help=f"starts from the weights of this one: {CHECKPOINT}"
+    )
+    segmenter.add_argument(
+        "--output-dir", metavar="DIR", required=True, help="gets model/, metrics.jsonl, tensorboard/"
+    )
 
 
 def _train_classifier(options: argparse.Namespace) -> int:
@@ -25,4 +50,20 @@ def _train_classifier(options: argparse.Namespace) -> int:
         config, options.kind, Path(options.output_dir), checkpoint=options.checkpoint, labels=options.labels
     )
     print(f"classifier: {fitted.model_dir} ({fitted.iterations} iterations)")
+    return 0
+
+
+def _train_segmenter(options: argparse.Namespace) -> int:
+    given = {
+        "architecture": options.model,
+        "from_config": options.from_config,
+        "checkpoint": options.from_checkpoint,
+    }
+    section = {key: value for key, value in given.items() if value is not None}
+    config = config_from(options, {"segmenter": section})
+
+    from ..segmenters import train_segmenter_stage
+
+    fitted = train_segmenter_stage(config, options.labels, Path(options.output_dir), checkpoint=options.checkpoint)
+    print(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Features, Image
 
 from ..data.schema import IGNORE_INDEX, TaggedImages
+from ..labelling.hub_store import HubLabelMaps
 from ..labelling.store import LabelStore
 from ..labelling.thresholds import class_iou
 
@@ -147,7 +148,9 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
 
 
 def score_store(
-    store: LabelStore, images: TaggedImages, absent_classes: Literal["exclude", "zero"] = "exclude"
+    store: LabelStore | HubLabelMaps,
+    images: TaggedImages,
+    absent_classes: Literal["exclude", "zero"] = "exclude",
 ) -> dict[str, Any]:
     """Score a store's label maps on the images that have a mask.
 

@@ -116,7 +116,7 @@ def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Imag
         if title == "photo":
             cell = photo
         elif title == "activation":
-            cell = _heat(photo, row.activation)
+            cell = heat_map(photo, row.activation)
         elif (label_map := maps[title]) is not None:
             cell = _painted(photo, label_map, colours)
         else:
@@ -128,8 +128,13 @@ def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Imag
     return strip
 
 
-def _heat(photo: Image.Image, activation: np.ndarray) -> Image.Image:
-    """The activation as a heat map over the grey photo: dark where it is 0, yellow where it is 1."""
+def heat_map(photo: Image.Image, activation: np.ndarray) -> Image.Image:
+    """The activation as a heat map over the grey photo: dark where it is 0, yellow where it is 1.
+
+    Args:
+        photo: of the size of the result.
+        activation: `(H, W)` of any size, floating, 0-1.
+    """
     values = np.clip(np.nan_to_num(np.asarray(activation, dtype=np.float32)), 0, 1)
     values = np.asarray(Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR))
     heat = matplotlib.colormaps["inferno"](values)[..., :3] * 255

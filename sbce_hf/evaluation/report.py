@@ -17,6 +17,7 @@ __all__ = [
     "ContactRow",
     "ReportContext",
     "ScoreRow",
+    "SegmenterRow",
     "contact_sheet",
     "duration",
     "markdown_table",
@@ -25,6 +26,7 @@ __all__ = [
     "plot_curves",
     "render_report",
     "score_table",
+    "segmenter_table",
     "write_atomic",
 ]
 
@@ -58,6 +60,25 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class SegmenterRow:
+    """A segmentation network, scored on masks of images it was not trained on.
+
+    Args:
+        labels: what it was trained on: `"adaptive"` (the last round's label maps), `"bce"` or `"mask"` (true masks).
+        crf: whether the dense CRF ran on its predictions.
+        mean_iou: in 0-1; NaN when nothing was scored.
+        per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
+        num_images: images that were scored.
+    """
+
+    labels: str
+    crf: bool
+    mean_iou: float
+    per_class_iou: Mapping[str, float]
+    num_images: int
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """Everything the report says. Mappings and sequences are shown in their order; empty ones are left out.
 
@@ -74,6 +95,8 @@ class ReportContext:
         scores: label maps scored on `score_split`.
         score_split: split whose masks were used; `None` when no mask was read.
         known_classes: `"tags"` or `"predicted"`, see `LabellingConfig`.
+        segmenters: segmentation networks scored on `segmenter_split`.
+        segmenter_split: split whose masks were used for that.
         label_free: Markdown of the numbers that need no mask, see `quality.summary_table`.
         figures: caption to path, relative to the report.
         skipped: images that could not be read.
@@ -94,6 +117,8 @@ class ReportContext:
     scores: Sequence[ScoreRow] = ()
     score_split: str | None = None
     known_classes: str = "tags"
+    segmenters: Sequence[SegmenterRow] = ()
+    segmenter_split: str | None = None
     label_free: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
     skipped: Sequence[SkippedImage] = ()
@@ -147,6 +172,32 @@ def per_class_table(rows: Sequence[ScoreRow]) -> str:
     return markdown_table(("Class", *header), [*lines, ("**mean**", *(percent(row.mean_iou) for row in ordered))])
 
 
+# What a segmenter's training labels are called in a table.
+_TRAINED_ON = {
+    "adaptive": "label maps of the last round",
+    "bce": "label maps of BCE",
+    "mask": "true masks (a yardstick)",
+}
+
+
+def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
+    """One line per segmenter, mIoU in percent, and its share of what the same network reaches on true masks."""
+    full = {row.crf: row.mean_iou for row in rows if row.labels == "mask"}
+    cells = [
+        (
+            _TRAINED_ON.get(row.labels, row.labels),
+            "yes" if row.crf else "no",
+            "yes" if row.labels == "mask" else "no",
+            percent(row.mean_iou),
+            percent(row.mean_iou / full[row.crf]) if full.get(row.crf) else "-",
+            row.num_images,
+        )
+        for row in rows
+    ]
+    header = ("Trained on", "Dense CRF", "Ground truth used", "mIoU (%)", "Share of true masks' (%)", "Images")
+    return markdown_table(header, cells, text_columns=3)
+
+
 def render_report(context: ReportContext) -> str:
     """The report as Markdown. Without masks it says so and shows label-free numbers only."""
     facts = [
@@ -162,6 +213,8 @@ def render_report(context: ReportContext) -> str:
     facts_table = markdown_table(("Fact", "Value"), [fact for fact in facts if fact[1] != ""], text_columns=2)
     parts = [f"# {context.title}", "## What was run", f"```bash\n{context.command}\n```", facts_table]
     parts += ["## Scores", *_score_section(context)]
+    if context.segmenters:
+        parts += ["## Segmentation network", *_segmenter_section(context)]
     if context.label_free:
         parts += ["## Without ground truth", context.label_free]
     parts += ["## Warnings", "\n".join(f"- {warning}" for warning in context.warnings) or "None."]
@@ -196,4 +249,16 @@ def _score_section(context: ReportContext) -> list[str]:
         f"{IGNORE_INDEX} do not count, and `-` is a class in neither label maps nor masks.",
         "### IoU per class (%)",
         per_class_table(context.scores),
+    ]
+
+
+def _segmenter_section(context: ReportContext) -> list[str]:
+    columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in context.segmenters]
+    names = dict.fromkeys(name for row in context.segmenters for name in row.per_class_iou)
+    lines = [(name, *(percent(row.per_class_iou.get(name)) for row in context.segmenters)) for name in names]
+    return [
+        f"One network from one start on different labels, without tags, on split `{context.segmenter_split}`.",
+        segmenter_table(context.segmenters),
+        "### IoU per class (%), by training labels",
+        markdown_table(("Class", *columns), lines),
     ]

@@ -1,4 +1,4 @@
-"""Dense CRF (Krähenbühl and Koltun, 2011) over a hard label map, behind one function.
+"""Dense CRF (Krähenbühl and Koltun, 2011) over a hard label map or over probabilities.
 
 This file imports nothing heavy: worker processes start with it. They are processes and not threads because pydensecrf
 holds the interpreter lock (measured: two threads take exactly twice the time of one).
@@ -11,12 +11,16 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import cast
 
 import numpy as np
 from pydensecrf import densecrf
 
 from ..config import CrfConfig
+
+# Below this a probability says no more against a label (DeepLab's released CRF step).
+MIN_PROBABILITY = 1e-5
 
 
 def crf_probabilities(image: np.ndarray, indices: np.ndarray, num_labels: int, config: CrfConfig) -> np.ndarray:
@@ -37,17 +41,47 @@ def crf_probabilities(image: np.ndarray, indices: np.ndarray, num_labels: int, c
     Raises:
         ValueError: an image that is not uint8 RGB, sizes that differ, an index out of range, or fewer than two labels.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"CRF image: got {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
-    if indices.shape != image.shape[:2]:
-        raise ValueError(f"CRF labels: got shape {indices.shape}, expected the image's {image.shape[:2]}")
-    if num_labels < 2:
-        raise ValueError(f"CRF: got {num_labels} labels, expected at least 2 to decide between")
+    _check_sizes(image, indices.shape, num_labels)
     if int(indices.min()) < 0 or int(indices.max()) >= num_labels:
         raise ValueError(f"CRF labels: got values {indices.min()} to {indices.max()}, expected 0 to {num_labels - 1}")
     height, width = indices.shape
     unary = np.full((num_labels, height * width), -math.log((1 - config.gt_prob) / (num_labels - 1)), np.float32)
     unary[indices.ravel(), np.arange(height * width)] = -math.log(config.gt_prob)
+    return _mean_field(image, unary, config)
+
+
+def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:
+    """Mean-field marginals of a dense CRF whose unary term is `-ln clip(P, 1e-5)`, which keeps the confidence.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        probabilities: `(L, H, W)` floating, of each label, at least 2.
+        config: kernel widths and weights; `gt_prob` is not used.
+
+    Returns:
+        `(L, H, W)` float32; sums to 1 over the labels.
+
+    Raises:
+        ValueError: an image that is not uint8 RGB, sizes that differ, or fewer than two labels.
+    """
+    if probabilities.ndim != 3:
+        raise ValueError(f"CRF probabilities: got shape {probabilities.shape}, expected (labels, H, W)")
+    _check_sizes(image, probabilities.shape[1:], len(probabilities))
+    unary = -np.log(np.clip(probabilities, MIN_PROBABILITY, 1, dtype=np.float32))
+    return _mean_field(image, unary.reshape(len(probabilities), -1), config)
+
+
+def _check_sizes(image: np.ndarray, shape: tuple[int, ...], num_labels: int) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"CRF image: got {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
+    if shape != image.shape[:2]:
+        raise ValueError(f"CRF labels: got shape {shape}, expected the image's {image.shape[:2]}")
+    if num_labels < 2:
+        raise ValueError(f"CRF: got {num_labels} labels, expected at least 2 to decide between")
+
+
+def _mean_field(image: np.ndarray, unary: np.ndarray, config: CrfConfig) -> np.ndarray:
+    (height, width), num_labels = image.shape[:2], len(unary)
     crf = densecrf.DenseCRF2D(width, height, num_labels)
     crf.setUnaryEnergy(unary)
     crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_compat)
@@ -90,10 +124,16 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     return values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
 
 
-class CrfPool:
-    """Worker processes that run [`dense_crf`]; use it as a context manager.
+def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:
+    """The `(H, W)` uint8 label map of the largest marginals; see [`crf_from_probabilities`]."""
+    return crf_from_probabilities(image, probabilities, config).argmax(axis=0).astype(np.uint8)
 
-    Processes are spawned on the first submission. They end with the parent, even when it is killed.
+
+class CrfPool:
+    """Worker processes that run [`dense_crf`] or [`dense_crf_from_probabilities`]; use it as a context manager.
+
+    Processes are spawned on the first submission. They end with the parent, even when it is killed. When one of them
+    dies, the context ends with a `RuntimeError` that says what to do.
 
     Args:
         config: of the CRF.
@@ -105,16 +145,30 @@ class CrfPool:
         self._executor = ProcessPoolExecutor(
             workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
         )
+        # Probabilities are large: enough wait in memory to keep the workers busy.
+        self._room = threading.BoundedSemaphore(2 * workers)
 
     def submit(self, image: np.ndarray, label_map: np.ndarray, classes: Sequence[int]) -> Future:
         """Queue one image; the future's result is the refined label map."""
         return self._executor.submit(dense_crf, image, label_map, classes, self.config)
 
+    def submit_probabilities(self, image: np.ndarray, probabilities: np.ndarray) -> Future:
+        """Queue one image, or wait for a place in the queue; the future's result is the refined label map."""
+        self._room.acquire()
+        future = self._executor.submit(dense_crf_from_probabilities, image, probabilities, self.config)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
     def __enter__(self) -> "CrfPool":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError(
+                "a CRF process died, most likely for lack of memory; lower crf_workers and run the same command "
+                "again: it continues where it stopped"
+            ) from error
 
 
 def _initialize_worker() -> None:

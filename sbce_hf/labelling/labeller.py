@@ -4,11 +4,10 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,16 +22,18 @@ from .store import LabelStore
 from .thresholds import ClassMaps, apply_rule
 from .views import IMAGE_MEAN, IMAGE_STD, class_maps
 
+T = TypeVar("T")
+
 # A pixel outside this range sits on the flat part of the sigmoid, where training has no gradient.
 SOFT_RANGE = (0.02, 0.98)
 
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """What [`label_images`] left on disk.
+    """What [`label_images`] or [`segmentation.predict_images`] left on disk.
 
     Args:
-        directory: store of the rule's label maps.
+        directory: store of the label maps before the CRF.
         crf_directory: store of the CRF's; `None` without a CRF.
         num_images: in the list.
         num_labelled: of them, by this call.
@@ -66,6 +67,7 @@ def label_images(
     *,
     output_dir: Path,
     key: str,
+    checkpoint: str | None = None,
     rule: Literal["paper", "official", "fixed"] | None = None,
     strict: bool = False,
     rank: int = 0,
@@ -87,6 +89,7 @@ def label_images(
         config: views, rule, CRF.
         output_dir: gets the stores `<rule>` and, with a CRF, `<rule>_crf`.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
+        checkpoint: hash of the model's weights, kept with the label maps.
         rule: instead of `config.rule`.
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
@@ -107,8 +110,8 @@ def label_images(
     _check_classes(model, images.class_names)
     if not 0 <= rank < world:
         raise ValueError(f"rank: got {rank}, expected 0 to {world - 1} (world {world})")
-    stores = _create_stores(Path(output_dir), images, config, key, rank)
-    groups = _groups_to_do(images.image_ids, stores, config.batch_size, rank, world)
+    stores = _create_stores(Path(output_dir), images, config, key, rank, checkpoint)
+    groups = groups_to_do(images.image_ids, stores, config.batch_size, rank, world)
     num_labelled = 0
     if groups:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
@@ -119,19 +122,11 @@ def label_images(
             items = _label_groups(images, groups, strict, views, partial(_label, config=config, crf=crf))
             # What may wait in memory: enough to keep the workers busy during the next group's views.
             room = config.batch_size + 2 * config.crf_workers if crf else 0
-            for item in _delayed(items, room):
+            for item in delayed(items, room):
                 _write(item, stores)
                 progress.update()
                 num_labelled += item.skipped is None
-    completed = [store.complete or store.mark_complete() for store in stores]
-    return LabelSummary(
-        directory=stores[0].directory,
-        crf_directory=stores[1].directory if config.crf else None,
-        num_images=len(images),
-        num_labelled=num_labelled,
-        skipped=stores[0].skipped,
-        complete=all(completed),
-    )
+    return finish(stores, len(images), num_labelled)
 
 
 def _check_classes(model: SpatialBceForImageClassification, class_names: tuple[str, ...]) -> None:
@@ -147,10 +142,10 @@ def _check_classes(model: SpatialBceForImageClassification, class_names: tuple[s
 
 
 def _create_stores(
-    output_dir: Path, images: TaggedImages, config: LabellingConfig, key: str, rank: int
+    output_dir: Path, images: TaggedImages, config: LabellingConfig, key: str, rank: int, checkpoint: str | None
 ) -> list[LabelStore]:
     names = [config.rule, f"{config.rule}_crf"] if config.crf else [config.rule]
-    details = {"rule": config.rule, "config": to_mapping(config)}
+    details = {"rule": config.rule, "config": to_mapping(config), "checkpoint": checkpoint}
     return [
         LabelStore.create(
             output_dir / name,
@@ -164,13 +159,26 @@ def _create_stores(
     ]
 
 
-def _groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], size: int, rank: int, world: int) -> list[range]:
+def groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], size: int, rank: int, world: int) -> list[range]:
     """This process's groups of consecutive images of which any is missing in any store."""
     if all(store.complete for store in stores):
         return []
     done = set.intersection(*(store.done_ids() for store in stores))
     groups = [range(start, min(start + size, len(ids))) for start in range(0, len(ids), size)]
     return [group for group in groups[rank::world] if not done.issuperset(ids[i] for i in group)]
+
+
+def finish(stores: Sequence[LabelStore], num_images: int, num_labelled: int) -> LabelSummary:
+    """Mark the stores, one or also that of the CRF, complete if they are, and sum up."""
+    completed = [store.complete or store.mark_complete() for store in stores]
+    return LabelSummary(
+        directory=stores[0].directory,
+        crf_directory=stores[1].directory if len(stores) > 1 else None,
+        num_images=num_images,
+        num_labelled=num_labelled,
+        skipped=stores[0].skipped,
+        complete=all(completed),
+    )
 
 
 def _label_groups(
@@ -182,7 +190,7 @@ def _label_groups(
 ) -> Iterator[_Item]:
     ids, labels = images.image_ids, images.label_matrix()
     for group in groups:
-        readable, skipped = _read(images, group, strict)
+        readable, skipped = read_images(images, group, strict)
         used = list(readable)
         maps = views(list(readable.values()), labels[used], image_ids=[ids[i] for i in used])
         maps_of = dict(zip(used, maps, strict=True))
@@ -193,7 +201,8 @@ def _label_groups(
                 yield label(np.asarray(readable[i]), maps_of[i])
 
 
-def _read(images: TaggedImages, group: range, strict: bool) -> tuple[dict[int, Image.Image], dict[int, str]]:
+def read_images(images: TaggedImages, group: range, strict: bool) -> tuple[dict[int, Image.Image], dict[int, str]]:
+    """The readable images of a group, and why the others are not; raises at the first of these if `strict`."""
     readable, skipped = {}, {}
     for i in group:
         try:
@@ -219,9 +228,9 @@ def _label(image: np.ndarray, maps: ClassMaps, config: LabellingConfig, crf: Crf
     return _Item(maps.image_id, label_map=labelled.label_map, record=record, refined=refined)
 
 
-def _delayed(items: Iterable[_Item], room: int) -> Iterator[_Item]:
+def delayed(items: Iterable[T], room: int) -> Iterator[T]:
     """The same items in the same order, each held back until `room` more have been made."""
-    waiting: deque[_Item] = deque()
+    waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
         if len(waiting) > room:
@@ -236,13 +245,7 @@ def _write(item: _Item, stores: Sequence[LabelStore]) -> None:
         return
     label_maps = [item.label_map]
     if item.refined is not None:
-        try:
-            label_maps.append(item.refined.result())
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"a CRF process died at image {item.image_id!r}, most likely for lack of memory; lower "
-                "labelling.crf_workers and run the same command again: it continues where it stopped"
-            ) from error
+        label_maps.append(item.refined.result())
     for store, label_map in zip(stores, label_maps, strict=True):
         if item.image_id not in store and label_map is not None:
             shares = [float((label_map == c + 1).mean()) for c in item.record["classes"]]

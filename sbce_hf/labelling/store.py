@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset
 from PIL import Image
 
-from ..data.schema import palette
+from ..data.schema import label_features, palette
 
 META, MAPS = "meta.json", "label_maps"
 # Label maps are uint8 and 255 stays free for "ignore".
@@ -240,27 +239,28 @@ class LabelStore:
             row[record["classes"]] = record["proportions"]
         return ids, table
 
-    def to_dataset(self) -> Dataset:
-        """Columns `image_id`, `label_map`, `labels` (known classes), and their `proportions` and `thresholds`."""
-        ids = sorted(self.done_ids())
-        records = [self._records[image_id] for image_id in ids]
-        columns = {
-            "image_id": ids,
-            "label_map": [str(self.path(image_id)) for image_id in ids],
-            "labels": [record["classes"] for record in records],
-            "proportions": [record["proportions"] for record in records],
-            "thresholds": [record["thresholds"] for record in records],
+    def row(self, image_id: str) -> dict[str, Any]:
+        """An image's columns of [`label_features`]; the label map is its file's path.
+
+        Raises:
+            KeyError: there is no record of it.
+        """
+        record = self.record(image_id)
+        return {
+            "image_id": image_id,
+            "label_map": str(self.path(image_id)),
+            "labels": record["classes"],
+            "thresholds": record["thresholds"],
+            "proportions": record["proportions"],
+            # A segmentation network's predictions come without class maps.
+            "uncertainty": record.get("soft_share", [None] * len(record["classes"])),
         }
-        features = Features(
-            {
-                "image_id": Value("string"),
-                "label_map": ImageFeature(),
-                "labels": List(ClassLabel(names=list(self.class_names))),
-                "proportions": List(Value("float64")),
-                "thresholds": List(Value("float64")),
-            }
-        )
-        return Dataset.from_dict(columns, features=features)
+
+    def to_dataset(self) -> Dataset:
+        """Columns of [`label_features`], sorted by image id."""
+        features = label_features(self.class_names)
+        rows = [self.row(image_id) for image_id in sorted(self.done_ids())]
+        return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 def _whole_lines(data: bytes) -> bytes:

@@ -124,8 +124,8 @@ def _forward_views(
     for size, members in by_size.items():
         for start in range(0, len(members), per_batch):
             chunk = members[start : start + per_batch]
-            pixels = torch.stack([_to_pixels(images[i], size) for i in chunk]).to(model.device)
-            batch = _normalize(pixels, image_mean, image_std).to(model.dtype)
+            pixels = torch.stack([to_pixels(images[i], size) for i in chunk]).to(model.device)
+            batch = normalize(pixels, image_mean, image_std).to(model.dtype)
             for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
                 views[i].append(view)
     return views
@@ -144,13 +144,15 @@ def _forward(model: SpatialBceForImageClassification, batch: Tensor, flip: bool)
     return list(zip(maps, logits, thresholds, strict=True))
 
 
-def _to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An image resized to `(height, width)`, as `(3, height, width)` uint8."""
     height, width = size
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale `(..., 3, h, w)` uint8 to [0, 1], then subtract `mean` and divide by `std`, per channel."""
     center, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
     return (pixels / 255 - center) / spread
 

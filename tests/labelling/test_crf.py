@@ -10,7 +10,13 @@ import pytest
 from pydensecrf.utils import unary_from_labels
 
 from sbce_hf.config import CrfConfig
-from sbce_hf.labelling.crf import CrfPool, crf_probabilities, dense_crf
+from sbce_hf.labelling.crf import (
+    CrfPool,
+    crf_from_probabilities,
+    crf_probabilities,
+    dense_crf,
+    dense_crf_from_probabilities,
+)
 
 CONFIG = CrfConfig()
 
@@ -101,11 +107,69 @@ def test_one_label_and_indices_out_of_range_are_errors():
         crf_probabilities(image, indices + 2, 2, CONFIG)
 
 
-def test_pool_answers_like_the_function():
+def _random_probabilities(labels=3, size=32, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(labels, size, size)) * 8
+    return (np.exp(logits) / np.exp(logits).sum(axis=0)).astype(np.float32)
+
+
+def test_unary_of_probabilities_keeps_the_confidence():
+    # Without pairwise terms the marginals are the probabilities themselves, but for the clipped ones.
+    probabilities = _random_probabilities()
+    assert probabilities.min() < 1e-5
+    alone = CrfConfig(gaussian_compat=0.0, bilateral_compat=0.0)
+    q = crf_from_probabilities(np.zeros((32, 32, 3), np.uint8), probabilities, alone)
+    clipped = np.clip(probabilities, 1e-5, 1)
+    assert q.dtype == np.float32 and np.allclose(q, clipped / clipped.sum(axis=0), atol=1e-6)
+
+
+def test_hard_labels_as_probabilities_give_the_crf_of_hard_labels():
     image, label_map = _two_halves()
+    noisy = label_map // 3
+    noisy[5:8, 25:28] = 0
+    probabilities = np.where(noisy == np.arange(3)[:, None, None], 0.7, 0.15)
+    assert np.allclose(
+        crf_from_probabilities(image, probabilities, CONFIG), crf_probabilities(image, noisy, 3, CONFIG), atol=1e-5
+    )
+
+
+def test_a_confident_pixel_withstands_its_neighbours_and_a_doubtful_one_does_not():
+    image = np.full((32, 32, 3), 90, np.uint8)
+    smooth = CrfConfig(gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_compat=0.0)
+    for confidence, expected in ((0.55, 0), (0.9999, 1)):
+        foreground = np.full((32, 32), 0.3)
+        foreground[16, 16] = confidence
+        refined = dense_crf_from_probabilities(image, np.stack([1 - foreground, foreground]), smooth)
+        assert refined.dtype == np.uint8 and refined[16, 16] == expected and refined.sum() == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((8, 8), "labels, H, W"), ((2, 8, 9), r"\(8, 9\)"), ((1, 8, 8), "at least 2")]
+)
+def test_probabilities_of_a_wrong_shape(shape, message):
+    with pytest.raises(ValueError, match=message):
+        crf_from_probabilities(np.zeros((8, 8, 3), np.uint8), np.ones(shape, np.float32), CONFIG)
+
+
+def test_pool_answers_like_the_functions():
+    image, label_map = _two_halves()
+    probabilities = _random_probabilities()
+    expected = dense_crf_from_probabilities(image, probabilities, CONFIG)
     with CrfPool(CONFIG, workers=1) as pool:
         future = pool.submit(image, label_map, [2])
         assert (future.result() == dense_crf(image, label_map, [2], CONFIG)).all()
+        # More than may wait at once.
+        for future in [pool.submit_probabilities(image, probabilities) for _ in range(5)]:
+            assert (future.result() == expected).all()
+
+
+def test_a_dead_process_is_explained():
+    image, probabilities = np.zeros((32, 32, 3), np.uint8), _random_probabilities()
+    with pytest.raises(RuntimeError, match=r"crf_workers.*continues where it stopped"), CrfPool(CONFIG, 1) as pool:
+        pool.submit_probabilities(image, probabilities).result()
+        for pid in pool._executor._processes:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(100):
+            pool.submit_probabilities(image, probabilities)
 
 
 def test_workers_import_no_torch_and_end_with_a_killed_parent(tmp_path):

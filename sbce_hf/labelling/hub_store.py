@@ -1,0 +1,126 @@
+"""Label maps on the Hub, and one way to open these and the label stores of this machine."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from datasets import Image as ImageFeature
+from datasets.data_files import sanitize_patterns
+from huggingface_hub import DatasetCard
+
+from ..data.schema import decode_indices
+from ..references import download
+from .store import LabelStore
+
+SPLIT = "train"
+# What a published configuration says of itself, in its folder.
+INFO = "info.json"
+COLUMNS = ("image_id", "label_map", "labels", "proportions")
+
+
+class HubLabelMaps:
+    """Label maps in a dataset on the Hub, downloaded once and read from disk one by one.
+
+    Args:
+        reference: `user/name`, `user/name@revision`, `user/name:config` or `user/name@revision:config`. The
+            configuration may be left out if there is one only. When the Hub cannot be asked, the cache answers.
+        class_names: if given, must be the label maps'.
+
+    Raises:
+        OSError: see [`download`].
+        ValueError: an unknown configuration, none where there are several, a dataset without the columns of
+            [`schema.label_features`], or other classes.
+    """
+
+    def __init__(self, reference: str, class_names: tuple[str, ...] | None = None) -> None:
+        self.directory = reference
+        files, info = _download(reference)
+        dataset = Dataset.from_parquet([str(file) for file in files])
+        missing = [name for name in COLUMNS if name not in dataset.column_names]
+        if missing or not isinstance(dataset.features["labels"].feature, ClassLabel):
+            raise ValueError(
+                f"label maps {reference}: columns {', '.join(dataset.column_names)}, expected {', '.join(COLUMNS)} "
+                "with labels as a list of ClassLabel, as sbce push labels writes them"
+            )
+        self.class_names: tuple[str, ...] = tuple(dataset.features["labels"].feature.names)
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise ValueError(
+                f"label maps {reference}: have classes {list(self.class_names)}, expected {list(class_names)}"
+            )
+        self.complete: bool = info.get("complete", True)
+        self.skipped: dict[str, str] = dict.fromkeys(info.get("skipped", ()), "skipped when it was labelled")
+        self._dataset = dataset.select_columns(list(COLUMNS)).cast_column("label_map", ImageFeature(decode=False))
+        self._rows = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
+    def read(self, image_id: str) -> np.ndarray:
+        """The label map of an image, `(H, W)` uint8.
+
+        Raises:
+            KeyError: it has none.
+            ValueError: it cannot be decoded.
+        """
+        if image_id not in self._rows:
+            raise KeyError(f"label maps {self.directory}: no image {image_id!r}")
+        return decode_indices(self._dataset[self._rows[image_id]]["label_map"])
+
+    def proportions(self) -> tuple[list[str], np.ndarray]:
+        """Share of each image's pixels that each class got; see [`LabelStore.proportions`]."""
+        ids = sorted(self._rows)
+        order = [self._rows[image_id] for image_id in ids]
+        labels, shares = self._dataset["labels"][:], self._dataset["proportions"][:]
+        table = np.zeros((len(ids), len(self.class_names)))
+        for row, index in zip(table, order, strict=True):
+            row[labels[index]] = shares[index]
+        return ids, table
+
+
+def open_label_maps(
+    reference: str | os.PathLike[str], class_names: tuple[str, ...] | None = None
+) -> LabelStore | HubLabelMaps:
+    """Label maps in a folder of this machine or on the Hub; a folder wins.
+
+    Args:
+        reference: a label store, or see [`HubLabelMaps`].
+        class_names: if given, must be the label maps'.
+
+    Raises:
+        OSError: there are none.
+        ValueError: they are damaged, or have other classes.
+    """
+    name = os.fspath(reference)
+    # A missing folder with more than one slash is no Hub id: what is missing is the store.
+    if os.path.exists(name) or name.partition(":")[0].partition("@")[0].count("/") != 1:
+        return LabelStore(name, class_names)
+    return HubLabelMaps(name, class_names)
+
+
+def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
+    """Parquet files of one configuration, and what it says of itself."""
+    name, _, wanted = reference.partition(":")
+    folder = download(name, "dataset", ["README.md"])
+    card = folder / "README.md"
+    configs = DatasetCard.load(card).data.get("configs") if card.is_file() else None
+    patterns = {one["config_name"]: sanitize_patterns(one.get("data_files", ())).get(SPLIT) for one in configs or ()}
+    config = wanted or (next(iter(patterns)) if len(patterns) == 1 else "")
+    if not patterns.get(config):
+        what = f"got configuration {config!r}" if config else "no configuration is named"
+        raise ValueError(
+            f"label maps {reference}: {what}, expected one of {sorted(patterns)} with a split {SPLIT!r}; name it as "
+            f"in {name}:{next(iter(patterns), 'CONFIG')}"
+        )
+    # This very commit, whatever happens to the branch meanwhile.
+    pinned = f"{name.partition('@')[0]}@{folder.name}"
+    folder = download(pinned, "dataset", [*patterns[config], f"{config}/{INFO}"])
+    files = sorted(file for pattern in patterns[config] for file in folder.glob(pattern))
+    if not files or any(file.suffix != ".parquet" for file in files):
+        raise ValueError(
+            f"label maps {reference}: {len(files)} files match {patterns[config]}, expected parquet files"
+        )
+    info = folder / config / INFO
+    return files, json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
