@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,10 @@ PACKAGES = (
     "numpy",
     "pydensecrf2",
 )
+
+
+# A path from the root, from home or from the working directory, inside a longer text.
+_LOCAL_PATH = re.compile(r"(?<![\w./\\:~-])(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:{}\[\]()=]+)+[/\\]?")
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -60,3 +66,38 @@ def hardware() -> str:
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{os.cpu_count()} {platform.machine()} cores" + (f", {', '.join(names)}" if names else ", no GPU")
+
+
+def without_local_paths(values: Any) -> Any:
+    """Plain values in which every path on this machine is reduced to its last part, for files that leave it.
+
+    Args:
+        values: as JSON has them. The value of a key `command` is read as a shell reads it.
+    """
+    if isinstance(values, Mapping):
+        return {key: _public(key, value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_local_paths(value) for value in values]
+    return _last_part(values) if isinstance(values, str) else values
+
+
+def _public(key: str, value: Any) -> Any:
+    if key == "data_dir" and isinstance(value, str):
+        return Path(value).name
+    if key == "command" and isinstance(value, str):
+        return shlex.join(_public_word(word) for word in shlex.split(value))
+    return without_local_paths(value)
+
+
+def _public_word(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name}={_last_part(value)}" if equals else _last_part(word)
+
+
+def _last_part(text: str) -> str:
+    is_path = re.match(r"(~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\]", text) or (
+        re.search(r"[/\\]", text) and os.path.exists(text)
+    )
+    if is_path and "\n" not in text:
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    return _LOCAL_PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)

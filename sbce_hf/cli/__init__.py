@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import labelling, running, training
+from . import demo, importing, labelling, predicting, preparing, publishing, running, training
 
 # What a user can mend is told without a traceback.
 USER_ERRORS = (ValueError, OSError)
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="sbce", description="Image tags in, pixel-level label maps out: Adaptive Spatial-BCE."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (running, training, labelling):
+    for module in (running, training, labelling, predicting, demo, preparing, importing, publishing):
         module.add(commands)
     return parser

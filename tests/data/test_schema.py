@@ -170,6 +170,16 @@ def test_mask_of_another_size_names_both():
         images.mask(0)
 
 
+def test_mask_needs_no_more_than_the_header_of_a_photo():
+    jpeg, mask = encode(Image.fromarray(gradient()), format="JPEG"), encode(Image.new("L", (30, 20), 1))
+    images = tagged(jpeg[:-20], mask)
+    with pytest.raises(ValueError, match="truncated"):
+        images.image(0)
+    assert (images.mask(0) == 1).all()
+    with pytest.raises(ValueError, match="image 'image0': unreadable image"):
+        tagged(jpeg[:20], mask).mask(0)
+
+
 def test_mask_is_upright_where_exif_rotates_the_image():
     exif = Image.Exif()
     exif[0x0112] = 6

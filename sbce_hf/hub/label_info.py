@@ -1,0 +1,143 @@
+"""What a published configuration of label maps says of itself: counts, and what it was made from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..labelling.store import LabelStore
+from ..provenance import file_digest, without_local_paths
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """What a store's label maps were made from and how.
+
+    Args:
+        stage: of the run, such as `"round_2"`; `None` outside of a run.
+        rule: threshold rule; `None` for the prediction of a segmentation network.
+        crf: whether a dense CRF refined them.
+        options: of labelling or prediction.
+        seed: of the run.
+        checkpoint: hash of the weights.
+        key: of everything the label maps depend on.
+        ground_truth: whether masks were used; `None` if that was not recorded.
+        num_images: label maps taken from this store.
+    """
+
+    stage: str | None
+    rule: str | None
+    crf: bool
+    options: dict[str, Any]
+    seed: int | None
+    checkpoint: str | None
+    key: str
+    ground_truth: bool | None
+    num_images: int
+
+
+@dataclass(frozen=True)
+class LabelSetInfo:
+    """What a configuration says of itself in its `info.json`.
+
+    Args:
+        class_names: the ``C`` foreground classes.
+        num_images: rows.
+        num_bytes: of the shards.
+        images_per_class: rows whose `labels` name the class, for each.
+        lost_per_class: of these, rows in which the class got no pixel.
+        with_images: the photos are there too.
+        complete: every image of the stores has a label map or was skipped.
+        skipped: images that could not be labelled.
+        sources: stores, in the order in which they were pushed.
+        shards: SHA-256 by file name.
+        tag: git tag of the commit that brought it; `None` without one.
+    """
+
+    class_names: list[str]
+    num_images: int = 0
+    num_bytes: int = 0
+    images_per_class: list[int] = field(default_factory=list)
+    lost_per_class: list[int] = field(default_factory=list)
+    with_images: bool = False
+    complete: bool = True
+    skipped: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    shards: dict[str, str] = field(default_factory=dict)
+    tag: str | None = None
+
+
+def read_info(path: Path, repo_id: str) -> LabelSetInfo:
+    """Read an `info.json` of a repository.
+
+    Raises:
+        ValueError: something else has written it.
+    """
+    try:
+        return LabelSetInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{repo_id}: {path.parent.name}/{path.name} was not written by sbce push labels ({error}); push into "
+            "another repository"
+        ) from error
+
+
+def grown(old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict[str, str], size: int) -> LabelSetInfo:
+    """What a configuration says of itself when label maps are added.
+
+    Args:
+        old: what it said before.
+        store: the label maps are from.
+        new: image ids of those that are added.
+        shards: SHA-256 of the files that hold them, by name.
+        size: bytes of these files.
+    """
+    classes = range(len(store.class_names))
+    present, lost = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    for image_id in new:
+        row = store.row(image_id)
+        present[row["labels"]] += 1
+        lost[[c for c, share in zip(row["labels"], row["proportions"], strict=True) if share == 0]] += 1
+    added = [asdict(source_of(store, len(new)))] if new else []
+    return replace(
+        old,
+        num_images=old.num_images + len(new),
+        num_bytes=old.num_bytes + size,
+        images_per_class=(present + (old.images_per_class or 0)).tolist(),
+        lost_per_class=(lost + (old.lost_per_class or 0)).tolist(),
+        complete=old.complete and store.complete,
+        sources=[*old.sources, *added],
+        shards={**old.shards, **shards},
+    )
+
+
+def source_of(store: LabelStore, num_images: int) -> LabelSource:
+    """What is known of a store's origin, from its own description and the run it lies in; without local paths."""
+    directory = store.directory.resolve()
+    run_dir = next((folder for folder in directory.parents[:4] if (folder / "run.json").is_file()), None)
+    stage = seed = ground_truth = None
+    checkpoint = store.meta.get("checkpoint")
+    if run_dir is not None:
+        inside = directory.relative_to(run_dir).parts
+        stage = "/".join(inside[:2]) if inside[0] == "segmenter" else inside[0]
+        seed = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")).get("seed")
+        # The two yardsticks of a run; everything else in it is made from tags.
+        ground_truth = stage in ("leak_best_constant", "segmenter/mask")
+        weights = directory.parents[1] / "model" / "model.safetensors"
+        if checkpoint is None and weights.is_file():
+            checkpoint = file_digest(weights)
+    return LabelSource(
+        stage=stage,
+        rule=store.meta.get("rule"),
+        crf=bool(store.meta.get("crf")),
+        options=without_local_paths(store.meta.get("config", {})),
+        seed=seed,
+        checkpoint=checkpoint,
+        key=str(store.meta["key"]),
+        ground_truth=ground_truth,
+        num_images=num_images,
+    )

@@ -1,0 +1,271 @@
+"""A trained model becomes a folder that can be published: weights, configs, code, `run.json`, quality and card."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..config import RunConfig, from_mapping, to_mapping
+from ..data.schema import palette
+from ..evaluation.curves import write_atomic
+from ..evaluation.report import ScoreRow, SegmenterRow
+from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..provenance import without_local_paths
+from .cards import ModelCardContext, render_model_card
+from .publish import check_repo_id, folder_digest, folder_files
+
+Part = Literal["classifier", "segmenter"]
+
+# What a push replaces even where the new model has no such file: another model's code or quality would be wrong there.
+MODEL_FILES = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "configuration_*.py",
+    "modeling_*.py",
+    "losses_*.py",
+    "image_processing_*.py",
+    "run.json",
+    "quality.md",
+    "figures/thresholds.png",
+    "figures/sheet.png",
+)
+# Of this package, by the architecture that config.json names.
+CLASSES = {
+    "SpatialBceForImageClassification": ("SpatialBceForImageClassification", "SpatialBceImageProcessor"),
+    "DeepLabForSemanticSegmentation": ("DeepLabForSemanticSegmentation", "DeepLabImageProcessor"),
+}
+HISTOGRAM, SHEET = "figures/thresholds.png", "figures/sheet.png"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A trained model on disk.
+
+    Args:
+        model_dir: holds `config.json` and the weights.
+        stage_dir: of its training; `None` for a model folder that lies anywhere.
+        run_dir: of the run; `None` for a stage outside of one.
+    """
+
+    model_dir: Path
+    stage_dir: Path | None = None
+    run_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class RenderedModel:
+    """A folder that is ready to be published.
+
+    Args:
+        folder: all of its files are sent.
+        kind: of the model.
+        tag: git tag that the card names; `None` without one.
+        load: the lines of Python that load it.
+    """
+
+    folder: Path
+    kind: Part
+    tag: str | None
+    load: str
+
+
+def find_model(path: str | Path, part: Part | None = None) -> ModelSource:
+    """Find the model in a run directory, a stage's directory, or a model folder.
+
+    Args:
+        path: one of these.
+        part: of a run: the last round's classifier (default), or the segmenter.
+
+    Raises:
+        FileNotFoundError: there is none, or the run is not finished.
+        ValueError: a part of something that is no run.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such folder; expected a run directory, a stage's directory or a model folder"
+        )
+    if (path / "config.yaml").is_file():
+        return _find_in_run(path, part or "classifier")
+    if part is not None:
+        raise ValueError(f"--part {part}: {path} is no run directory (it has no config.yaml), so it has no parts")
+    if (path / "model" / "config.json").is_file():
+        return _find_stage(path)
+    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{path}: no config.yaml (a run), no model/ (a stage), no config.json with *.safetensors (a model); "
+            "expected one of these"
+        )
+    if path.name == "model" and (path.parent / "summary.json").is_file():
+        return _find_stage(path.parent)
+    return ModelSource(path)
+
+
+def _find_in_run(run_dir: Path, part: Part) -> ModelSource:
+    config = _run_config(run_dir)
+    if part == "segmenter" and config.segmenter is None:
+        raise FileNotFoundError(f"{run_dir}: the run has no segmenter; its recipe has no such section")
+    stage_dir = run_dir / (f"round_{config.rounds}" if part == "classifier" else "segmenter/adaptive")
+    # The report is a run's last file: a card without its scores would say that there are none.
+    if not (stage_dir / "model" / "config.json").is_file() or not (run_dir / "report.md").is_file():
+        raise FileNotFoundError(
+            f"{run_dir}: the run is not finished; give its `sbce run` command again, or name one stage's directory"
+        )
+    return ModelSource(stage_dir / "model", stage_dir, run_dir)
+
+
+def _find_stage(stage_dir: Path) -> ModelSource:
+    resolved = stage_dir.resolve()
+    for folder in (resolved.parent, resolved.parent.parent):
+        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+            return ModelSource(stage_dir / "model", stage_dir, folder)
+    return ModelSource(stage_dir / "model", stage_dir)
+
+
+def render_model_folder(
+    source: ModelSource,
+    repo_id: str,
+    folder: Path,
+    *,
+    license: str | None = None,
+    tags: Sequence[str] = (),
+    contact_sheet: bool | None = None,
+    with_tag: bool = True,
+) -> RenderedModel:
+    """Write everything that is published; equal sources give equal folders.
+
+    Args:
+        source: see [`find_model`].
+        repo_id: `user/name`, which the card's examples load.
+        folder: an empty one.
+        license: of the weights, an id that the Hub knows.
+        tags: more tags for the card.
+        contact_sheet: show photos of the training data. By default only those that the program has drawn itself.
+        with_tag: let the card name a git tag, made from the folder's hash, for the publisher to set.
+
+    Raises:
+        ValueError: a model of another kind, or a name that is no repository's.
+        FileNotFoundError: a contact sheet that is asked for is not there, or a file of the model is missing.
+    """
+    check_repo_id(repo_id)
+    context = _add_training(_copy_model(source.model_dir, folder, repo_id), source, folder)
+    context = replace(context, license=license, tags=tags)
+    if _copy_sheet(source, context, folder, contact_sheet):
+        context = replace(context, sheet=SHEET)
+    context = replace(context, files=[name.as_posix() for name in folder_files(folder)])
+    write_atomic(folder / "README.md", render_model_card(context))
+    if with_tag:
+        # A commit cannot know its own hash, but the folder can be hashed before its card names that.
+        context = replace(context, tag=f"v{folder_digest(folder)}")
+        write_atomic(folder / "README.md", render_model_card(context))
+    return RenderedModel(folder, context.kind, context.tag, _first_python(folder / "README.md"))
+
+
+def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext:
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "*.py"):
+        for path in sorted(model_dir.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+    if not (model_dir / "preprocessor_config.json").is_file():
+        raise FileNotFoundError(f"{model_dir}: no preprocessor_config.json; save the training's image processor there")
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or [""])[0]
+    is_classifier = config.get("model_type") == SpatialBceConfig.model_type
+    if not is_classifier and not architecture.endswith("ForSemanticSegmentation"):
+        raise ValueError(
+            f"{model_dir / 'config.json'}: got architecture {architecture!r}, expected "
+            "SpatialBceForImageClassification or any ...ForSemanticSegmentation"
+        )
+    custom_code = "auto_map" in config
+    if custom_code and not list(folder.glob("*.py")):
+        raise FileNotFoundError(
+            f"{model_dir}: config.json names code (auto_map) that is not there; save the model again "
+            "with save_pretrained"
+        )
+    names = [name for _, name in sorted((int(key), name) for key, name in config["id2label"].items())]
+    labels = ["background", *names] if is_classifier else names
+    if not config.get("palette"):
+        flat = palette(len(labels))
+        config["palette"] = [flat[3 * value : 3 * value + 3] for value in range(len(labels))]
+    config.pop("_name_or_path", None)
+    _write_json(folder / "config.json", config)
+    processor = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "preprocessor_config.json", processor)
+    kind: Part = "classifier" if is_classifier else "segmenter"
+    return ModelCardContext(repo_id, kind, custom_code, CLASSES.get(architecture), labels, config["palette"])
+
+
+def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) -> ModelCardContext:
+    """Add what is known of the training; copies what says so into the folder."""
+    if source.stage_dir is None:
+        return context
+    stage, summary = source.stage_dir.resolve().name, _read_json(source.stage_dir / "summary.json")
+    context = replace(context, num_images=summary.get("images"))
+    if source.run_dir is None:
+        if summary:
+            _write_json(folder / "run.json", without_local_paths({"stage": stage, "training": summary}))
+        return context
+    run_dir, config = source.run_dir, _run_config(source.run_dir)
+    notes = {"stage": stage, "seed": config.seed, **_read_json(run_dir / "run.json"), "config": to_mapping(config)}
+    notes = without_local_paths(notes)
+    _write_json(folder / "run.json", notes)
+    quality = run_dir / "quality.md"
+    text = quality.read_text(encoding="utf-8") if quality.is_file() else ""
+    if text:
+        write_atomic(folder / "quality.md", text)
+        if (run_dir / HISTOGRAM).is_file():
+            write_atomic(folder / HISTOGRAM, (run_dir / HISTOGRAM).read_bytes())
+    warned_of = stage if context.kind == "classifier" else f"round_{config.rounds}"
+    warnings = [line for line in _section(text, "Warnings").splitlines() if line.startswith(f"- {warned_of}, ")]
+    return replace(
+        context,
+        stage=stage,
+        config=from_mapping(RunConfig, notes["config"], str(run_dir / "config.yaml")),
+        notes=notes,
+        scores=[ScoreRow(**row) for row in _read_json(run_dir / "scores.json", [])],
+        segmenters=[SegmenterRow(**row) for row in _read_json(run_dir / "segmenter_scores.json", [])],
+        label_free=_section(text, "Stages"),
+        warnings="\n".join(warnings) or "None.",
+    )
+
+
+def _copy_sheet(source: ModelSource, context: ModelCardContext, folder: Path, wanted: bool | None) -> bool:
+    drawn = context.config is not None and context.config.data.source == "shapes"
+    if not (drawn if wanted is None else wanted):
+        return False
+    path = None if source.run_dir is None else source.run_dir / SHEET
+    if path is not None and path.is_file():
+        write_atomic(folder / SHEET, path.read_bytes())
+        return True
+    if wanted:
+        raise FileNotFoundError(
+            f"--contact-sheet: {source.model_dir} belongs to no finished run with {SHEET} "
+            "(contact_images: 0 draws none)"
+        )
+    return False
+
+
+def _run_config(run_dir: Path) -> RunConfig:
+    path = run_dir / "config.yaml"
+    return from_mapping(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def _section(text: str, title: str) -> str:
+    """What follows a second heading of a Markdown text."""
+    _, _, rest = text.partition(f"## {title}\n")
+    return rest.split("\n## ")[0].strip()
+
+
+def _first_python(card: Path) -> str:
+    return card.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0].strip()
+
+
+def _read_json(path: Path, default: Any = None) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ({} if default is None else default)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    write_atomic(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,171 @@
+"""One rendered folder becomes one commit.
+
+A push that is cut anywhere leaves the branch as it was, and the same push again completes it: files that arrived are
+not sent twice, a commit that is there is not made twice, and a tag that is missing is set.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from .errors import HubError, explained, require_token
+
+RepoType = Literal["model", "dataset", "space"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished push.
+
+    Args:
+        url: where to look at it.
+        commit: its SHA.
+        tag: that points to the commit; `None` without one.
+        pull_request: number of the pull request that waits to be merged; `None` after a push to a branch.
+    """
+
+    url: str
+    commit: str
+    tag: str | None
+    pull_request: int | None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Check a name before anything is rendered.
+
+    Raises:
+        ValueError: not of the form `user/name`.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    with explained(repo_id):
+        validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r}: expected user/name or organization/name")
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """Every file of a rendered folder, relative to it, sorted."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash of a folder's names and contents: 12 hexadecimal digits."""
+    found = hashlib.sha256()
+    for name in folder_files(folder):
+        with open(folder / name, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{name.as_posix()}\0{content}\n".encode())
+    return found.hexdigest()[:12]
+
+
+def publish_folder(
+    folder: Path,
+    repo_id: str,
+    repo_type: RepoType,
+    *,
+    message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    parent_commit: str | None = None,
+    space_sdk: str | None = None,
+    delete_patterns: Sequence[str] = (),
+    tag: str | None = None,
+) -> Published:
+    """Send a folder to the Hub as exactly one commit; none if the branch holds these files already.
+
+    Args:
+        folder: its files are sent under their relative names.
+        repo_id: `user/name`; made if there is none.
+        repo_type: of the repository.
+        message: first line of the commit; the folder's hash is added.
+        private: make it private. `None` is the account's default, or what the repository is.
+        revision: branch, made from `main` if there is none; default `main`.
+        create_pr: open a pull request instead of changing the branch, or find the one that holds this very folder.
+        parent_commit: the push is refused if the branch has moved on from this commit; by default from where it is
+            when the push starts.
+        space_sdk: of a Space.
+        delete_patterns: files of the repository that go if they match and are not in the folder.
+        tag: set on the commit; of no effect for a pull request, whose commit is not the one that gets merged.
+
+    Raises:
+        HubError: see [`explained`].
+        ValueError: see [`explained`]; or the name belongs to a repository of another type; or it shall be private and
+            is not.
+    """
+    check_repo_id(repo_id)
+    require_token(repo_id)
+    api, title = HfApi(), f"{message} ({folder_digest(folder)})"
+    with explained(repo_id):
+        _make_repository(api, repo_id, repo_type, private, space_sdk)
+        if revision not in (None, constants.DEFAULT_REVISION) and not str(revision).startswith("refs/"):
+            api.create_branch(repo_id, branch=str(revision), repo_type=repo_type, exist_ok=True)
+        if create_pr and (found := _open_pull_request(api, repo_id, repo_type, title)):
+            return found
+        if parent_commit is None:
+            parent_commit = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            commit_message=title,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+            delete_patterns=list(delete_patterns) or None,
+        )
+    if create_pr:
+        return Published(commit.pr_url or str(commit.repo_url), commit.oid, None, commit.pr_num)
+    if tag is not None:
+        _set_tag(api, repo_id, repo_type, tag, commit.oid)
+    branch = "" if revision in (None, constants.DEFAULT_REVISION) else f"/tree/{revision}"
+    return Published(f"{commit.repo_url}{branch}", commit.oid, tag, None)
+
+
+def _make_repository(
+    api: HfApi, repo_id: str, repo_type: RepoType, private: bool | None, space_sdk: str | None
+) -> None:
+    try:
+        info = api.repo_info(repo_id, repo_type=repo_type)
+    except RepositoryNotFoundError:
+        for other in get_args(RepoType):
+            if other != repo_type and api.repo_exists(repo_id, repo_type=other):
+                raise ValueError(
+                    f"{repo_id}: is a {other} on the Hub, expected a {repo_type}, or a name that is free; "
+                    "choose another"
+                ) from None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+    else:
+        if private and not info.private:
+            raise ValueError(
+                f"{repo_id}: exists and is public, and --private does not change that; make it private in its "
+                "settings first, choose another name, or leave out --private"
+            )
+
+
+def _open_pull_request(api: HfApi, repo_id: str, repo_type: RepoType, title: str) -> Published | None:
+    """A pull request with this title, which has the folder's hash: the answer to it may have been lost."""
+    for pull in api.get_repo_discussions(
+        repo_id, repo_type=repo_type, discussion_type="pull_request", discussion_status="open"
+    ):
+        if pull.title == title and pull.status == "open":
+            commit = api.repo_info(repo_id, repo_type=repo_type, revision=f"refs/pr/{pull.num}").sha
+            return Published(pull.url, str(commit), None, pull.num)
+    return None
+
+
+def _set_tag(api: HfApi, repo_id: str, repo_type: RepoType, tag: str, commit: str) -> None:
+    try:
+        with explained(repo_id):
+            api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type, exist_ok=True)
+    except HubError as error:
+        raise HubError(
+            f"{repo_id}: commit {commit[:12]} is there and complete, but its tag {tag}, which the card names, could "
+            f"not be set; run the same command again, which sets it. What happened: {error}"
+        ) from error

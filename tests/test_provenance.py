@@ -1,0 +1,35 @@
+import pytest
+
+from sbce_hf.provenance import without_local_paths
+
+
+@pytest.mark.parametrize(
+    "text, public",
+    [
+        ("/home/me/My Photos", "My Photos"),
+        ("/home/me/photos/", "photos"),
+        ("~/weights/a.safetensors", "a.safetensors"),
+        ("../photos/kitchen", "kitchen"),
+        ("C:\\Users\\me\\photos", "photos"),
+        ("{data_dir: /home/me/photos, x: 1}", "{data_dir: photos, x: 1}"),
+        ("user/model", "user/model"),
+        ("https://some.where/a/b", "https://some.where/a/b"),
+        ("and/or 256/2 km/h", "and/or 256/2 km/h"),
+    ],
+)
+def test_paths_are_reduced_to_their_last_part(text, public):
+    assert without_local_paths(text) == public
+    assert without_local_paths({"a": [text, 1, None]}) == {"a": [public, 1, None]}
+
+
+def test_relative_path_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user" / "model").mkdir(parents=True)
+    assert without_local_paths("user/model") == "model"
+    assert without_local_paths({"data_dir": "my/photos"}) == {"data_dir": "photos"}
+
+
+def test_command_stays_a_command():
+    command = "sbce run --recipe ./mine.yaml --data-dir '/home/me/My Photos' --set 'data={data_dir: /a/b}' --seed 1"
+    public = "sbce run --recipe mine.yaml --data-dir 'My Photos' --set 'data={data_dir: b}' --seed 1"
+    assert without_local_paths({"command": command}) == {"command": public}
