@@ -641,4 +641,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         raise ValueError(f"official: got {official!r}, expected true or false")
     if official:
         values = merge(values, OFFICIAL)
+    wanted, section = (overrides.get("segmenter") or {}).get("architecture"), values.get("segmenter")
+    if wanted is not None and section and wanted != section.get("architecture", "deeplab"):
+        # The file's fields are those of another architecture.
+        values["segmenter"] = {key: value for key, value in section.items() if key != "model"}
     return from_mapping(RunConfig, merge(values, overrides), where=path.name)

@@ -96,7 +96,7 @@ def overlay(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> 
 
 def outlined_heat_map(photo: Image.Image, reading: ClassReading) -> Image.Image:
     """The class map over the grey photo; a white line where it crosses its threshold."""
-    above = Image.fromarray(np.uint8(reading.above) * 255)
+    above = Image.fromarray(reading.above.astype(np.uint8) * 255)
     line = ImageChops.difference(above.filter(ImageFilter.MaxFilter(3)), above.filter(ImageFilter.MinFilter(3)))
     painted = heat_map(photo, reading.probabilities)
     painted.paste("white", mask=line)
@@ -234,7 +234,11 @@ def _tag_inputs(names: Sequence[str]) -> tuple[gr.Dropdown, gr.Checkbox]:
     )
     predict = gr.Checkbox(label="Predict the tags instead", value=False, elem_id="predict")
     predict.change(
-        lambda chosen: gr.update(interactive=not chosen), predict, tags, api_name=False, show_progress="hidden"
+        lambda chosen: gr.update(interactive=not chosen),
+        predict,
+        tags,
+        api_visibility="private",
+        show_progress="hidden",
     )
     return tags, predict
 

@@ -13,6 +13,7 @@ and as a yardstick that trains apart, in `segmenters.py`.
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +30,11 @@ from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import hardware, versions
 from .run_report import write_report, write_scores
-from .segmenters import load_segmenter_data, score_segmenters, train_segmenters
+from .segmenters import check_same_classes, load_segmenter_data, score_segmenters, train_segmenters
 from .steps import estimate_proportions, label_with_checkpoint
 from .training.classifier import create_classifier, train_classifier
 from .training.device import use_cpu
+from .training.loop import FREE_SETTINGS
 
 BCE = "bce"
 PROPORTIONS = "proportions.parquet"
@@ -112,13 +114,20 @@ class Run:
             if self.process.is_main_process:
                 self._estimate_proportions(stage, previous)
             self.process.wait_for_everyone()
-        segmenter_dir = None if self.config.segmenter is None else train_segmenters(self)
         scores: list[ScoreRow] = []
         segmenter_scores: list[SegmenterRow] = []
         if self.process.is_main_process:
-            scores, segmenter_scores = write_scores(self), score_segmenters(self)
-            write_report(self, scores, segmenter_scores)
+            scores = write_scores(self)
+            write_report(self, scores, [])
         self.process.wait_for_everyone()
+        segmenter_dir = None
+        if self.config.segmenter is not None:
+            # After the report: a segmenter that fails must not cost what is known of the label maps.
+            segmenter_dir = train_segmenters(self)
+            if self.process.is_main_process:
+                segmenter_scores = score_segmenters(self)
+                write_report(self, scores, segmenter_scores)
+            self.process.wait_for_everyone()
         last = self.store(self.stages[-1], self.with_crf)
         return RunSummary(
             report=self.run_dir / "report.md",
@@ -160,8 +169,11 @@ class Run:
         skipped = self.store(stage, crf=False).skipped
         if skipped:
             # Images that could be read at the start and no longer can: the next rounds go on without them.
-            kept = [index for index, name in enumerate(self.images.image_ids) if name not in skipped]
-            self.images = self.images.select(kept)
+            self.images = _without(self.images, skipped)
+            self.scored = None if self.scored is None else _without(self.scored, skipped)
+            if self.segmenter_data is not None and self.segmenter_data.masked is not None:
+                masked = _without(self.segmenter_data.masked, skipped)
+                self.segmenter_data = replace(self.segmenter_data, masked=masked)
 
     def _estimate_proportions(self, stage: str, previous: str | None) -> None:
         before = None if previous is None else ProportionTable.load(self.run_dir / previous / PROPORTIONS)
@@ -200,6 +212,10 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
     return Run(config, run_dir, command).finish()
 
 
+def _without(images: TaggedImages, skipped: Collection[str]) -> TaggedImages:
+    return images.select([index for index, name in enumerate(images.image_ids) if name not in skipped])
+
+
 def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
     """The labelled images that have a mask, for the scores.
 
@@ -210,6 +226,7 @@ def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
     if data.score_split is None:
         return None
     scored = images if data.score_split == data.train_split else load_images(data, data.score_split)
+    check_same_classes(images, scored, data.score_split)
     scored = scored.with_masks()
     known = set(images.image_ids)
     inside = [index for index, image_id in enumerate(scored.image_ids) if image_id in known]
@@ -222,10 +239,19 @@ def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
 
 
 def require_same(config: RunConfig, path: Path) -> None:
-    """Raise a `ValueError` that names the differences if the config saved at `path` is another one."""
+    """Raise a `ValueError` that names the differences if the config saved at `path` is another one.
+
+    What changes no result may differ, and so may the segmenter's section: each segmenter's folder guards its own.
+    """
     stored = _flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
     wanted = _flat(to_mapping(config))
-    changed = [key for key in wanted | stored if stored.get(key) != wanted.get(key)]
+    changed = [
+        key
+        for key in wanted | stored
+        if stored.get(key) != wanted.get(key)
+        and key.split(".")[0] != "segmenter"
+        and key.split(".")[-1] not in (*FREE_SETTINGS, "crf_workers", "contact_images")
+    ]
     if changed:
         shown = ", ".join(f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}" for key in changed[:5])
         raise ValueError(

@@ -68,6 +68,24 @@ def hardware() -> str:
     return f"{os.cpu_count()} {platform.machine()} cores" + (f", {', '.join(names)}" if names else ", no GPU")
 
 
+# What a run makes: stages, and yardsticks. Other folders that lie in a run directory are somebody's own.
+_PARTS_OF_A_RUN = re.compile(r"(bce|round_\d+|leak_best_constant|segmenter/(?:adaptive|bce|mask))(?:/|$)")
+
+
+def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:
+    """The run directory that a folder is a part of, and the stage; `None` twice for any other folder.
+
+    Args:
+        directory: a stage's folder, or one in it.
+    """
+    directory = directory.resolve()
+    for run_dir in directory.parents[:5]:
+        if (run_dir / "config.yaml").is_file() and (run_dir / "run.json").is_file():
+            found = _PARTS_OF_A_RUN.match(directory.relative_to(run_dir).as_posix())
+            return (run_dir, found[1]) if found else (None, None)
+    return None, None
+
+
 def without_local_paths(values: Any) -> Any:
     """Plain values in which every path on this machine is reduced to its last part, for files that leave it.
 

@@ -101,10 +101,20 @@ def load_segmenter_data(config: RunConfig, images: TaggedImages) -> SegmenterDat
     if segmenter.score_split is not None:
         # As the score split, so that its masks are opened now and not after the training.
         scored = load_images(replace(config.data, score_split=segmenter.score_split), segmenter.score_split)
+        check_same_classes(images, scored, segmenter.score_split)
         scored = scored.with_masks()
     if segmenter.architecture != "deeplab" or segmenter.weights != "classifier":
         create_segmenter(segmenter, images.class_names, seed=config.seed)
     return SegmenterData(masked, scored)
+
+
+def check_same_classes(images: TaggedImages, scored: TaggedImages, split: str) -> None:
+    """Raise a `ValueError` if a split that is to be scored has other classes than the training images."""
+    if scored.class_names != images.class_names:
+        raise ValueError(
+            f"split {split!r}: has the classes {list(scored.class_names)}, the training split "
+            f"{list(images.class_names)}; set data.classes, so that all splits have the same"
+        )
 
 
 def train_segmenters(run: "Run") -> Path:

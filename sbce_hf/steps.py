@@ -153,7 +153,8 @@ def predict_photos(
     model_dir = local_checkpoint(checkpoint)
     config, processor = read_segmenter(model_dir)
     prediction = from_mapping(PredictionConfig, {"image_size": trained_side(processor), **options}, "prediction")
-    images = load_photos(paths, foreground_classes(config), strict=strict, exclude=output_dir)
+    results = [output_dir / name for name in ("labels", "labels_crf", "overlays")]
+    images = load_photos(paths, foreground_classes(config), strict=strict, exclude=results)
     summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
     if overlays:
         _draw_overlays(images, LabelStore(summary.crf_directory or summary.directory), output_dir / "overlays")

@@ -1,6 +1,6 @@
 import pytest
 
-from sbce_hf.provenance import without_local_paths
+from sbce_hf.provenance import find_run, without_local_paths
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,13 @@ def test_command_stays_a_command():
     command = "sbce run --recipe ./mine.yaml --data-dir '/home/me/My Photos' --set 'data={data_dir: /a/b}' --seed 1"
     public = "sbce run --recipe mine.yaml --data-dir 'My Photos' --set 'data={data_dir: b}' --seed 1"
     assert without_local_paths({"command": command}) == {"command": public}
+
+
+def test_only_a_runs_own_folders_belong_to_it(tmp_path):
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text("{}")
+    assert find_run(tmp_path / "segmenter" / "mask" / "predictions" / "labels") == (tmp_path, "segmenter/mask")
+    assert find_run(tmp_path / "round_2") == (tmp_path, "round_2")
+    assert find_run(tmp_path / "bce" / "labels" / "fixed") == (tmp_path, "bce")
+    for foreign in ("seg_mask", "pred/labels", "segmenter/other"):
+        assert find_run(tmp_path / foreign) == (None, None), "somebody's own folder may come from masks"

@@ -1,6 +1,7 @@
 """The last stage of a run: segmenters on label maps and on true masks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.labelling.store import LabelStore
 from sbce_hf.pipeline import run
+from sbce_hf.training.loop import TrainingHealthError
 
 SEGMENTER = {
     "model": {"head": "largefov", "atrous_rates": [2], "head_channels": 16, "freeze_batch_norm": False},
@@ -120,3 +122,25 @@ def _photo(folder):
     path = folder / "photo.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
     return path
+
+
+def test_another_architecture_leaves_the_recipes_fields_behind():
+    start = {"architecture": "segformer", "from_config": "config.json"}
+    config = load_recipe("voc-animals", {"data": {"data_dir": "x"}, "segmenter": start})
+    assert config.segmenter.model == {} and config.segmenter.training.crop_size == 256
+    kept = load_recipe("voc-animals", {"data": {"data_dir": "x"}, "segmenter": {"architecture": "deeplab"}})
+    assert kept.segmenter.model["head"] == "largefov"
+
+
+def test_a_segmenter_that_fails_leaves_the_report_and_can_be_tried_with_other_settings(tiny_recipe, tmp_path):
+    short = {**SEGMENTER, "compare": [], "prediction": {}}
+    diverging = {**short, "training": {**SEGMENTER["training"], "lr": 1e30}}
+    config = load_recipe(str(tiny_recipe), {"rounds": 1, "segmenter": diverging})
+    with pytest.raises(TrainingHealthError, match="segmenter.training.lr"):
+        run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.md").is_file() and (tmp_path / "run" / "scores.json").is_file()
+    weights = tmp_path / "run" / "round_1" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "run" / "segmenter")
+    summary = run(load_recipe(str(tiny_recipe), {"rounds": 1, "segmenter": short}), tmp_path / "run")
+    assert weights.stat().st_mtime_ns == before and len(summary.segmenter_scores) == 1

@@ -76,5 +76,6 @@ def _push(options: argparse.Namespace) -> int:
         )
     if not options.dry_run:
         at = f"@{info.tag}" if info.tag else ""
-        print(f"\nsbce train-segmenter --labels {options.repo_id}{at}:{rendered.config_name}")
+        labels = f"{options.repo_id}{at}:{rendered.config_name}"
+        print(f"\nsbce train-segmenter --recipe RECIPE --labels {labels} --output-dir segmenter")
     return 0

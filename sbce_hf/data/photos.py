@@ -20,7 +20,7 @@ def load_photos(
     class_names: Sequence[str],
     *,
     strict: bool = False,
-    exclude: Path | None = None,
+    exclude: Sequence[Path] = (),
 ) -> TaggedImages:
     """Collect photos that are to be labelled by a model which needs no tags.
 
@@ -30,7 +30,7 @@ def load_photos(
             is reached twice counts once.
         class_names: the foreground classes of the model.
         strict: raise at an unreadable photo instead of leaving it out and listing it in `skipped`.
-        exclude: folder in which no photos are looked for: that of the results, which may lie among them.
+        exclude: folders in which no photos are looked for: those of the results, which may lie among them.
 
     Returns:
         images in the order of `paths`, each folder's sorted; none has a tag or a mask.
@@ -63,13 +63,12 @@ def load_photos(
     return checked_images(dataset, class_names, DataConfig(data_dir=str(paths[0]), strict=strict), SPLIT)
 
 
-def _listed(paths: Sequence[Path], exclude: Path | None) -> Iterator[tuple[str, Path]]:
+def _listed(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Id and file of every photo."""
     for path in paths:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if exclude is not None:
-                files = [file for file in files if not file.resolve().is_relative_to(exclude.resolve())]
+            files = [file for file in files if not any(file.resolve().is_relative_to(f.resolve()) for f in exclude)]
             if not files:
                 raise ValueError(f"{path}: no photos; expected files ending in {', '.join(sorted(SUFFIXES))}")
             yield from ((file.relative_to(path).with_suffix("").as_posix(), file) for file in files)

@@ -109,6 +109,8 @@ def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[Tagge
         return hashlib.sha256(json.dumps([ids[index], values.shape]).encode() + values.tobytes()).digest()
 
     content = hashlib.sha256(json.dumps(list(label_maps.class_names)).encode())
+    # Masks that are painted read their annotations at the first one: once, not once per thread.
+    look(kept[0])
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         looks = pool.map(look, kept)
         for digest in tqdm(looks, total=len(kept), desc="check label maps", unit="image", disable=None):

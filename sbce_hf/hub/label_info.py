@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from ..labelling.store import LabelStore
-from ..provenance import file_digest, without_local_paths
+from ..provenance import file_digest, find_run, without_local_paths
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def read_info(path: Path, repo_id: str) -> LabelSetInfo:
         ) from error
 
 
-def grown(old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict[str, str], size: int) -> LabelSetInfo:
+def grown(
+    old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict[str, str], size: int, holds_all: bool
+) -> LabelSetInfo:
     """What a configuration says of itself when label maps are added.
 
     Args:
@@ -95,6 +97,7 @@ def grown(old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict
         new: image ids of those that are added.
         shards: SHA-256 of the files that hold them, by name.
         size: bytes of these files.
+        holds_all: the store has every label map that was published before, so that it alone says what is complete.
     """
     classes = range(len(store.class_names))
     present, lost = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
@@ -109,7 +112,7 @@ def grown(old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict
         num_bytes=old.num_bytes + size,
         images_per_class=(present + (old.images_per_class or 0)).tolist(),
         lost_per_class=(lost + (old.lost_per_class or 0)).tolist(),
-        complete=old.complete and store.complete,
+        complete=store.complete and (old.complete or holds_all),
         sources=[*old.sources, *added],
         shards={**old.shards, **shards},
     )
@@ -118,12 +121,10 @@ def grown(old: LabelSetInfo, store: LabelStore, new: Sequence[str], shards: dict
 def source_of(store: LabelStore, num_images: int) -> LabelSource:
     """What is known of a store's origin, from its own description and the run it lies in; without local paths."""
     directory = store.directory.resolve()
-    run_dir = next((folder for folder in directory.parents[:4] if (folder / "run.json").is_file()), None)
-    stage = seed = ground_truth = None
+    run_dir, stage = find_run(directory)
+    seed = ground_truth = None
     checkpoint = store.meta.get("checkpoint")
     if run_dir is not None:
-        inside = directory.relative_to(run_dir).parts
-        stage = "/".join(inside[:2]) if inside[0] == "segmenter" else inside[0]
         seed = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")).get("seed")
         # The two yardsticks of a run; everything else in it is made from tags.
         ground_truth = stage in ("leak_best_constant", "segmenter/mask")

@@ -140,7 +140,8 @@ def render_label_folder(
     if not new and not there:
         raise ValueError(f"label store {store.directory}: has no label map; label images first")
     shards = write_shards(store, new, folder / config_name, images, first=len(old.shards))
-    info = grown(old, store, new, shards, sum((folder / config_name / name).stat().st_size for name in shards))
+    size = sum((folder / config_name / name).stat().st_size for name in shards)
+    info = grown(old, store, new, shards, size, holds_all=common == there)
     info = replace(info, skipped=sorted({*old.skipped, *store.skipped} - there - set(new)))
     if with_tag:
         content = json.dumps([info.shards, info.class_names]).encode()

@@ -14,7 +14,7 @@ from ..data.schema import palette
 from ..evaluation.curves import write_atomic
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..provenance import without_local_paths
+from ..provenance import find_run, without_local_paths
 from .cards import ModelCardContext, render_model_card
 from .publish import check_repo_id, folder_digest, folder_files
 
@@ -119,11 +119,8 @@ def _find_in_run(run_dir: Path, part: Part) -> ModelSource:
 
 
 def _find_stage(stage_dir: Path) -> ModelSource:
-    resolved = stage_dir.resolve()
-    for folder in (resolved.parent, resolved.parent.parent):
-        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
-            return ModelSource(stage_dir / "model", stage_dir, folder)
-    return ModelSource(stage_dir / "model", stage_dir)
+    run_dir, _ = find_run(stage_dir)
+    return ModelSource(stage_dir / "model", stage_dir, run_dir)
 
 
 def render_model_folder(

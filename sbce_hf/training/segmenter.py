@@ -273,6 +273,7 @@ def _create_transformers_model(config: SegmenterConfig, labels: dict[str, Any], 
         config=model_config,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
+        use_safetensors=True,
     )
 
 

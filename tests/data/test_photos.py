@@ -37,8 +37,8 @@ def test_two_photos_with_one_id_are_an_error(folder):
 
 
 def test_results_among_the_photos_are_not_photos(folder):
-    assert load_photos([folder], NAMES, exclude=folder / "deep").image_ids == ["a", "b"]
-    assert load_photos([folder], NAMES, exclude=folder / "none").image_ids == ["a", "b", "deep/c", "deep/er/a"]
+    assert load_photos([folder], NAMES, exclude=[folder / "deep"]).image_ids == ["a", "b"]
+    assert load_photos([folder], NAMES, exclude=[folder / "none"]).image_ids == ["a", "b", "deep/c", "deep/er/a"]
 
 
 def test_unreadable_photos_are_listed(folder):
