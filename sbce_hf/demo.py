@@ -234,11 +234,7 @@ def _tag_inputs(names: Sequence[str]) -> tuple[gr.Dropdown, gr.Checkbox]:
     )
     predict = gr.Checkbox(label="Predict the tags instead", value=False, elem_id="predict")
     predict.change(
-        lambda chosen: gr.update(interactive=not chosen),
-        predict,
-        tags,
-        api_visibility="private",
-        show_progress="hidden",
+        lambda on: gr.update(interactive=not on), predict, tags, api_visibility="private", show_progress="hidden"
     )
     return tags, predict
 
