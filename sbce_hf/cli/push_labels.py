@@ -39,7 +39,7 @@ def _push(options: argparse.Namespace) -> int:
     config = config_from(options) if options.recipe else None
 
     from ..data import load_images
-    from ..hub.errors import require_token
+    from ..hub.errors import HubError, require_token
     from ..hub.labels import render_label_folder
     from ..labelling.store import LabelStore
 
@@ -48,18 +48,25 @@ def _push(options: argparse.Namespace) -> int:
     store = LabelStore(Path(options.store))
     images = None if config is None else load_images(config.data, options.split or config.data.train_split)
     with push_folder(options) as folder:
-        rendered = render_label_folder(
-            store,
-            options.repo_id,
-            folder,
-            config_name=options.config,
-            append=options.append,
-            images=images,
-            license=options.license,
-            tags=options.tags,
-            revision=options.revision,
-            with_tag=not options.create_pr,
-        )
+        try:
+            rendered = render_label_folder(
+                store,
+                options.repo_id,
+                folder,
+                config_name=options.config,
+                append=options.append,
+                images=images,
+                license=options.license,
+                tags=options.tags,
+                revision=options.revision,
+                with_tag=not options.create_pr,
+            )
+        except HubError as error:
+            if not options.dry_run:
+                raise
+            raise HubError(
+                f"{error} To write the files without asking the Hub what is there, set HF_HUB_OFFLINE=1"
+            ) from error
         info = rendered.info
         print(
             f"config: {rendered.config_name} ({info.num_images} label maps, {rendered.num_new} of them in this push)"

@@ -161,6 +161,7 @@ def _look(repo_id: str, revision: str | None, appended_to: str | None) -> Existi
     """What the repository holds; its shards only of the configuration that is appended to."""
     if constants.is_offline_mode():
         return Existing()
+    # A dry run looks, too: what it writes depends on what is there. HF_HUB_OFFLINE=1 takes the repository for new.
     with explained(repo_id):
         try:
             commit = HfApi().repo_info(repo_id, repo_type="dataset", revision=revision).sha

@@ -261,6 +261,12 @@ def test_dry_run_sends_nothing(hub, tmp_path, capsys, monkeypatch):
     assert push(store, "--dry-run") == 0 and len(hub.requests) == asked
 
 
+def test_dry_run_without_a_connection_says_how_to_go_on(hub, tmp_path, capsys):
+    hub.cut_at_request(1)
+    assert push(fill(tmp_path / "maps", ["a"]), "--dry-run") == 1
+    assert "set HF_HUB_OFFLINE=1" in capsys.readouterr().err
+
+
 def test_someone_else_pushes_meanwhile(hub, tmp_path):
     assert push(fill(tmp_path / "one", ["a"])) == 0
     folder = tmp_path / "rendered"
