@@ -435,6 +435,11 @@ class SegmenterConfig:
     score_split: str | None = None
     compare: tuple[Literal["bce", "mask"], ...] = ()
 
+    @property
+    def starts_from_classifier(self) -> bool:
+        """Whether the trunk is that of the classifier that made the label maps."""
+        return self.architecture == "deeplab" and self.weights == "classifier"
+
     def validate_start(self) -> None:
         """One start only."""
         if self.from_config is not None and self.checkpoint is not None:

@@ -170,9 +170,9 @@ class _Planner:
         self, section: SegmenterConfig, names: tuple[str, ...], classifier: PreTrainedModel | None
     ) -> PreTrainedModel | None:
         own, checkpoint = section.architecture == "deeplab", section.checkpoint
-        if own and section.weights == "classifier" and classifier is None:
+        if section.starts_from_classifier and classifier is None:
             return None
-        if own and section.weights != "classifier":
+        if own and not section.starts_from_classifier:
             weights = self._weights("segmenter weights", section.weights, section.model.get("trunk", "resnet101"))
             section = replace(section, weights=weights)
         missing = checkpoint is not None and not Path(checkpoint).exists()

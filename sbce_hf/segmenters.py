@@ -65,7 +65,7 @@ def train_segmenter_stage(
     section = config.segmenter or SegmenterConfig()
     images = load_images(config.data, config.data.train_split)
     classifier = None
-    if section.architecture == "deeplab" and section.weights == "classifier":
+    if section.starts_from_classifier:
         if checkpoint is None:
             raise ValueError(
                 "--checkpoint: missing; segmenter.weights is 'classifier', so name the classifier whose trunk is the "
@@ -103,7 +103,7 @@ def load_segmenter_data(config: RunConfig, images: TaggedImages) -> SegmenterDat
         scored = load_images(replace(config.data, score_split=segmenter.score_split), segmenter.score_split)
         check_same_classes(images, scored, segmenter.score_split)
         scored = scored.with_masks()
-    if segmenter.architecture != "deeplab" or segmenter.weights != "classifier":
+    if not segmenter.starts_from_classifier:
         create_segmenter(segmenter, images.class_names, seed=config.seed)
     return SegmenterData(masked, scored)
 
@@ -128,7 +128,7 @@ def _train(run: "Run", labels: Labels) -> None:
     config, section = run.config, _section(run.config)
     images, label_maps = _training_set(run, labels)
     classifier = None
-    if section.architecture == "deeplab" and section.weights == "classifier":
+    if section.starts_from_classifier:
         classifier = SpatialBceForImageClassification.from_pretrained(run.run_dir / run.stages[-1] / "model")
     # One seed for all: the same start, order and augmentation, so that only the labels differ.
     model = create_segmenter(section, run.images.class_names, classifier=classifier, seed=config.seed)

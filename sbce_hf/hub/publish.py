@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from .errors import HubError, explained, require_token
 
@@ -41,8 +42,6 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         ValueError: not of the form `user/name`.
     """
-    from huggingface_hub.utils import validate_repo_id
-
     with explained(repo_id):
         validate_repo_id(repo_id)
     if "/" not in repo_id:
@@ -110,15 +109,16 @@ def publish_folder(
             return found
         if parent_commit is None:
             parent_commit = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-        commit = api.upload_folder(
+        there = api.list_repo_files(repo_id, repo_type=repo_type, revision=parent_commit) if delete_patterns else []
+        # Not upload_folder: where Xet is installed, it commits a large folder in several parts.
+        commit = api.create_commit(
             repo_id=repo_id,
             repo_type=repo_type,
-            folder_path=folder,
+            operations=_operations(folder, there, delete_patterns),
             commit_message=title,
             revision=revision,
             create_pr=create_pr,
             parent_commit=parent_commit,
-            delete_patterns=list(delete_patterns) or None,
         )
     if create_pr:
         return Published(commit.pr_url or str(commit.repo_url), commit.oid, None, commit.pr_num)
@@ -147,6 +147,19 @@ def _make_repository(
                 f"{repo_id}: exists and is public, and --private does not change that; make it private in its "
                 "settings first, choose another name, or leave out --private"
             )
+
+
+def _operations(
+    folder: Path, there: Sequence[str], delete_patterns: Sequence[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What turns the files of a repository into the folder's; only those that match a pattern go."""
+    names = [name.as_posix() for name in folder_files(folder)]
+    stale = filter_repo_objects(
+        [name for name in there if name not in names and name != ".gitattributes"],
+        allow_patterns=list(delete_patterns),
+    )
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    return [*(CommitOperationDelete(path_in_repo=name) for name in stale), *added]
 
 
 def _open_pull_request(api: HfApi, repo_id: str, repo_type: RepoType, title: str) -> Published | None:

@@ -58,6 +58,17 @@ def test_again_is_nothing_and_a_change_is_one_commit(hub, folder):
     assert hub.count("^/lfs/", "PUT") == 2 and set(stored(hub, "v1")) == {*contents(folder), "more.safetensors"}
 
 
+def test_what_may_commit_in_parts_is_not_used(hub, folder, monkeypatch):
+    def in_parts(*_, **__):
+        raise AssertionError("where Xet is installed, upload_folder makes several commits of one folder")
+
+    monkeypatch.setattr(HfApi, "upload_folder", in_parts)
+    for number in range(120):
+        (folder / f"{number}.txt").write_text(str(number))
+    publish(folder)
+    assert stored(hub) == contents(folder) and hub.count("/commit/") == 1
+
+
 def test_private(hub, folder):
     publish(folder, private=True)
     assert hub.repository("user/model").private
