@@ -95,9 +95,11 @@ def publish_folder(
 
     Raises:
         HubError: see [`explained`].
-        ValueError: see [`explained`]; or the name belongs to a repository of another type; or it shall be private and
-            is not.
+        ValueError: see [`explained`]; or the folder is absent or empty; or the name belongs to a repository of
+            another type; or it shall be private and is not.
     """
+    if not folder_files(folder):
+        raise ValueError(f"{folder}: not a directory, or no file in it; expected the rendered files of a repository")
     check_repo_id(repo_id)
     require_token(repo_id)
     api, title = HfApi(), f"{message} ({folder_digest(folder)})"
