@@ -19,6 +19,8 @@ _ROOMS = {
     "SpatialBceForImageClassification": "models.modeling_spatial_bce",
     "SpatialBceModel": "models.modeling_spatial_bce",
     "SpatialBceImageProcessor": "models.image_processing_spatial_bce",
+    "IrnConfig": "models.configuration_irn",
+    "IrnModel": "models.modeling_irn",
     "DeepLabConfig": "models.configuration_deeplab",
     "DeepLabForSemanticSegmentation": "models.modeling_deeplab",
     "DeepLabModel": "models.modeling_deeplab",
@@ -32,6 +34,8 @@ _ROOMS = {
     "MeanIoU": "evaluation.confusion",
     "train_classifier": "training.classifier",
     "train_segmenter": "training.segmenter",
+    "train_boundary": "training.boundary",
+    "random_walk": "labelling.random_walk",
     "segment": "labelling.segmentation",
     "predict_images": "labelling.segmentation",
     "load_photos": "data.photos",
@@ -57,18 +61,21 @@ def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from .models.configuration_deeplab import DeepLabConfig
+    from .models.configuration_irn import IrnConfig
     from .models.configuration_spatial_bce import SpatialBceConfig
 
-    AutoConfig.register(SpatialBceConfig.model_type, SpatialBceConfig, exist_ok=True)
-    AutoConfig.register(DeepLabConfig.model_type, DeepLabConfig, exist_ok=True)
+    for config in (SpatialBceConfig, DeepLabConfig, IrnConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model() -> None:
     from transformers.models.auto import modeling_auto
 
     from .models.modeling_deeplab import DeepLabConfig, DeepLabForSemanticSegmentation
+    from .models.modeling_irn import IrnConfig, IrnModel
     from .models.modeling_spatial_bce import SpatialBceConfig, SpatialBceForImageClassification
 
+    modeling_auto.AutoModel.register(IrnConfig, IrnModel, exist_ok=True)
     modeling_auto.AutoModelForImageClassification.register(
         SpatialBceConfig, SpatialBceForImageClassification, exist_ok=True
     )

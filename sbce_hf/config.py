@@ -252,8 +252,8 @@ class TrainingConfig(LoopConfig):
 
 @strict
 @dataclass(kw_only=True)
-class SegmenterTrainingConfig(LoopConfig):
-    """Training of a segmentation network on label maps. Defaults are DeepLab v2's on ResNet-101.
+class CropTrainingConfig(LoopConfig):
+    """Training on crops of images and their label maps.
 
     Args:
         crop_size: height and width of the samples; what an image does not fill is padded and ignored.
@@ -262,6 +262,32 @@ class SegmenterTrainingConfig(LoopConfig):
         max_scale: of the random scale.
         flip: mirror half of the images.
         color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
+    """
+
+    crop_size: int = 321
+    image_size: int | None = None
+    min_scale: float = 0.5
+    max_scale: float = 1.5
+    flip: bool = True
+    color_jitter: float = 0.3
+
+    def validate_crops(self) -> None:
+        """Ranges."""
+        _at_least("training", self.crop_size, "crop_size", 32)
+        _at_least("training", self.image_size, "image_size", 32)
+        _at_least("training", self.color_jitter, "color_jitter", 0)
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"training.min_scale and max_scale: got {self.min_scale} and {self.max_scale}, expected 0 < min <= max"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class SegmenterTrainingConfig(CropTrainingConfig):
+    """Training of a segmentation network on label maps. Defaults are DeepLab v2's on ResNet-101.
+
+    Args:
         head_bias_lr_factor: times `lr` for the heads' biases.
         bias_weight_decay: of every bias.
     """
@@ -269,26 +295,31 @@ class SegmenterTrainingConfig(LoopConfig):
     epochs: int = 20
     batch_size: int = 10
     lr: float = 2.5e-4
-    crop_size: int = 321
-    image_size: int | None = None
-    min_scale: float = 0.5
-    max_scale: float = 1.5
-    flip: bool = True
-    color_jitter: float = 0.3
     head_bias_lr_factor: float = 20.0
     bias_weight_decay: float = 0.0
 
     def validate_ranges(self) -> None:
         """Ranges."""
-        _at_least("segmenter.training", self.crop_size, "crop_size", 32)
-        _at_least("segmenter.training", self.image_size, "image_size", 32)
-        for name in ("color_jitter", "head_bias_lr_factor", "bias_weight_decay"):
+        for name in ("head_bias_lr_factor", "bias_weight_decay"):
             _at_least("segmenter.training", getattr(self, name), name, 0)
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(
-                f"segmenter.training.min_scale and max_scale: got {self.min_scale} and {self.max_scale}, expected "
-                "0 < min <= max"
-            )
+
+
+@strict
+@dataclass(kw_only=True)
+class BoundaryTrainingConfig(CropTrainingConfig):
+    """Training of the boundary network on seeds; its trunk is frozen. Defaults are the released program's.
+
+    The program passes its weight decay as momentum, and so has in effect neither.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 0.1
+    head_lr_factor: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    crop_size: int = 512
+    color_jitter: float = 0.0
 
 
 @strict
@@ -363,6 +394,55 @@ class LabellingConfig:
         for name in ("background_threshold", "class_threshold"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"labelling.{name}: got {getattr(self, name)}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class IrnRefinementConfig:
+    """Refinement of the last round's label maps: a boundary network trained on what is sure, and a random walk (IRN).
+
+    The area of a class is where it passes its adaptive threshold. Both shares are taken of that area, by rank, so that
+    they suit saturated class maps as well; the dense CRF of `labelling` follows each.
+
+    Args:
+        model: fields of `IrnConfig`.
+        trunk_weights: of the boundary network: `"random"`, `"pretrained"` (timm's) or a checkpoint file; `None` takes
+            the run's `trunk_weights`.
+        foreground_share: the highest pixels of a class, as many as this share of its area, are sure to be it.
+        background_share: pixels beyond this share of every class's area are sure to be background.
+        training: of the boundary network.
+        max_side: long side to which larger images are reduced before boundaries are looked for.
+        walk_radius: a step of the walk goes to pixels closer than this, on a grid of a quarter of the image's size.
+        walk_exponent: of the affinities.
+        walk_steps: length of the walk.
+        background_threshold: what arrives, divided by the maximum over the image's classes, is background below this
+            (published: 0.25 for VOC).
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    trunk_weights: str | None = None
+    foreground_share: float = 0.5
+    background_share: float = 1.5
+    training: BoundaryTrainingConfig = field(default_factory=BoundaryTrainingConfig)
+    max_side: int = 1024
+    walk_radius: int = 5
+    walk_exponent: float = 10.0
+    walk_steps: int = 256
+    background_threshold: float = 0.25
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        if not 0 < self.foreground_share <= 1 <= self.background_share:
+            raise ValueError(
+                f"irn.foreground_share and background_share: got {self.foreground_share} and "
+                f"{self.background_share}, expected 0 < foreground_share <= 1 <= background_share"
+            )
+        _at_least("irn", self.max_side, "max_side", 64)
+        _at_least("irn", self.walk_radius, "walk_radius", 2)
+        _at_least("irn", self.walk_exponent, "walk_exponent", 0)
+        _at_least("irn", self.walk_steps, "walk_steps", 0)
+        if not 0 < self.background_threshold < 1:
+            raise ValueError(f"irn.background_threshold: got {self.background_threshold}, expected between 0 and 1")
 
 
 @strict
@@ -500,6 +580,7 @@ class RunConfig:
         final_scales: of the views for the last round's label maps, instead of `labelling.scales`: the rounds before
             need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
+        irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
         contact_images: images on the report's contact sheet.
     """
@@ -514,6 +595,7 @@ class RunConfig:
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
     final_scales: tuple[float, ...] | None = None
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
+    irn: IrnRefinementConfig | None = None
     segmenter: SegmenterConfig | None = None
     contact_images: int = 8
 

@@ -3,6 +3,7 @@
     bce/       train on image tags alone -> labels/fixed, labels/fixed_crf -> proportions.parquet
     round_1/   train with Spatial-BCE and those proportions -> labels/<rule>, labels/<rule>_crf -> proportions.parquet
     ...        each round starts from the weights of the one before
+    irn/       the last label maps refined, if the recipe has that section -> labels/irn, labels/irn_crf
     segmenter/ a segmentation network trained on the last label maps, if the recipe has that section
     report.md  quality.md  scores.json  figures/
 
@@ -29,6 +30,7 @@ from .evaluation.report import ScoreRow, SegmenterRow
 from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import hardware, versions
+from .refinement import IRN, create_network, refine
 from .run_report import write_report, write_scores
 from .segmenters import check_same_classes, load_segmenter_data, score_segmenters, train_segmenters
 from .steps import estimate_proportions, label_with_checkpoint
@@ -46,7 +48,7 @@ class RunSummary:
 
     Args:
         report: its report.
-        label_maps: the label store to use: the last round's, after the CRF if there is one.
+        label_maps: the label store to use: the last round's, or refined, after the CRF if there is one.
         model_dir: the last round's classifier.
         num_images: labelled.
         num_skipped: images that were left out.
@@ -82,12 +84,16 @@ class Run:
         self.config, self.run_dir = config, Path(run_dir)
         self.process = PartialState(cpu=use_cpu())
         self.stages = [BCE, *(f"round_{number}" for number in range(1, config.rounds + 1))]
+        # Those that label maps are there of, once the rounds are done.
+        self.labelled = list(self.stages)
         self.with_crf = config.labelling.crf is not None
         # Data and model first: a wrong path must not leave a run directory behind.
         self.images = load_images(config.data, config.data.train_split)
         self.scored = load_scored(config, self.images)
         self.segmenter_data = None if config.segmenter is None else load_segmenter_data(config, self.images)
         create_classifier(config.model, self.images.class_names, config.trunk_weights, config.seed)
+        if config.irn is not None:
+            create_network(config, config.irn)
         self._claim(command)
 
     def _claim(self, command: str) -> None:
@@ -103,7 +109,7 @@ class Run:
         self.process.wait_for_everyone()
 
     def finish(self) -> RunSummary:
-        """Do what is left to do: stage 0, the rounds, the segmenter, the scores and the report.
+        """Do what is left to do: stage 0, the rounds, the refinement, the segmenter, the scores and the report.
 
         Raises:
             TrainingHealthError: training has failed.
@@ -114,21 +120,21 @@ class Run:
             if self.process.is_main_process:
                 self._estimate_proportions(stage, previous)
             self.process.wait_for_everyone()
-        scores: list[ScoreRow] = []
+        scores = self._report()
         segmenter_scores: list[SegmenterRow] = []
-        if self.process.is_main_process:
-            scores = write_scores(self)
-            write_report(self, scores, [])
-        self.process.wait_for_everyone()
+        if self.config.irn is not None:
+            # After the report, like the segmenter: a stage that fails must not cost what is known before it.
+            refine(self, self.config.irn)
+            self.labelled.append(IRN)
+            scores = self._report()
         segmenter_dir = None
         if self.config.segmenter is not None:
-            # After the report: a segmenter that fails must not cost what is known of the label maps.
             segmenter_dir = train_segmenters(self)
             if self.process.is_main_process:
                 segmenter_scores = score_segmenters(self)
                 write_report(self, scores, segmenter_scores)
             self.process.wait_for_everyone()
-        last = self.store(self.stages[-1], self.with_crf)
+        last = self.store(self.labelled[-1], self.with_crf)
         return RunSummary(
             report=self.run_dir / "report.md",
             label_maps=last.directory,
@@ -139,6 +145,14 @@ class Run:
             segmenter_dir=segmenter_dir,
             segmenter_scores=segmenter_scores,
         )
+
+    def _report(self) -> list[ScoreRow]:
+        scores: list[ScoreRow] = []
+        if self.process.is_main_process:
+            scores = write_scores(self)
+            write_report(self, scores, [])
+        self.process.wait_for_everyone()
+        return scores
 
     def _train(self, stage: str, previous: str | None) -> None:
         config = self.config
@@ -184,13 +198,13 @@ class Run:
         """How a stage's checkpoint is turned into label maps; stage 0 has no trained thresholds."""
         if stage == BCE:
             return replace(self.config.labelling, rule="fixed")
-        if stage == self.stages[-1] and self.config.final_scales is not None:
+        if stage in (self.stages[-1], IRN) and self.config.final_scales is not None:
             return replace(self.config.labelling, scales=self.config.final_scales)
         return self.config.labelling
 
     def store(self, stage: str, crf: bool) -> LabelStore:
         """A stage's label maps, before or after the CRF."""
-        rule = self.labelling(stage).rule
+        rule = IRN if stage == IRN else self.labelling(stage).rule
         return LabelStore(self.run_dir / stage / "labels" / (f"{rule}_crf" if crf else rule))
 
     def notes(self) -> dict[str, Any]:
@@ -241,7 +255,7 @@ def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
 def require_same(config: RunConfig, path: Path) -> None:
     """Raise a `ValueError` that names the differences if the config saved at `path` is another one.
 
-    What changes no result may differ, and so may the segmenter's section: each segmenter's folder guards its own.
+    What changes no result may differ, and so may the sections of the last stages: their folders guard their own.
     """
     stored = _flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
     wanted = _flat(to_mapping(config))
@@ -249,7 +263,7 @@ def require_same(config: RunConfig, path: Path) -> None:
         key
         for key in wanted | stored
         if stored.get(key) != wanted.get(key)
-        and key.split(".")[0] != "segmenter"
+        and key.split(".")[0] not in ("irn", "segmenter")
         and key.split(".")[-1] not in (*FREE_SETTINGS, "crf_workers", "contact_images")
     ]
     if changed:

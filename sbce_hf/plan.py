@@ -13,11 +13,11 @@ from accelerate import PartialState
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
-from .config import LoopConfig, RunConfig, SegmenterConfig
+from .config import IrnRefinementConfig, LoopConfig, RunConfig, SegmenterConfig
 from .data import TaggedImages, load_images
 from .pipeline import BCE, load_scored, require_same
-from .provenance import hardware
 from .references import is_cached
+from .refinement import IRN, create_network
 from .training.classifier import create_classifier
 from .training.device import use_cpu
 from .training.memory import MemoryEstimate, estimate_memory
@@ -115,6 +115,8 @@ class _Planner:
         for number in range(self.config.rounds + 1):
             training = self.config.spatial if number else self.config.bce
             self._add_stage(f"round_{number}" if number else BCE, images, training, training.image_size, classifier)
+        if (irn := self.config.irn) is not None:
+            self._add_stage(IRN, images, irn.training, irn.training.crop_size, self._boundary_network(irn))
         if section is not None:
             self._add_segmenters(section, images, segmenter)
         return Plan(
@@ -179,6 +181,11 @@ class _Planner:
         if missing and not self._downloaded("segmenter checkpoint", str(checkpoint), "config.json"):
             return None
         return self._attempt(lambda: create_segmenter(section, names, classifier=classifier, seed=self.config.seed))
+
+    def _boundary_network(self, section: IrnRefinementConfig) -> PreTrainedModel | None:
+        weights = section.trunk_weights or self.config.trunk_weights
+        weights = self._weights("boundary network's trunk weights", weights, section.model.get("trunk", "resnet50"))
+        return self._attempt(lambda: create_network(self.config, replace(section, trunk_weights=weights)))
 
     def _weights(self, what: str, weights: str, trunk: str) -> str:
         """Note where a trunk's weights come from; returns those that a plan can load."""
@@ -250,51 +257,3 @@ class _Planner:
 
 def _found(path: str) -> str:
     return "found" if Path(path).exists() else "MISSING"
-
-
-def render_plan(plan: Plan) -> str:
-    """The plan as text for a terminal."""
-    config = plan.config
-    classes = "?" if plan.class_names is None else f"{len(plan.class_names)}: {', '.join(plan.class_names)}"
-    scales = (config.labelling.scales, config.final_scales or config.labelling.scales)
-    views, last = (len(chosen) * (2 if config.labelling.flip else 1) for chosen in scales)
-    crf = "on" if config.labelling.crf else "off"
-    lines = [
-        f"plan for {plan.run_dir} (nothing is written)",
-        f"machine    {hardware()}, {plan.processes} process{'es' if plan.processes > 1 else ''}",
-        f"data       {config.data.source}, classes {classes}",
-        *(f"split      {split}" for split in plan.splits),
-        *(f"needs      {need}" for need in plan.needs),
-        f"directory  {plan.state}",
-        f"labelling  rule {config.labelling.rule}, {views} views an image ({last} in the last round), CRF {crf}",
-        "",
-        *_stage_table(plan),
-        "",
-        "memory: estimated for one process, in GiB: weights, gradients, momentum, activations",
-    ]
-    if plan.problems:
-        lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]
-        lines += [f"- {problem}" for problem in plan.problems]
-    return "\n".join(lines)
-
-
-def _stage_table(plan: Plan) -> list[str]:
-    header = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained", "frozen", "memory")
-    rows: list[tuple[str, ...]] = [header]
-    for stage in plan.stages:
-        training = stage.training
-        cells = (
-            stage.name,
-            stage.images,
-            training.epochs,
-            stage.iterations,
-            training.batch_size,
-            stage.size,
-            "float32" if training.mixed_precision == "no" else training.mixed_precision,
-            None if stage.trained is None else f"{stage.trained / 1e6:.2f} M",
-            None if stage.frozen is None else f"{stage.frozen / 1e6:.2f} M",
-            None if stage.memory is None else f"{stage.memory.total / 2**30:.2f}",
-        )
-        rows.append(tuple("?" if cell is None else str(cell) for cell in cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -69,7 +69,7 @@ def hardware() -> str:
 
 
 # What a run makes: stages, and yardsticks. Other folders that lie in a run directory are somebody's own.
-_PARTS_OF_A_RUN = re.compile(r"(bce|round_\d+|leak_best_constant|segmenter/(?:adaptive|bce|mask))(?:/|$)")
+_PARTS_OF_A_RUN = re.compile(r"(bce|round_\d+|irn|leak_best_constant|segmenter/(?:adaptive|bce|mask))(?:/|$)")
 
 
 def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:

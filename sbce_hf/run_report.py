@@ -3,6 +3,7 @@
 Only the scores, and the truth column of the contact sheet, read ground truth; nothing in `pipeline.py` does.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -29,10 +30,13 @@ from .evaluation.report import ReportContext, ScoreRow, SegmenterRow, render_rep
 from .labelling.store import LabelStore
 from .labelling.thresholds import ClassMaps, scan_fixed_threshold_on_ground_truth
 from .labelling.views import class_maps
+from .refinement import IRN
 from .steps import label_with_checkpoint, load_model
 
 if TYPE_CHECKING:
     from .pipeline import Run
+
+RANDOM_WALK = "IRN random walk"
 
 
 def write_scores(run: "Run") -> list[ScoreRow]:
@@ -40,7 +44,7 @@ def write_scores(run: "Run") -> list[ScoreRow]:
     if run.scored is None:
         return []
     rows = []
-    for stage in run.stages:
+    for stage in run.labelled:
         labelling = run.labelling(stage)
         rule = (
             f"fixed {labelling.background_threshold:g}"
@@ -50,7 +54,8 @@ def write_scores(run: "Run") -> list[ScoreRow]:
         if labelling.scales != run.config.labelling.scales:
             rule += f", scales {' '.join(f'{scale:g}' for scale in labelling.scales)}"
         for crf in (False, True) if run.with_crf else (False,):
-            rows.append(_score(run.store(stage, crf), run.scored, stage, rule, crf))
+            row = _score(run.store(stage, crf), run.scored, stage, rule, crf)
+            rows.append(replace(row, refinement=RANDOM_WALK if stage == IRN else None))
     rows += _leaking_scores(run, run.scored)
     write_atomic(run.run_dir / "scores.json", json.dumps([asdict(row) for row in rows], indent=1))
     return rows
@@ -100,14 +105,16 @@ def _class_maps(run: "Run", stage: str, images: TaggedImages) -> Iterator[ClassM
 
 def write_report(run: "Run", scores: list[ScoreRow], segmenters: list[SegmenterRow]) -> Path:
     """Write `report.md`, `quality.md` and their figures; returns the report's path."""
-    qualities = [_quality(run, stage) for stage in run.stages]
+    qualities = [_quality(run, stage) for stage in run.labelled]
     figures = {"Training curves": "figures/curves.png"}
-    metrics = {stage: _read_lines(run.run_dir / stage / "metrics.jsonl") for stage in run.stages}
+    metrics = {stage: _read_lines(run.run_dir / stage / "metrics.jsonl") for stage in run.labelled}
     plot_curves(metrics, run.run_dir / "figures" / "curves.png")
     rows = list(_contact_rows(run))
     if rows:
+        refined = ", refined" if IRN in run.labelled else ""
         truth = "" if run.scored is None else ", truth"
-        figures[f"Photo, activation map of the last round, its label map, after the CRF{truth}"] = "figures/sheet.png"
+        caption = f"Photo, activation map of the last round, its label map, after the CRF{refined}{truth}"
+        figures[caption] = "figures/sheet.png"
         contact_sheet(rows, run.images.class_names, run.run_dir / "figures" / "sheet.png")
     histogram = "figures/thresholds.png"
     drawn = plot_thresholds(qualities, run.run_dir / histogram)
@@ -151,8 +158,8 @@ def _records(store: LabelStore) -> list[dict[str, Any]]:
 
 def _agreements(run: "Run") -> dict[tuple[str, str], Agreement]:
     found = {}
-    stores = {stage: run.store(stage, run.with_crf) for stage in run.stages}
-    for first, second in zip(run.stages, run.stages[1:], strict=False):
+    stores = {stage: run.store(stage, run.with_crf) for stage in run.labelled}
+    for first, second in itertools.pairwise(run.labelled):
         a, b = stores[first], stores[second]
         ids = [image_id for image_id in run.images.image_ids if image_id in a and image_id in b]
         found[first, second] = agreement(map(a.read, ids), map(b.read, ids), run.images.num_classes)
@@ -162,6 +169,7 @@ def _agreements(run: "Run") -> dict[tuple[str, str], Agreement]:
 def _contact_rows(run: "Run") -> Iterator[ContactRow]:
     last = run.stages[-1]
     store, crf_store = run.store(last, crf=False), run.store(last, crf=True) if run.with_crf else None
+    refined = run.store(IRN, run.with_crf) if IRN in run.labelled else None
     images = run.images if run.scored is None else run.scored
     images = images.select([index for index, image_id in enumerate(images.image_ids) if image_id in store])
     images = images.select(_spread(images.label_matrix(), run.config.contact_images))
@@ -174,6 +182,7 @@ def _contact_rows(run: "Run") -> Iterator[ContactRow]:
             activation=maps.probabilities.max(axis=0) if len(maps.classes) else blank,
             label_map=store.read(maps.image_id),
             crf_label_map=None if crf_store is None else crf_store.read(maps.image_id),
+            refined_label_map=refined.read(maps.image_id) if refined and maps.image_id in refined else None,
             truth=None if run.scored is None else images.mask(index),
         )
 

@@ -1,6 +1,6 @@
 """The last stage of a run: a segmentation network trained on the label maps, and its yardsticks; and its single step.
 
-    segmenter/adaptive/   model/ trained on the last round's label maps, and predictions/ for the scored split
+    segmenter/adaptive/   model/ trained on the last label maps, and predictions/ for the scored split
     segmenter/bce/        the same network from the same start, trained on stage 0's label maps
     segmenter/mask/       the same, trained on true masks: what the label maps are measured by
 
@@ -166,7 +166,7 @@ def _training_set(run: "Run", labels: Labels) -> tuple[TaggedImages, LabelMaps]:
     if labels == "mask" and run.segmenter_data is not None and run.segmenter_data.masked is not None:
         masked = run.segmenter_data.masked
         return masked, MaskLabels(masked)
-    stage = run.stages[-1] if labels == "adaptive" else run.stages[0]
+    stage = run.labelled[-1] if labels == "adaptive" else run.stages[0]
     return run.images, run.store(stage, run.with_crf)
 
 

@@ -20,6 +20,7 @@ from .evaluation.curves import write_atomic
 from .labelling.checkpoint import load_segmenter, read_segmenter, trained_side
 from .labelling.hub_store import HubLabelMaps, open_label_maps
 from .labelling.labeller import LabelSummary, label_images
+from .labelling.methods import Method
 from .labelling.overlay import overlay
 from .labelling.segmentation import foreground_classes, predict_images
 from .labelling.store import LabelStore
@@ -52,8 +53,21 @@ def label_with_checkpoint(
     output_dir: Path,
     strict: bool = False,
     sharded: bool = True,
+    method: Method | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> LabelSummary:
-    """Label images with a checkpoint; see [`label_images`]. Unless only one process calls, they share the work."""
+    """Label images with a checkpoint; see [`label_images`]. Unless only one process calls, they share the work.
+
+    Args:
+        model_dir: the classifier.
+        images: to label.
+        labelling: views, rule, CRF.
+        output_dir: gets the stores.
+        strict: raise at an unreadable image.
+        sharded: whether all processes call.
+        method: instead of a rule.
+        inputs: what the method's label maps depend on besides; plain values.
+    """
     process = PartialState(cpu=use_cpu())
     model = load_model(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
@@ -64,8 +78,11 @@ def label_with_checkpoint(
         images,
         labelling,
         output_dir=output_dir,
-        key=digest({"labelling": options, "images": images.manifest_hash, "weights": weights}),
+        key=digest(
+            {"labelling": options, "images": images.manifest_hash, "weights": weights, **(inputs or {})},
+        ),
         checkpoint=weights,
+        method=method,
         strict=strict,
         rank=process.process_index if sharded else 0,
         world=process.num_processes if sharded else 1,

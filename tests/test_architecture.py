@@ -20,6 +20,7 @@ ORDER = [
     "evaluation",
     "provenance",
     "steps",
+    "refinement",
     "run_report",
     "segmenters",
     "pipeline",

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from sbce_hf.cli import main
+from sbce_hf.cli.plans import render_plan
 from sbce_hf.config import LoopConfig, load_recipe
 from sbce_hf.pipeline import Run
-from sbce_hf.plan import make_plan, render_plan
+from sbce_hf.plan import make_plan
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.memory import estimate_memory
 

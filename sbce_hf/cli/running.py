@@ -23,7 +23,8 @@ def _start(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = config_from(options)
 
-    from ..plan import make_plan, render_plan
+    from ..plan import make_plan
+    from .plans import render_plan
 
     plan = make_plan(config, _run_dir(options, config.seed))
     print(render_plan(plan))

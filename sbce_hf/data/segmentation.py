@@ -1,4 +1,4 @@
-"""Training samples of a segmentation network: images with label maps, checked before anything long starts."""
+"""Training samples for dense prediction: images with label maps, checked before anything long starts."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..config import SegmenterTrainingConfig
+from ..config import CropTrainingConfig
 from .schema import IGNORE_INDEX, TaggedImages
 from .transforms import jitter_colors
 from .validation import listing
@@ -171,7 +171,7 @@ class SegmentationDataset(Dataset):
         self,
         images: TaggedImages,
         label_maps: LabelMaps,
-        config: SegmenterTrainingConfig,
+        config: CropTrainingConfig,
         seed: int,
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
         image_std: Sequence[float] = (0.229, 0.224, 0.225),

@@ -16,6 +16,13 @@ from sbce_hf.evaluation.curves import write_atomic
 CELL_WIDTH, CELL_HEIGHT_LIMIT, GAP, LINE_HEIGHT, FONT_SIZE = 280, 330, 12, 24, 15
 # Share of the class colour in a drawn label map; the rest is the grey photo, so that outlines can be judged.
 COLOUR_SHARE = 0.7
+# Titles of the columns with label maps, and the fields of [`ContactRow`] they show.
+_MAPS = {
+    "adaptive label map": "label_map",
+    "after CRF": "crf_label_map",
+    "refined": "refined_label_map",
+    "truth": "truth",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class ContactRow:
         activation (`np.ndarray` of shape `(H, W)`, floating): strongest class activation per pixel, 0-1.
         label_map (`np.ndarray` of shape `(H, W)`, uint8): 0 background, c + 1 class c, 255 ignore.
         crf_label_map: the same after the dense CRF, or `None`.
+        refined_label_map: the same after every refinement, or `None`.
         truth: the same from the mask, or `None`.
     """
 
@@ -36,6 +44,7 @@ class ContactRow:
     activation: np.ndarray
     label_map: np.ndarray
     crf_label_map: np.ndarray | None = None
+    refined_label_map: np.ndarray | None = None
     truth: np.ndarray | None = None
 
 
@@ -45,9 +54,9 @@ def class_colours(num_classes: int) -> np.ndarray:
 
 
 def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: Path) -> None:
-    """Draw photo, activation, label map, label map after the CRF and truth of several images, with a legend.
+    """Draw photo, activation, label map, label map after CRF and refinement, and truth of several images.
 
-    The columns after the CRF and truth are left out when no row has them; ignored pixels are white and hatched.
+    The last three columns are left out when no row has them; ignored pixels are white and hatched. A legend follows.
 
     Args:
         rows: the images, top to bottom.
@@ -62,9 +71,8 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
     for row in rows:
         _check(row, len(class_names))
     colours = class_colours(len(class_names))
-    columns = ["photo", "activation", "adaptive label map"]
-    columns += ["after CRF"] if any(row.crf_label_map is not None for row in rows) else []
-    columns += ["truth"] if any(row.truth is not None for row in rows) else []
+    drawn = [title for title, name in _MAPS.items() if any(getattr(row, name) is not None for row in rows)]
+    columns = ["photo", "activation", *drawn]
     strips = [_strip(row, columns, colours) for row in rows]
     width = len(columns) * (CELL_WIDTH + GAP) + GAP
     legend = _legend(rows, class_names, colours, width)
@@ -85,7 +93,7 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
 
 def _check(row: ContactRow, num_classes: int) -> None:
     size = (row.image.height, row.image.width)
-    for name in ("activation", "label_map", "crf_label_map", "truth"):
+    for name in ("activation", *_MAPS.values()):
         values = getattr(row, name)
         if values is None:
             continue
@@ -110,14 +118,13 @@ def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Imag
     photo = row.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     strip = Image.new("RGB", (len(columns) * (CELL_WIDTH + GAP) + GAP, size[1] + LINE_HEIGHT + GAP), "white")
     draw = ImageDraw.Draw(strip)
-    maps = {"adaptive label map": row.label_map, "after CRF": row.crf_label_map, "truth": row.truth}
     for column, title in enumerate(columns):
         left = GAP + column * (CELL_WIDTH + GAP) + (CELL_WIDTH - size[0]) // 2
         if title == "photo":
             cell = photo
         elif title == "activation":
             cell = heat_map(photo, row.activation)
-        elif (label_map := maps[title]) is not None:
+        elif (label_map := getattr(row, _MAPS[title])) is not None:
             cell = _painted(photo, label_map, colours)
         else:
             draw.text((left + size[0] // 2, size[1] // 2), "none", fill="#888888", font=_font(), anchor="mm")
@@ -158,7 +165,7 @@ def _hatch(size: tuple[int, int]) -> np.ndarray:
 
 def _legend(rows: Sequence[ContactRow], class_names: Sequence[str], colours: np.ndarray, width: int) -> Image.Image:
     """Swatches of the labels that occur on the sheet, wrapped to its width."""
-    maps = (m for row in rows for m in (row.label_map, row.crf_label_map, row.truth) if m is not None)
+    maps = (m for row in rows for name in _MAPS.values() if (m := getattr(row, name)) is not None)
     present = sorted(set().union(*(np.unique(m).tolist() for m in maps)))
     names = ["background", *class_names]
     entries = [(value, "ignore" if value == IGNORE_INDEX else names[value]) for value in present]

@@ -46,7 +46,7 @@ class ScoreRow:
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
         num_images: images that were scored.
         uses_ground_truth: the rule's constant was chosen on the masks it is scored on, so the number is a leak.
-        note: free text for the table.
+        refinement: of the label maps besides the CRF, in words; `None` without one.
     """
 
     stage: str
@@ -56,7 +56,7 @@ class ScoreRow:
     per_class_iou: Mapping[str, float]
     num_images: int
     uses_ground_truth: bool
-    note: str = ""
+    refinement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SegmenterRow:
     """A segmentation network, scored on masks of images it was not trained on.
 
     Args:
-        labels: what it was trained on: `"adaptive"` (the last round's label maps), `"bce"` or `"mask"` (true masks).
+        labels: what it was trained on: `"adaptive"` (the run's last label maps), `"bce"` or `"mask"` (true masks).
         crf: whether the dense CRF ran on its predictions.
         mean_iou: in 0-1; NaN when nothing was scored.
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
@@ -154,7 +154,7 @@ def score_table(rows: Sequence[ScoreRow]) -> str:
     """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
     cells = []
     for row in sorted(rows, key=lambda row: row.uses_ground_truth):
-        note = " ".join(text for text in (f"**{LEAK_MARK}**" if row.uses_ground_truth else "", row.note) if text)
+        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else row.refinement or ""
         crf = "yes" if row.crf else "no"
         cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
     return markdown_table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
@@ -174,7 +174,7 @@ def per_class_table(rows: Sequence[ScoreRow]) -> str:
 
 # What a segmenter's training labels are called in a table.
 _TRAINED_ON = {
-    "adaptive": "label maps of the last round",
+    "adaptive": "the run's label maps",
     "bce": "label maps of BCE",
     "mask": "true masks (a yardstick)",
 }

@@ -3,7 +3,6 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from ..config import LabellingConfig, to_mapping
 from ..data.schema import TaggedImages
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from .crf import CrfPool
+from .methods import Method, RuleMethod
 from .store import LabelStore
-from .thresholds import ClassMaps, apply_rule
+from .thresholds import ClassMaps
 from .views import IMAGE_MEAN, IMAGE_STD, class_maps
 
 T = TypeVar("T")
@@ -51,13 +51,12 @@ class LabelSummary:
 
 @dataclass(frozen=True)
 class _Item:
-    """An image that is skipped, or its label map before the CRF, the description, and the CRF's answer to come."""
+    """An image that is skipped, or its label maps to come and the description."""
 
     image_id: str
     skipped: str | None = None
-    label_map: np.ndarray | None = None
+    label_maps: Sequence[Callable[[], np.ndarray | None]] = ()
     record: dict[str, Any] = field(default_factory=dict)
-    refined: Future | None = None
 
 
 def label_images(
@@ -69,13 +68,14 @@ def label_images(
     key: str,
     checkpoint: str | None = None,
     rule: Literal["paper", "official", "fixed"] | None = None,
+    method: Method | None = None,
     strict: bool = False,
     rank: int = 0,
     world: int = 1,
     image_mean: Sequence[float] = IMAGE_MEAN,
     image_std: Sequence[float] = IMAGE_STD,
 ) -> LabelSummary:
-    """Label every image: views, threshold rule, and in worker processes the dense CRF.
+    """Label every image: views, threshold rule or another method, and in worker processes the dense CRF.
 
     Killed at any moment and called again, it ends with the same bytes. Results depend, in their last bits, on which
     images share a batch; so the list is cut into fixed groups of `config.batch_size` consecutive images, a group with
@@ -87,10 +87,11 @@ def label_images(
         images: to label; their tags are the known classes unless `config.known_classes` is `"predicted"`. An image
             without known classes becomes all background.
         config: views, rule, CRF.
-        output_dir: gets the stores `<rule>` and, with a CRF, `<rule>_crf`.
+        output_dir: gets the method's stores; a rule's are `<rule>` and, with a CRF, `<rule>_crf`.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         checkpoint: hash of the model's weights, kept with the label maps.
         rule: instead of `config.rule`.
+        method: instead of a rule.
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
         world: number of processes.
@@ -107,19 +108,20 @@ def label_images(
         RuntimeError: a CRF process died.
     """
     config = replace(config, rule=rule or config.rule)
+    chosen: Method = method or RuleMethod(config)
     _check_classes(model, images.class_names)
     if not 0 <= rank < world:
         raise ValueError(f"rank: got {rank}, expected 0 to {world - 1} (world {world})")
-    stores = _create_stores(Path(output_dir), images, config, key, rank, checkpoint)
+    stores = _create_stores(Path(output_dir), images, config, chosen, key, rank, checkpoint)
     groups = groups_to_do(images.image_ids, stores, config.batch_size, rank, world)
     num_labelled = 0
     if groups:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-        progress = tqdm(total=sum(map(len, groups)), desc=f"label ({config.rule})", unit="image", disable=None)
+        progress = tqdm(total=sum(map(len, groups)), desc=f"label ({chosen.name})", unit="image", disable=None)
         pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
         views = partial(class_maps, model, config=config, image_mean=image_mean, image_std=image_std)
         with progress, pool as crf:
-            items = _label_groups(images, groups, strict, views, partial(_label, config=config, crf=crf))
+            items = _label_groups(images, groups, strict, views, partial(_label, method=chosen, crf=crf))
             # What may wait in memory: enough to keep the workers busy during the next group's views.
             room = config.batch_size + 2 * config.crf_workers if crf else 0
             for item in delayed(items, room):
@@ -142,20 +144,25 @@ def _check_classes(model: SpatialBceForImageClassification, class_names: tuple[s
 
 
 def _create_stores(
-    output_dir: Path, images: TaggedImages, config: LabellingConfig, key: str, rank: int, checkpoint: str | None
+    output_dir: Path,
+    images: TaggedImages,
+    config: LabellingConfig,
+    method: Method,
+    key: str,
+    rank: int,
+    checkpoint: str | None,
 ) -> list[LabelStore]:
-    names = [config.rule, f"{config.rule}_crf"] if config.crf else [config.rule]
-    details = {"rule": config.rule, "config": to_mapping(config), "checkpoint": checkpoint}
+    details = {"rule": method.name, "config": {**to_mapping(config), **method.options}, "checkpoint": checkpoint}
     return [
         LabelStore.create(
             output_dir / name,
             images.class_names,
             key=key,
             num_images=len(images),
-            details={**details, "crf": name != config.rule},
+            details={**details, "crf": config.crf is not None and name != method.name},
             rank=rank,
         )
-        for name in names
+        for name in method.stores
     ]
 
 
@@ -214,18 +221,17 @@ def read_images(images: TaggedImages, group: range, strict: bool) -> tuple[dict[
     return readable, skipped
 
 
-def _label(image: np.ndarray, maps: ClassMaps, config: LabellingConfig, crf: CrfPool | None) -> _Item:
-    labelled = apply_rule(config.rule, maps, config.background_threshold)
+def _label(image: np.ndarray, maps: ClassMaps, method: Method, crf: CrfPool | None) -> _Item:
+    answer = method(image, maps, crf)
     probabilities = maps.probabilities
     soft = (probabilities > SOFT_RANGE[0]) & (probabilities < SOFT_RANGE[1])
     record = {
         "classes": maps.classes.tolist(),
-        "thresholds": labelled.thresholds.tolist(),
+        "thresholds": answer.thresholds.tolist(),
         "soft_share": soft.mean(axis=(1, 2)).tolist(),
         "mean_probability": probabilities.mean(axis=(1, 2), dtype=np.float64).tolist(),
     }
-    refined = crf.submit(image, labelled.label_map, record["classes"]) if crf else None
-    return _Item(maps.image_id, label_map=labelled.label_map, record=record, refined=refined)
+    return _Item(maps.image_id, label_maps=answer.label_maps, record=record)
 
 
 def delayed(items: Iterable[T], room: int) -> Iterator[T]:
@@ -243,10 +249,12 @@ def _write(item: _Item, stores: Sequence[LabelStore]) -> None:
         for store in stores:
             store.skip(item.image_id, item.skipped)
         return
-    label_maps = [item.label_map]
-    if item.refined is not None:
-        label_maps.append(item.refined.result())
-    for store, label_map in zip(stores, label_maps, strict=True):
-        if item.image_id not in store and label_map is not None:
+    for store, result in zip(stores, item.label_maps, strict=True):
+        if item.image_id in store:
+            continue
+        label_map = result()
+        if label_map is None:
+            store.skip(item.image_id, "nothing is sure")
+        else:
             shares = [float((label_map == c + 1).mean()) for c in item.record["classes"]]
             store.write(item.image_id, label_map, {**item.record, "proportions": shares})

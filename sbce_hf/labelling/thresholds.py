@@ -97,6 +97,27 @@ def label_fixed(maps: ClassMaps, background_threshold: float) -> Labelled:
     return _label(maps, normalized, np.full(len(maps.classes), background_threshold))
 
 
+def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Labelled:
+    """Move each adaptive threshold so that a share of what passes it passes: below 1 what is sure, above what may be.
+
+    By rank and in logits: a saturated sigmoid still has an order. The answer's thresholds are logits above the
+    adaptive ones.
+
+    Args:
+        maps: of one image.
+        share: of the area of a class, which is where it passes its adaptive threshold.
+        minimum: share of the image that the area is taken for where it is smaller, so that no known class is lost.
+    """
+    logits = maps.logits - maps.threshold_logits[:, None, None]
+    pixels = logits[0].size if len(logits) else 0
+    moved = []
+    for values in logits:
+        area = max(int((values > 0).sum()), int(minimum * pixels), 1)
+        rank = min(int(share * area), pixels - 1)
+        moved.append(-np.partition(-values, rank, axis=None)[rank])
+    return _label(maps, logits, np.array(moved, np.float64))
+
+
 RULES: dict[str, Callable[[ClassMaps, float], Labelled]] = {
     "paper": lambda maps, _: label_paper(maps),
     "official": lambda maps, _: label_official(maps),

@@ -82,16 +82,17 @@ class ResNet38(nn.Module):
     which is not rectified.
 
     Args:
-        out_indices (`Sequence[int]`): levels to return; negative ones count from the last. What lies behind the last
-            of them is not built.
+        out_indices (`Sequence[int]`, *optional*): levels to return; negative ones count from the last. What lies
+            behind the last of them is not built. `None` returns all.
         output_stride (`int`): 8; there are no other dilations.
 
     Raises:
         ValueError: a level that it does not have, or another output stride.
     """
 
-    def __init__(self, out_indices: Sequence[int] = (-1,), output_stride: int = 8) -> None:
+    def __init__(self, out_indices: Sequence[int] | None = (-1,), output_stride: int = 8) -> None:
         super().__init__()
+        out_indices = range(len(_LEVELS)) if out_indices is None else out_indices
         if output_stride != 8:
             raise ValueError(f"trunk 'resnet38': got output_stride {output_stride}, expected 8 or None")
         if not out_indices or any(not -len(_LEVELS) <= index < len(_LEVELS) for index in out_indices):

@@ -77,7 +77,8 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
 
     Args:
         config ([`TrunkConfig`]): names the trunk.
-        overrides: further arguments of `timm.create_model`, e.g. `pretrained=True`.
+        overrides: further arguments of `timm.create_model`, e.g. `pretrained=True`, or `out_indices=None` for all
+            feature levels.
 
     Raises:
         ValueError: timm does not know the trunk, or the trunk rejects an argument.

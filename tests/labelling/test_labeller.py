@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import signal
 import time
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
@@ -232,7 +233,7 @@ def test_classes_of_model_and_images_must_agree(tiny_model, images, tmp_path):
 def test_a_dead_crf_process_is_explained(tiny_model, images, tmp_path, monkeypatch):
     class DeadPool(labeller_module.CrfPool):
         def submit(self, *arguments):
-            future = labeller_module.Future()
+            future = Future()
             future.set_exception(BrokenProcessPool("gone"))
             return future
 
@@ -247,7 +248,7 @@ def test_what_waits_for_the_crf_is_bounded(tiny_model, make_images, tmp_path, mo
     class SlowPool(labeller_module.CrfPool):
         def submit(self, image, label_map, classes):
             nonlocal most
-            future = labeller_module.Future()
+            future = Future()
             future.set_result(label_map)
             waiting.add(future)
             most = max(most, len(waiting))

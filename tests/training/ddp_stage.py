@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from sbce_hf.config import DataConfig, LabellingConfig, TrainingConfig
+from sbce_hf.config import BoundaryTrainingConfig, DataConfig, LabellingConfig, TrainingConfig
 from sbce_hf.data import load_images
+from sbce_hf.data.segmentation import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.steps import label_with_checkpoint
+from sbce_hf.training.boundary import create_boundary_network, train_boundary
 from sbce_hf.training.classifier import ClassifierTask, create_classifier
 from sbce_hf.training.loop import fit
 
@@ -84,6 +86,26 @@ def run(output_dir, name, **changes):
     return fit(model, task, FewPositives(images), config, output_dir=Path(output_dir), seed=0, name=kind)
 
 
+def boundary(output_dir):
+    """Twenty steps of the boundary network on seeds of which halves of batches often have no pair of some kind."""
+    images = load_images(replace(LABELLED, score_split="train"), "train")
+
+    class Sparse(MaskLabels):
+        def read(self, image_id):
+            number = images.image_ids.index(image_id)
+            mask = super().read(image_id).copy()
+            if number % 3:
+                mask[(mask > 0) if number % 3 == 1 else (mask == 0)] = 255
+            return mask
+
+    fields = {"trunk": "test_resnet", "side_channels": 8, "radius": 4}
+    sizes = {"crop_size": 48, "min_scale": 1.0, "max_scale": 1.0}
+    config = BoundaryTrainingConfig(epochs=7, batch_size=4, lr=0.2, num_workers=0, log_every=1, **sizes)
+    return train_boundary(
+        create_boundary_network(fields, "random"), images, Sparse(images), config, output_dir=Path(output_dir)
+    )
+
+
 def label(output_dir):
     """Label with untrained weights of a fixed seed; without the CRF, whose workers would import this file."""
     process = PartialState(cpu=True)
@@ -100,6 +122,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     for stage in STAGES:
         run(folder / stage, stage)
+    boundary(folder / "boundary")
     try:
         run(folder / "refused", "balanced", batch_size=5)
     except ValueError as error:

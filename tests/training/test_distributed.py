@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddp_stage import BATCH, IMAGES, LABELLED, STAGES, FewPositives, label, run
+from ddp_stage import BATCH, IMAGES, LABELLED, STAGES, FewPositives, boundary, label, run
 from safetensors.torch import load_file
 
 from sbce_hf.labelling.store import LabelStore
@@ -59,6 +59,16 @@ def test_two_processes_give_the_one_process_training(two_processes, tmp_path, na
     a, b = (load_file(path / "model" / "model.safetensors") for path in (tmp_path, two_processes / name))
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_one_boundary_network(two_processes, tmp_path):
+    torch.set_num_threads(1)
+    boundary(tmp_path)
+    ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, two_processes / "boundary"))
+    assert len(ours) == 21
+    for one, two in zip(ours, theirs, strict=True):
+        for key in ("loss", "same_loss", "different_loss"):
+            assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), (one["iteration"], key)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_by_each(two_processes):

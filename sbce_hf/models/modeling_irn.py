@@ -1,0 +1,127 @@
+"""The boundary network of IRN (Ahn et al., CVPR 2019): images to class boundaries."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from .configuration_irn import IrnConfig
+from .losses_irn import boundary_loss
+from .losses_spatial_bce import sum_over_processes
+from .modeling_trunk import create_trunk
+
+# Stride of the boundary map.
+STRIDE = 4
+
+
+@dataclass
+class IrnOutput(ModelOutput):
+    """What [`IrnModel`] returns.
+
+    Args:
+        loss (`torch.Tensor`): scalar; with labels.
+        same_loss (`torch.Tensor`): scalar, its part of pairs with equal labels, detached.
+        different_loss (`torch.Tensor`): scalar, its part of pairs with different labels, detached.
+        boundary_logits (`torch.Tensor` of shape `(B, h, w)`): at a quarter of the images' size, rounded up; their
+            sigmoid is 1 on a boundary.
+    """
+
+    loss: Tensor | None = None
+    same_loss: Tensor | None = None
+    different_loss: Tensor | None = None
+    boundary_logits: Tensor | None = None
+
+
+class IrnModel(PreTrainedModel):
+    """A frozen trunk, all of whose feature levels a light head turns into a boundary map.
+
+    The published displacement branch serves instance masks only and shares nothing with the boundaries; it is left
+    out.
+
+    Args:
+        config ([`IrnConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
+
+    Raises:
+        ValueError: the trunk has no feature level of stride 4.
+    """
+
+    config_class = IrnConfig
+    base_model_prefix = "irn"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+
+    def __init__(self, config: IrnConfig) -> None:
+        super().__init__(config)
+        self.trunk: Any = create_trunk(config, out_indices=None)
+        info: Any = self.trunk.feature_info
+        if STRIDE not in info.reduction():
+            raise ValueError(
+                f"trunk {config.trunk!r}: has feature levels of stride {info.reduction()}, expected one of {STRIDE}; "
+                "choose a convolutional trunk"
+            )
+        self._level = info.reduction().index(STRIDE)
+        self.sides = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, config.side_channels, 1, bias=False),
+                nn.GroupNorm(config.side_groups, config.side_channels),
+            )
+            for channels in info.channels()
+        )
+        self.boundary = nn.Conv2d(config.side_channels * len(self.sides), 1, 1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The trunk keeps what timm gave it, and convolutions torch's own initialisation, as in the released program.
+        if hasattr(module, "init_non_persistent_buffers"):
+            cast(Any, module).init_non_persistent_buffers()
+
+    def train(self, mode: bool = True) -> "IrnModel":
+        """Like `nn.Module.train`, but the trunk is frozen."""
+        super().train(mode)
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+        return self
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+    ) -> IrnOutput | tuple:
+        """Compute the boundary map and, with `labels`, the loss.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
+            labels (`torch.LongTensor` of shape `(B, H, W)`): label maps, 0 for background;
+                `semantic_loss_ignore_index` does not count.
+            return_dict (`bool`, *optional*): return a tuple instead if `False`.
+
+        Raises:
+            ValueError: with labels, images too small for the radius.
+        """
+        with torch.no_grad():
+            levels = self.trunk(pixel_values)
+        size = levels[self._level].shape[-2:]
+        sides = [
+            F.relu(F.interpolate(side(level), size=size, mode="bilinear", align_corners=False))
+            for side, level in zip(self.sides, levels, strict=True)
+        ]
+        logits = self.boundary(torch.cat(sides, dim=1))[:, 0]
+        output = IrnOutput(boundary_logits=logits)
+        if labels is not None:
+            small = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+            losses = boundary_loss(
+                logits,
+                small,
+                self.config.radius,
+                self.config.semantic_loss_ignore_index,
+                sum_over_processes if self.training else None,
+            )
+            output = IrnOutput(losses.loss, losses.same.detach(), losses.different.detach(), logits)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+IrnModel.register_for_auto_class("AutoModel")

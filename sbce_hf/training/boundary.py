@@ -1,0 +1,105 @@
+"""Training of IRN's boundary network on seeds: label maps that keep what is sure and ignore the rest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from ..config import BoundaryTrainingConfig
+from ..data import TaggedImages
+from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
+from ..models.configuration_irn import IrnConfig
+from ..models.modeling_irn import IrnModel
+from ..models.modeling_trunk import load_trunk_weights
+from .loop import fit
+from .state import FitSummary
+from .window import Values, Window
+
+
+class BoundaryTask:
+    """A step of the boundary network.
+
+    Args:
+        config: learning rate.
+    """
+
+    def __init__(self, config: BoundaryTrainingConfig) -> None:
+        self.config = config
+        self.class_names: tuple[str, ...] = ()
+
+    def parameter_groups(self, model: IrnModel) -> list[dict[str, Any]]:
+        """One group: the trunk is frozen, everything else is trained alike."""
+        head = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [{"name": "head", "params": head, "lr": self.config.lr * self.config.head_lr_factor}]
+
+    def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
+        """Loss of one batch with `pixel_values` and `labels`."""
+        output = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
+        parts = {"same_loss": output.same_loss, "different_loss": output.different_loss}
+        return output.loss, {"loss": output.loss, **parts}
+
+    def check(self, window: Window) -> None:
+        """Nothing beyond the loop's own check that the loss is finite."""
+
+
+def create_boundary_network(fields: Mapping[str, Any], trunk_weights: str, seed: int = 0) -> IrnModel:
+    """Build the boundary network to start from.
+
+    Args:
+        fields: of [`IrnConfig`].
+        trunk_weights: see [`load_trunk_weights`]; `"random"` loads nothing.
+        seed: of the weights that are not loaded.
+
+    Raises:
+        FileNotFoundError: see [`load_trunk_weights`].
+        ValueError: see [`IrnConfig`] and [`load_trunk_weights`].
+    """
+    set_seed(seed)
+    model = IrnModel(IrnConfig(**fields))
+    if trunk_weights != "random":
+        load_trunk_weights(model, trunk_weights)
+    return model
+
+
+def train_boundary(
+    model: IrnModel,
+    images: TaggedImages,
+    seeds: LabelMaps,
+    config: BoundaryTrainingConfig,
+    *,
+    output_dir: Path,
+    seed: int = 0,
+    inputs: Mapping[str, Any] | None = None,
+) -> FitSummary:
+    """Train the boundary network; see [`fit`] for resuming.
+
+    Args:
+        model: see [`create_boundary_network`].
+        images: the training set; those without seeds are left out.
+        seeds: their label maps; 255 is neither class nor background.
+        config: of the training.
+        output_dir: of the stage.
+        seed: of order and augmentation.
+        inputs: what else a training and its continuation must agree on; plain values.
+
+    Returns:
+        The summary; the trained model is in its `model_dir`.
+
+    Raises:
+        ValueError: images and seeds do not belong together; see [`check_label_maps`].
+        TrainingHealthError: the loss is not finite.
+    """
+    images, seeds_hash = check_label_maps(images, seeds)
+    dataset = SegmentationDataset(images, seeds, config, seed)
+    inputs = {
+        **(inputs or {}),
+        "images": images.manifest_hash,
+        "seeds": seeds_hash,
+        "model": model.config.to_diff_dict(),
+    }
+    task = BoundaryTask(config)
+    return fit(
+        model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name="irn.training", inputs=inputs
+    )

@@ -1,0 +1,149 @@
+"""The refinement stage of a run: seeds, boundary network, random walk."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sbce_hf.cli import main
+from sbce_hf.config import load_recipe, to_mapping
+from sbce_hf.data import load_images
+from sbce_hf.data.segmentation import check_label_maps
+from sbce_hf.labelling.store import LabelStore
+from sbce_hf.pipeline import run
+
+SECTION = {
+    "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
+    "training": {
+        "epochs": 2,
+        "batch_size": 4,
+        "crop_size": 48,
+        "num_workers": 0,
+        "log_every": 2,
+        "checkpoint_every": 2,
+    },
+}
+SEGMENTER = {
+    "model": {"head": "largefov", "atrous_rates": [2], "head_channels": 16, "freeze_batch_norm": False},
+    "training": {"epochs": 1, "batch_size": 4, "crop_size": 48, "num_workers": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_recipe):
+    return load_recipe(str(tiny_recipe), {"rounds": 1, "irn": SECTION, "segmenter": SEGMENTER})
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "finished"
+    return run_dir, run(config, run_dir, "sbce run --recipe tiny.yaml")
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_the_refined_label_maps_are_the_run_s(finished, tiny_recipe):
+    run_dir, summary = finished
+    assert summary.label_maps == run_dir / "irn" / "labels" / "irn_crf"
+    for folder in ("irn/seeds", "irn/labels/irn", "irn/labels/irn_crf"):
+        store = LabelStore(run_dir / folder)
+        assert store.complete and len(store.done_ids()) == 12
+    plain, refined = (contents(run_dir / stage / "label_maps") for stage in ("round_1/labels/paper", "irn/labels/irn"))
+    assert plain.keys() == refined.keys() and plain != refined
+    # The segmenter was trained on them: another training on the same maps agrees about their hash.
+    settings = json.loads((run_dir / "segmenter" / "adaptive" / "summary.json").read_text())["settings"]
+    images = load_images(load_recipe(str(tiny_recipe)).data, "train")
+    assert settings["inputs"]["label_maps"] == check_label_maps(images, LabelStore(summary.label_maps))[1]
+
+
+def test_the_report_shows_it(finished):
+    run_dir, summary = finished
+    rows = [row for row in summary.scores if row.stage == "irn"]
+    assert [row.crf for row in rows] == [False, True]
+    assert all(row.refinement == "IRN random walk" and not row.uses_ground_truth for row in rows)
+    assert all(row.refinement is None for row in summary.scores if row.stage != "irn")
+    report = (run_dir / "report.md").read_text()
+    assert "| irn | adaptive (paper) | yes | IRN random walk |" in report and "after the CRF, refined, truth" in report
+    assert "irn" in (run_dir / "quality.md").read_text()
+    with Image.open(run_dir / "figures" / "sheet.png") as sheet:
+        assert sheet.width > 6 * 280
+
+
+def test_masks_decide_nothing(finished, config, tmp_path):
+    values = to_mapping(config)
+    values["data"]["score_split"] = None
+    path = tmp_path / "unscored.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run(load_recipe(str(path)), tmp_path / "run")
+    assert contents(tmp_path / "run" / "irn") == contents(finished[0] / "irn")
+
+
+def test_killed_in_any_part_ends_with_the_same_label_maps(finished, config, tmp_path):
+    recipe, run_dir = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(to_mapping(config)))
+    shutil.copytree(finished[0], run_dir, ignore=shutil.ignore_patterns("irn", "segmenter", "report.md"))
+    command = [sys.executable, "-m", "sbce_hf.cli", "run", "--recipe", str(recipe), "--output-dir", str(run_dir)]
+    for marker in ("irn/seeds/label_maps", "irn/checkpoints", "irn/labels/irn/label_maps"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        while not (run_dir / marker).exists() and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert main([*command[3:]]) == 0
+    assert contents(run_dir / "irn") == contents(finished[0] / "irn")
+    weights = "irn/model/model.safetensors"
+    assert (run_dir / weights).read_bytes() == (finished[0] / weights).read_bytes()
+
+
+def test_added_to_a_finished_run(finished, tiny_recipe, config, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir, ignore=shutil.ignore_patterns("irn", "segmenter"))
+    plain = load_recipe(str(tiny_recipe), {"rounds": 1})
+    assert run(plain, run_dir).label_maps == run_dir / "round_1" / "labels" / "paper_crf"
+    assert not (run_dir / "irn").exists()
+    run(config, run_dir)
+    assert contents(run_dir / "irn") == contents(finished[0] / "irn")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": {"trunk": "absent"}}, "trunk 'absent'"),
+        ({"trunk_weights": "absent.safetensors"}, "no file absent.safetensors"),
+    ],
+)
+def test_what_cannot_work_stops_before_anything_is_trained(tiny_recipe, tmp_path, fields, message):
+    config = load_recipe(str(tiny_recipe), {"irn": {**SECTION, **fields}})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranges(tiny_recipe):
+    with pytest.raises(ValueError, match="foreground_share and background_share: got 1.5 and 1.5"):
+        load_recipe(str(tiny_recipe), {"irn": {"foreground_share": 1.5}})
+    with pytest.raises(ValueError, match="unknown key 'walk_lenght'; did you mean"):
+        load_recipe(str(tiny_recipe), {"irn": {"walk_lenght": 3}})
+
+
+def test_plan_names_the_stage(tiny_recipe, tmp_path, capsys):
+    override = f"--set=irn={json.dumps(SECTION)}"
+    assert main(["run", "--recipe", str(tiny_recipe), override, "--output-dir", str(tmp_path / "r"), "--dry-run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["irn"]]
+    assert line.split()[1:4] == ["12", "2", "6"]
+
+
+def test_seeds_say_less_than_label_maps(finished):
+    store = LabelStore(finished[0] / "irn" / "seeds")
+    ignored = np.mean([(store.read(image_id) == 255).mean() for image_id in store.done_ids()])
+    assert 0 < ignored < 1
