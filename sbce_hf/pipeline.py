@@ -27,11 +27,12 @@ from .data import TaggedImages, load_images
 from .data.proportions import ProportionTable
 from .evaluation.curves import write_atomic
 from .evaluation.report import ScoreRow, SegmenterRow
-from .labelling.store import LabelStore
+from .labelling.store import META, LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
-from .provenance import hardware, versions
+from .provenance import flat, hardware, versions
 from .refinement import IRN, create_network, refine
 from .run_report import write_report, write_scores
+from .segmenters import FOLDER as SEGMENTERS
 from .segmenters import check_same_classes, load_segmenter_data, score_segmenters, train_segmenters
 from .steps import estimate_proportions, label_with_checkpoint
 from .training.classifier import create_classifier, train_classifier
@@ -84,7 +85,7 @@ class Run:
         self.config, self.run_dir = config, Path(run_dir)
         self.process = PartialState(cpu=use_cpu())
         self.stages = [BCE, *(f"round_{number}" for number in range(1, config.rounds + 1))]
-        # Those that label maps are there of, once the rounds are done.
+        # Those that the report shows: the refinement's label maps only when they are all there.
         self.labelled = list(self.stages)
         self.with_crf = config.labelling.crf is not None
         # Data and model first: a wrong path must not leave a run directory behind.
@@ -95,6 +96,12 @@ class Run:
         if config.irn is not None:
             create_network(config, config.irn)
         self._claim(command)
+        if config.irn is not None and self._refined():
+            self.labelled.append(IRN)
+
+    def _refined(self) -> bool:
+        folder = self.run_dir / IRN / "labels" / (f"{IRN}_crf" if self.with_crf else IRN)
+        return (folder / META).is_file() and LabelStore(folder).complete
 
     def _claim(self, command: str) -> None:
         if self.process.is_main_process:
@@ -122,9 +129,10 @@ class Run:
             self.process.wait_for_everyone()
         scores = self._report()
         segmenter_scores: list[SegmenterRow] = []
-        if self.config.irn is not None:
+        if self.config.irn is not None and IRN not in self.labelled:
             # After the report, like the segmenter: a stage that fails must not cost what is known before it.
             refine(self, self.config.irn)
+            self.leave_out(LabelStore(self.run_dir / IRN / "labels" / IRN).skipped)
             self.labelled.append(IRN)
             scores = self._report()
         segmenter_dir = None
@@ -135,12 +143,13 @@ class Run:
                 write_report(self, scores, segmenter_scores)
             self.process.wait_for_everyone()
         last = self.store(self.labelled[-1], self.with_crf)
+        skipped = {name for stage in self.labelled for name in self.store(stage, crf=False).skipped}
         return RunSummary(
             report=self.run_dir / "report.md",
             label_maps=last.directory,
             model_dir=self.run_dir / self.stages[-1] / "model",
             num_images=len(last.done_ids()),
-            num_skipped=len(self.images.skipped) + len(last.skipped),
+            num_skipped=len(self.images.skipped) + len(skipped),
             scores=scores,
             segmenter_dir=segmenter_dir,
             segmenter_scores=segmenter_scores,
@@ -180,9 +189,11 @@ class Run:
         if summary.num_labelled:
             self.note_duration(f"{stage}: labelling", time.perf_counter() - started)
         # From disk: a process's summary may miss what another one skipped last.
-        skipped = self.store(stage, crf=False).skipped
+        self.leave_out(self.store(stage, crf=False).skipped)
+
+    def leave_out(self, skipped: Collection[str]) -> None:
+        """Go on without images that could be read at the start and no longer can."""
         if skipped:
-            # Images that could be read at the start and no longer can: the next rounds go on without them.
             self.images = _without(self.images, skipped)
             self.scored = None if self.scored is None else _without(self.scored, skipped)
             if self.segmenter_data is not None and self.segmenter_data.masked is not None:
@@ -255,27 +266,29 @@ def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:
 def require_same(config: RunConfig, path: Path) -> None:
     """Raise a `ValueError` that names the differences if the config saved at `path` is another one.
 
-    What changes no result may differ, and so may the sections of the last stages: their folders guard their own.
+    What changes no result may differ, and so may the segmenter's section, as each segmenter's folder guards its own;
+    and the refinement's, as long as nothing has been made with it or after it.
     """
-    stored = _flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
-    wanted = _flat(to_mapping(config))
+    later = [name for name in (IRN, SEGMENTERS) if (path.parent / name).exists()]
+    free = ("segmenter",) if later else ("irn", "segmenter")
+    stored = flat(to_mapping(from_mapping(RunConfig, yaml.safe_load(path.read_text()), str(path))))
+    wanted = flat(to_mapping(config))
     changed = [
         key
         for key in wanted | stored
         if stored.get(key) != wanted.get(key)
-        and key.split(".")[0] not in ("irn", "segmenter")
+        and key.split(".")[0] not in free
         and key.split(".")[-1] not in (*FREE_SETTINGS, "crf_workers", "contact_images")
     ]
     if changed:
         shown = ", ".join(f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}" for key in changed[:5])
         raise ValueError(
             f"{path.parent}: holds a run with another config: {shown}. Give the same settings to continue it, or "
-            "another --output-dir to start a new one"
+            f"another --output-dir to start a new one{_remedy(changed, later)}"
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _remedy(changed: list[str], later: list[str]) -> str:
+    if not later or any(key.split(".")[0] != "irn" for key in changed):
+        return ""
+    return f"; or remove {' and '.join(later)} from it: that part is made again"

@@ -34,10 +34,23 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def file_digest(path: Path) -> str:
     """Hash of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def weights_digest(weights: str) -> str:
+    """What weights a training starts from: the hash of their file, or `"random"` and `"pretrained"` as they are."""
+    return file_digest(Path(weights)) if Path(weights).is_file() else weights
 
 
 def versions() -> dict[str, str]:

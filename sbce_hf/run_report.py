@@ -46,16 +46,15 @@ def write_scores(run: "Run") -> list[ScoreRow]:
     rows = []
     for stage in run.labelled:
         labelling = run.labelling(stage)
-        rule = (
-            f"fixed {labelling.background_threshold:g}"
-            if labelling.rule == "fixed"
-            else f"adaptive ({labelling.rule})"
-        )
+        # The walk starts from the adaptive thresholds, whatever the rule.
+        rule = "adaptive (paper)" if stage == IRN else f"adaptive ({labelling.rule})"
+        if labelling.rule == "fixed" and stage != IRN:
+            rule = f"fixed {labelling.background_threshold:g}"
         if labelling.scales != run.config.labelling.scales:
             rule += f", scales {' '.join(f'{scale:g}' for scale in labelling.scales)}"
         for crf in (False, True) if run.with_crf else (False,):
             row = _score(run.store(stage, crf), run.scored, stage, rule, crf)
-            rows.append(replace(row, refinement=RANDOM_WALK if stage == IRN else None))
+            rows.append(replace(row, note=RANDOM_WALK) if stage == IRN else row)
     rows += _leaking_scores(run, run.scored)
     write_atomic(run.run_dir / "scores.json", json.dumps([asdict(row) for row in rows], indent=1))
     return rows

@@ -22,6 +22,7 @@ from .evaluation.report import SegmenterRow
 from .labelling.hub_store import open_label_maps
 from .labelling.store import LabelStore
 from .models.modeling_spatial_bce import SpatialBceForImageClassification
+from .provenance import weights_digest
 from .references import local_checkpoint
 from .steps import predict_with_checkpoint
 from .training.segmenter import create_segmenter, train_segmenter
@@ -64,14 +65,15 @@ def train_segmenter_stage(
     """
     section = config.segmenter or SegmenterConfig()
     images = load_images(config.data, config.data.train_split)
-    classifier = None
+    classifier = folder = None
     if section.starts_from_classifier:
         if checkpoint is None:
             raise ValueError(
                 "--checkpoint: missing; segmenter.weights is 'classifier', so name the classifier whose trunk is the "
                 "start, or --set segmenter.weights=pretrained"
             )
-        classifier = SpatialBceForImageClassification.from_pretrained(local_checkpoint(checkpoint))
+        folder = local_checkpoint(checkpoint)
+        classifier = SpatialBceForImageClassification.from_pretrained(folder)
     label_maps: LabelMaps
     if labels == "mask":
         images = images.with_masks()
@@ -79,7 +81,21 @@ def train_segmenter_stage(
     else:
         label_maps = open_label_maps(labels, images.class_names)
     model = create_segmenter(section, images.class_names, classifier=classifier, seed=config.seed)
-    return train_segmenter(model, images, label_maps, section.training, output_dir=output_dir, seed=config.seed)
+    return train_segmenter(
+        model,
+        images,
+        label_maps,
+        section.training,
+        output_dir=output_dir,
+        seed=config.seed,
+        inputs=_start(section, folder),
+    )
+
+
+def _start(section: SegmenterConfig, classifier: Path | None) -> dict[str, str]:
+    """What the trunk's weights are, so that a training is not continued from others."""
+    weights = section.weights if classifier is None else str(classifier / "model.safetensors")
+    return {"weights": weights_digest(weights)}
 
 
 def load_segmenter_data(config: RunConfig, images: TaggedImages) -> SegmenterData:
@@ -127,13 +143,22 @@ def train_segmenters(run: "Run") -> Path:
 def _train(run: "Run", labels: Labels) -> None:
     config, section = run.config, _section(run.config)
     images, label_maps = _training_set(run, labels)
-    classifier = None
+    classifier = start = None
     if section.starts_from_classifier:
-        classifier = SpatialBceForImageClassification.from_pretrained(run.run_dir / run.stages[-1] / "model")
+        start = run.run_dir / run.stages[-1] / "model"
+        classifier = SpatialBceForImageClassification.from_pretrained(start)
     # One seed for all: the same start, order and augmentation, so that only the labels differ.
     model = create_segmenter(section, run.images.class_names, classifier=classifier, seed=config.seed)
     folder = _folder(run, labels)
-    fitted = train_segmenter(model, images, label_maps, section.training, output_dir=folder, seed=config.seed)
+    fitted = train_segmenter(
+        model,
+        images,
+        label_maps,
+        section.training,
+        output_dir=folder,
+        seed=config.seed,
+        inputs=_start(section, start),
+    )
     run.note_duration(f"segmenter on {labels} labels: training", fitted.seconds)
     if run.segmenter_data is None or run.segmenter_data.scored is None:
         return

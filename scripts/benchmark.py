@@ -49,6 +49,8 @@ def main() -> None:
         _measure_training(options)
         return
     _compare("loss and gradient: loop over pairs / vectorised", *_losses(options), options.repeats)
+    name = f"IRN's walk, 2 classes, {options.size} x {options.size}: dense matrix squared 8 times / 256 steps"
+    _compare(name, *_walks(options), options.repeats)
     _compare(
         "training step: contiguous, plain malloc / channels-last, tuned malloc", *_steps(options), options.repeats
     )
@@ -97,6 +99,26 @@ def _losses(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[
         spatial_bce_loss(logits, labels, proportions, "official").backward()
 
     return loop, vectorised
+
+
+def _walks(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
+    import torch
+
+    from sbce_hf.labelling.random_walk import random_walk
+
+    side = options.size // 4
+    maps, boundaries = torch.rand(2, side, side), torch.rand(side, side) ** 4
+    # The matrix itself is not part of the plain way's time.
+    rows = torch.eye(side**2).reshape(-1, side, side)
+    transition = random_walk(rows, boundaries, steps=1).flatten(1)
+
+    def squared() -> None:
+        power = transition
+        for _ in range(8):
+            power = power @ power
+        maps.flatten(1) @ power
+
+    return squared, lambda: random_walk(maps, boundaries)
 
 
 def _steps(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import yaml
 from PIL import Image
 
 from sbce_hf.cli import main
-from sbce_hf.config import load_recipe, to_mapping
+from sbce_hf.config import IrnRefinementConfig, from_mapping, load_recipe, to_mapping
 from sbce_hf.data import load_images
 from sbce_hf.data.segmentation import check_label_maps
 from sbce_hf.labelling.store import LabelStore
 from sbce_hf.pipeline import run
+from sbce_hf.provenance import file_digest, weights_digest
 
 SECTION = {
     "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
@@ -69,8 +71,8 @@ def test_the_report_shows_it(finished):
     run_dir, summary = finished
     rows = [row for row in summary.scores if row.stage == "irn"]
     assert [row.crf for row in rows] == [False, True]
-    assert all(row.refinement == "IRN random walk" and not row.uses_ground_truth for row in rows)
-    assert all(row.refinement is None for row in summary.scores if row.stage != "irn")
+    assert all(row.note == "IRN random walk" and not row.uses_ground_truth for row in rows)
+    assert all(row.note == "" for row in summary.scores if row.stage != "irn")
     report = (run_dir / "report.md").read_text()
     assert "| irn | adaptive (paper) | yes | IRN random walk |" in report and "after the CRF, refined, truth" in report
     assert "irn" in (run_dir / "quality.md").read_text()
@@ -92,13 +94,15 @@ def test_killed_in_any_part_ends_with_the_same_label_maps(finished, config, tmp_
     recipe.write_text(yaml.safe_dump(to_mapping(config)))
     shutil.copytree(finished[0], run_dir, ignore=shutil.ignore_patterns("irn", "segmenter", "report.md"))
     command = [sys.executable, "-m", "sbce_hf.cli", "run", "--recipe", str(recipe), "--output-dir", str(run_dir)]
-    for marker in ("irn/seeds/label_maps", "irn/checkpoints", "irn/labels/irn/label_maps"):
+    killed = 0
+    for marker in ("irn/seeds/label_maps", "irn/checkpoints/0*", "irn/labels/irn/label_maps"):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        while not (run_dir / marker).exists() and process.poll() is None:
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        while not list(run_dir.glob(marker)) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == 3
     assert main([*command[3:]]) == 0
     assert contents(run_dir / "irn") == contents(finished[0] / "irn")
     weights = "irn/model/model.safetensors"
@@ -108,11 +112,38 @@ def test_killed_in_any_part_ends_with_the_same_label_maps(finished, config, tmp_
 def test_added_to_a_finished_run(finished, tiny_recipe, config, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir, ignore=shutil.ignore_patterns("irn", "segmenter"))
-    plain = load_recipe(str(tiny_recipe), {"rounds": 1})
+    plain = load_recipe(str(tiny_recipe), {"rounds": 1, "segmenter": SEGMENTER})
     assert run(plain, run_dir).label_maps == run_dir / "round_1" / "labels" / "paper_crf"
     assert not (run_dir / "irn").exists()
+    # Its segmenter was trained on other label maps.
+    with pytest.raises(ValueError, match=r"irn.model.trunk was None, is .*remove segmenter from it"):
+        run(config, run_dir)
+    assert load_recipe(str(run_dir / "config.yaml")).irn is None and not (run_dir / "irn").exists()
+    shutil.rmtree(run_dir / "segmenter")
     run(config, run_dir)
     assert contents(run_dir / "irn") == contents(finished[0] / "irn")
+
+
+def test_a_finished_run_does_nothing_again(finished, config):
+    run_dir, summary = finished
+    made = [path for path in run_dir.glob("*/**/*") if path.suffix in (".png", ".safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in made if "figures" not in path.parts}
+    again = run(config, run_dir)
+    assert [row for row in again.scores if row.stage == "irn"] == [row for row in summary.scores if row.stage == "irn"]
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
+    changed = {**SECTION, "background_threshold": 0.3}
+    with pytest.raises(ValueError, match=r"irn.background_threshold was 0.25, is 0.3.*remove irn and segmenter"):
+        run(replace(config, irn=from_mapping(IrnRefinementConfig, changed)), run_dir)
+
+
+def test_what_a_training_starts_from_is_kept(finished, tmp_path):
+    settings = json.loads((finished[0] / "irn" / "summary.json").read_text())["settings"]
+    assert settings["inputs"]["trunk_weights"] == "random"
+    assert "transformers_version" not in settings["inputs"]["model"]
+    segmenter = json.loads((finished[0] / "segmenter" / "adaptive" / "summary.json").read_text())["settings"]
+    assert segmenter["inputs"]["weights"] == file_digest(finished[0] / "round_1" / "model" / "model.safetensors")
+    (tmp_path / "weights").write_bytes(b"1")
+    assert weights_digest(str(tmp_path / "weights")) == file_digest(tmp_path / "weights")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +151,8 @@ def test_added_to_a_finished_run(finished, tiny_recipe, config, tmp_path):
     [
         ({"model": {"trunk": "absent"}}, "trunk 'absent'"),
         ({"trunk_weights": "absent.safetensors"}, "no file absent.safetensors"),
+        ({"model": {"trunk": "test_resnet"}}, "crop_size: got 48, expected at least 73 for irn.model.radius 10"),
+        ({"model": {"feature_index": 2}}, "irn.model.*unknown key 'feature_index'"),
     ],
 )
 def test_what_cannot_work_stops_before_anything_is_trained(tiny_recipe, tmp_path, fields, message):

@@ -46,7 +46,7 @@ class ScoreRow:
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
         num_images: images that were scored.
         uses_ground_truth: the rule's constant was chosen on the masks it is scored on, so the number is a leak.
-        refinement: of the label maps besides the CRF, in words; `None` without one.
+        note: what else was done to the label maps, in words.
     """
 
     stage: str
@@ -56,7 +56,7 @@ class ScoreRow:
     per_class_iou: Mapping[str, float]
     num_images: int
     uses_ground_truth: bool
-    refinement: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def score_table(rows: Sequence[ScoreRow]) -> str:
     """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
     cells = []
     for row in sorted(rows, key=lambda row: row.uses_ground_truth):
-        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else row.refinement or ""
+        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else row.note
         crf = "yes" if row.crf else "no"
         cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
     return markdown_table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)

@@ -168,7 +168,7 @@ def _score_table(context: ModelCardContext) -> str:
     for row in sorted(context.scores, key=lambda row: row.uses_ground_truth):
         own = context.kind == "classifier" and row.stage == context.stage and not row.uses_ground_truth
         used = f"**yes** {LEAK_MARK}" if row.uses_ground_truth else "no"
-        line = [row.stage, split, row.num_images, tags, row.rule, _yes(row.crf), row.refinement or "none", used]
+        line = [row.stage, split, row.num_images, tags, row.rule, _yes(row.crf), row.note or "none", used]
         cells.append(_bold([*line, percent(row.mean_iou)], own))
     header = ("Stage", "Split", "Images", "Classes of an image", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used for a choice", "mIoU (%)"), cells, text_columns=8)

@@ -215,7 +215,10 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         write_atomic(folder / "quality.md", text)
         if (run_dir / HISTOGRAM).is_file():
             write_atomic(folder / HISTOGRAM, (run_dir / HISTOGRAM).read_bytes())
-    warned_of = stage if context.kind == "classifier" else f"round_{config.rounds}"
+    warned_of = str(stage)
+    if context.kind == "segmenter":
+        # Of the label maps that it was trained on.
+        warned_of = "bce" if stage == "bce" else "irn" if config.irn else f"round_{config.rounds}"
     warnings = [line for line in _section(text, "Warnings").splitlines() if line.startswith(f"- {warned_of}, ")]
     return replace(
         context,

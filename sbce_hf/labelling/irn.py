@@ -39,7 +39,8 @@ class SeedMethod:
     """
 
     name = "seeds"
-    stores: Sequence[str] = ("seeds",)
+    # Both label maps it is made from are after the CRF, where there is one.
+    stores: Mapping[str, bool] = {"seeds": True}
 
     def __init__(self, config: IrnRefinementConfig) -> None:
         self.config = config
@@ -89,7 +90,7 @@ class WalkMethod:
         self.model, self.config = model.eval(), config
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
         self.image_mean, self.image_std = image_mean, image_std
-        self.stores: Sequence[str] = ["irn", "irn_crf"] if crf else ["irn"]
+        self.stores: Mapping[str, bool] = {"irn": False, "irn_crf": True} if crf else {"irn": False}
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Refine the class maps of one image; see [`methods.Method`]."""
@@ -102,20 +103,29 @@ class WalkMethod:
     @torch.inference_mode()
     def _walk(self, image: np.ndarray, maps: ClassMaps) -> np.ndarray:
         """Index of the winner among background and known classes, `(H, W)` int64."""
-        config, boundaries = self.config, self._boundaries(image)
-        logits = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
-        start = _resize(logits, boundaries.shape).relu()
+        config, (height, width) = self.config, self._size(image)
+        boundaries = self._boundaries(image, height, width)
+        above = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
+        # On the boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
+        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        start = F.pad(_resize(above, (height, width)), padding, mode="replicate")
+        start = _resize(start, boundaries.shape).relu()
         start = start / start.amax(dim=(1, 2), keepdim=True).clamp(min=_TINY) * (1 - boundaries)
         arrived = random_walk(start, boundaries, config.walk_radius, config.walk_exponent, config.walk_steps)
+        arrived = _resize(arrived, [STRIDE * side for side in boundaries.shape])[:, :height, :width]
         arrived = _resize(arrived, image.shape[:2])
         arrived = arrived / arrived.amax().clamp(min=_TINY)
         background = torch.full_like(arrived[:1], config.background_threshold)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
 
-    def _boundaries(self, image: np.ndarray) -> Tensor:
-        """Boundary map over an image and its mirror image, at a quarter of its size, `(h, w)` in [0, 1]."""
-        reduction = min(1.0, self.config.max_side / max(image.shape[:2]))
-        height, width = (max(1, round(side * reduction)) for side in image.shape[:2])
+    def _size(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width at which boundaries are looked for: as in training, before its random scale."""
+        height, width = image.shape[:2]
+        factor = (self.config.training.image_size or max(height, width)) / max(height, width)
+        return max(1, round(factor * height)), max(1, round(factor * width))
+
+    def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
+        """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
         pixels = to_pixels(Image.fromarray(image), (height, width)).to(self.model.device)
         pixels = normalize(pixels, self.image_mean, self.image_std)
         pixels = F.pad(pixels, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
@@ -126,4 +136,6 @@ class WalkMethod:
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, `(K, h, w)`."""
+    if maps.shape[1:] == tuple(size):
+        return maps
     return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False)[0]

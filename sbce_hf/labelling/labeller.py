@@ -159,10 +159,10 @@ def _create_stores(
             images.class_names,
             key=key,
             num_images=len(images),
-            details={**details, "crf": config.crf is not None and name != method.name},
+            details={**details, "crf": after_crf and config.crf is not None},
             rank=rank,
         )
-        for name in method.stores
+        for name, after_crf in method.stores.items()
     ]
 
 

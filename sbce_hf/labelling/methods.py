@@ -33,12 +33,12 @@ class Method(Protocol):
 
     Args:
         name: for the progress bar and the stores' description.
-        stores: names of the stores that are filled.
+        stores: names of the stores that are filled, and whether their label maps are after the CRF.
         options: what the stores' description says besides the labelling config.
     """
 
     name: str
-    stores: Sequence[str]
+    stores: Mapping[str, bool]
     options: Mapping[str, Any]
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
@@ -56,7 +56,7 @@ class RuleMethod:
         self.config = config
         self.name: str = config.rule
         self.options: Mapping[str, Any] = {}
-        self.stores: Sequence[str] = [config.rule, f"{config.rule}_crf"] if config.crf else [config.rule]
+        self.stores: Mapping[str, bool] = {config.rule: False, **({f"{config.rule}_crf": True} if config.crf else {})}
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Apply the rule; see [`Method`]."""

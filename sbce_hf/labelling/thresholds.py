@@ -106,7 +106,8 @@ def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Lab
     Args:
         maps: of one image.
         share: of the area of a class, which is where it passes its adaptive threshold.
-        minimum: share of the image that the area is taken for where it is smaller, so that no known class is lost.
+        minimum: share of the image that the area is taken for where it is smaller, so that a class that passes nowhere
+            keeps its highest pixels.
     """
     logits = maps.logits - maps.threshold_logits[:, None, None]
     pixels = logits[0].size if len(logits) else 0

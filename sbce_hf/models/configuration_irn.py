@@ -12,6 +12,8 @@ from .configuration_checks import check_keys
 class IrnConfig(PreTrainedConfig):
     r"""Configuration of [`IrnModel`]. Defaults are the published network.
 
+    One thing differs: timm's first level of a ResNet lies before the pooling, at twice the published resolution.
+
     Args:
         trunk (`str`, defaults to `"resnet50"`):
             Any timm model name that supports `features_only`, or `"resnet38"`.
@@ -25,8 +27,6 @@ class IrnConfig(PreTrainedConfig):
             Groups of the normalisation of each reduced level.
         radius (`int`, defaults to 10):
             The loss compares pixels of the boundary map closer than this.
-        semantic_loss_ignore_index (`int`, defaults to 255):
-            Label of pixels that do not count.
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
@@ -40,10 +40,6 @@ class IrnConfig(PreTrainedConfig):
     side_channels: int = 32
     side_groups: int = 4
     radius: int = 10
-    semantic_loss_ignore_index: int = 255
-
-    # What `create_trunk` asks of every config: where a single feature level is taken, the last.
-    feature_index: int = -1
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_keys(self, kwargs)

@@ -110,6 +110,8 @@ def boundary_loss(
     highest = _highest_cells(boundaries.detach(), radius, height, width)
     # One gather instead of a graph over all cells of all lines: the gradient goes to the highest cell alone.
     largest = boundaries.flatten(1).gather(1, highest.flatten(1)).view(highest.shape).sigmoid()
+    # Label maps are 8 bit; there are 152 neighbours for each pixel.
+    labels = labels.to(torch.uint8)
     first = labels[:, :height, radius - 1 : radius - 1 + width].unsqueeze(1)
     second = torch.stack(
         [labels[:, dy : dy + height, radius - 1 + dx : radius - 1 + dx + width] for dy, dx in directions(radius)], 1

@@ -94,8 +94,7 @@ class IrnModel(PreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
-            labels (`torch.LongTensor` of shape `(B, H, W)`): label maps, 0 for background;
-                `semantic_loss_ignore_index` does not count.
+            labels (`torch.LongTensor` of shape `(B, H, W)`): label maps, 0 for background; 255 does not count.
             return_dict (`bool`, *optional*): return a tuple instead if `False`.
 
         Raises:
@@ -116,8 +115,7 @@ class IrnModel(PreTrainedModel):
                 logits,
                 small,
                 self.config.radius,
-                self.config.semantic_loss_ignore_index,
-                sum_over_processes if self.training else None,
+                reduce=sum_over_processes if self.training else None,
             )
             output = IrnOutput(losses.loss, losses.same.detach(), losses.different.detach(), logits)
         return_dict = self.config.return_dict if return_dict is None else return_dict

@@ -90,7 +90,7 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     vgg_stride = config.output_stride if config.trunk.startswith("vgg") else None
     if config.output_stride is not None and vgg_stride is None:
         arguments["output_stride"] = config.output_stride
-    fixed = {"pretrained": False, "features_only": True, "out_indices": (config.feature_index,)}
+    fixed = {"pretrained": False, "features_only": True, "out_indices": _one_level(config)}
     try:
         trunk = timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
@@ -101,8 +101,13 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     return trunk if vgg_stride is None else dilate_vgg(trunk, vgg_stride)
 
 
+def _one_level(config: TrunkConfig) -> tuple[int]:
+    # The config of a model that takes all levels does not name one.
+    return (getattr(config, "feature_index", -1),)
+
+
 def _create_resnet38(config: TrunkConfig, **overrides: Any) -> ResNet38:
-    arguments = {"out_indices": (config.feature_index,), **(config.trunk_kwargs or {}), **overrides}
+    arguments = {"out_indices": _one_level(config), **(config.trunk_kwargs or {}), **overrides}
     if config.output_stride is not None:
         arguments["output_stride"] = config.output_stride
     try:

@@ -97,7 +97,7 @@ def train_boundary(
         **(inputs or {}),
         "images": images.manifest_hash,
         "seeds": seeds_hash,
-        "model": model.config.to_diff_dict(),
+        "model": {name: getattr(model.config, name) for name in type(model.config).__annotations__},
     }
     task = BoundaryTask(config)
     return fit(

@@ -92,6 +92,7 @@ def test_origin_of_a_store_in_a_run(tmp_path):
     (run_dir / "config.yaml").write_text("seed: 7\n")
     expected = {
         "round_1/labels/paper_crf": ("round_1", False),
+        "irn/labels/irn_crf": ("irn", False),
         "leak_best_constant/labels/fixed": ("leak_best_constant", True),
         "segmenter/adaptive/predictions/labels": ("segmenter/adaptive", False),
         "segmenter/mask/predictions/labels": ("segmenter/mask", True),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbce_hf.config import CrfConfig, IrnRefinementConfig, LabellingConfig
+from sbce_hf.config import BoundaryTrainingConfig, CrfConfig, IrnRefinementConfig, LabellingConfig
 from sbce_hf.labelling.irn import SeedMethod, WalkMethod
 from sbce_hf.labelling.labeller import label_images
 from sbce_hf.labelling.store import LabelStore
@@ -108,7 +108,8 @@ def test_what_arrives_is_compared_with_the_constant(constant, left):
 def test_walk_at_any_size(size):
     logits = np.full((2, *size), -4.0)
     logits[1, :, : size[1] // 3] = 4
-    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(max_side=128), crf=False)
+    training = BoundaryTrainingConfig(image_size=size[0] * 2 if size[0] < 60 else 128)
+    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(training=training), crf=False)
     (refined,) = answer_of(method, photo(*size), maps_of(logits, [0, 0], (1, 2)))
     assert refined.shape == size and refined.dtype == np.uint8
     # The padded image's middle, where the boundary is, may lie to the right of the photo's.
