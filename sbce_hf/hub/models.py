@@ -166,8 +166,6 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
     for pattern in ("*.safetensors", "*.safetensors.index.json", "*.py"):
         for path in sorted(model_dir.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    if not (model_dir / "preprocessor_config.json").is_file():
-        raise FileNotFoundError(f"{model_dir}: no preprocessor_config.json; save the training's image processor there")
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     architecture = (config.get("architectures") or [""])[0]
     is_classifier = config.get("model_type") == SpatialBceConfig.model_type
@@ -176,6 +174,8 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
             f"{model_dir / 'config.json'}: got architecture {architecture!r}, expected "
             "SpatialBceForImageClassification or any ...ForSemanticSegmentation"
         )
+    if not (model_dir / "preprocessor_config.json").is_file():
+        raise FileNotFoundError(f"{model_dir}: no preprocessor_config.json; save the training's image processor there")
     custom_code = "auto_map" in config
     if custom_code and not list(folder.glob("*.py")):
         raise FileNotFoundError(

@@ -38,9 +38,9 @@ SEGMENTER = {
 }
 
 
-def fill(folder, ids, key="k", complete=True, seed=0):
+def fill(folder, ids, key="k", complete=True, seed=0, rule="paper"):
     """A store with a random label map of each id: the same id and seed, the same label map."""
-    store = LabelStore.create(folder, NAMES, key=key, num_images=len(ids), details={"rule": "paper", "crf": True})
+    store = LabelStore.create(folder, NAMES, key=key, num_images=len(ids), details={"rule": rule, "crf": True})
     for image_id in ids:
         digits = int(hashlib.sha256(f"{image_id}{seed}".encode()).hexdigest()[:8], 16)
         label_map = np.random.default_rng(digits).choice(np.array([0, 1, 255], np.uint8), (6, 8))
@@ -103,6 +103,22 @@ def test_origin_of_a_store_in_a_run(tmp_path):
         assert (source.checkpoint is not None) == (stage == "round_1")
     alone = source_of(fill(tmp_path / "alone", ["a"]), 1)
     assert alone.stage is alone.seed is alone.ground_truth is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("paper", "threshold rule `paper`, classes of a photo known from its tags"),
+        ("irn", "random walk of IRN from the adaptive thresholds, classes of a photo known from its tags"),
+        ("seeds", "what is sure in the class maps; 255 marks the rest, on purpose; classes of a photo known from"),
+        (None, "prediction of a segmentation network (argmax), no tags used"),
+    ],
+)
+def test_card_says_how_labels_were_made(hub, tmp_path, rule, words):
+    folder = tmp_path / "rendered"
+    folder.mkdir()
+    render_label_folder(fill(tmp_path / "store", ["a"], rule=rule), REPO, folder)
+    assert words in (folder / "README.md").read_text()
 
 
 def test_palette_becomes_grey_without_decoding():

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -131,9 +132,31 @@ def test_model_that_cannot_be_published(run_dir, tmp_path):
     write(broken / "config.json", '{"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}')
     with pytest.raises(ValueError, match="ResNetForImageClassification"):
         render(find_model(broken), tmp_path)
-    (broken / "preprocessor_config.json").unlink()
+    whole = shutil.copytree(run_dir / "round_1" / "model", tmp_path / "whole")
+    (whole / "preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no preprocessor_config\.json"):
-        render(find_model(broken), tmp_path)
+        render(find_model(whole), tmp_path)
+
+
+def test_a_boundary_network_is_no_product(tmp_path):
+    model = tmp_path / "irn" / "model"
+    sbce_hf.IrnModel(sbce_hf.IrnConfig(trunk="test_resnet", side_channels=4)).save_pretrained(model)
+    with pytest.raises(ValueError, match="got architecture 'IrnModel', expected SpatialBceForImageClassification or"):
+        render(find_model(model.parent), tmp_path)
+
+
+def test_warnings_are_of_the_labels_it_was_trained_on(run_dir, tmp_path):
+    copied = shutil.copytree(run_dir, tmp_path / "run")
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump({**config, "irn": {}}))
+    warning = "- {}, ant: lost in 9 % of its images"
+    text = (copied / "quality.md").read_text()
+    both = "\n".join(warning.format(stage) for stage in ("round_1", "irn"))
+    text = re.sub(r"## Warnings\n.*?(?=\n## |\Z)", f"## Warnings\n\n{both}\n", text, flags=re.S)
+    (copied / "quality.md").write_text(text)
+    for part, stage in (("classifier", "round_1"), ("segmenter", "irn")):
+        card = (render(find_model(copied, part), tmp_path).folder / "README.md").read_text()
+        assert [other for other in ("round_1", "irn") if warning.format(other) in card] == [stage]
 
 
 def test_palette_is_checked():
