@@ -107,7 +107,12 @@ def write_report(run: "Run", scores: list[ScoreRow], segmenters: list[SegmenterR
     qualities = [_quality(run, stage) for stage in run.labelled]
     figures = {"Training curves": "figures/curves.png"}
     metrics = {stage: _read_lines(run.run_dir / stage / "metrics.jsonl") for stage in run.labelled}
+    boundary = metrics.pop(IRN, None)
     plot_curves(metrics, run.run_dir / "figures" / "curves.png")
+    if boundary is not None:
+        # Its own: another network, with another learning rate.
+        figures["Training curves of the boundary network"] = "figures/curves_irn.png"
+        plot_curves({IRN: boundary}, run.run_dir / "figures" / "curves_irn.png")
     rows = list(_contact_rows(run))
     if rows:
         refined = ", refined" if IRN in run.labelled else ""

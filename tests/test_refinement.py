@@ -76,6 +76,12 @@ def test_the_report_shows_it(finished):
     report = (run_dir / "report.md").read_text()
     assert "| irn | adaptive (paper) | yes | IRN random walk |" in report and "after the CRF, refined, truth" in report
     assert "irn" in (run_dir / "quality.md").read_text()
+    assert "](figures/curves_irn.png)" in report
+    with (
+        Image.open(run_dir / "figures" / "curves_irn.png") as picture,
+        Image.open(run_dir / "figures/curves.png") as whole,
+    ):
+        assert min(picture.size) > 100 and picture.height < whole.height
     with Image.open(run_dir / "figures" / "sheet.png") as sheet:
         assert sheet.width > 6 * 280
 

@@ -37,12 +37,13 @@ def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     """Draw what was logged during training, all stages one after the other on one axis.
 
     Panels: loss terms, learning rate, logit scale and mean threshold; then one per class with mean probability, mean
-    proportion, mean threshold and the share of soft pixels. A value that was not logged is left out.
+    proportion, mean threshold and the share of soft pixels. A value that was not logged is left out; without classes,
+    as of a boundary network, so is an empty panel.
 
     Args:
         metrics: stage to the lines of its `metrics.jsonl`: `iteration` and any of `loss`, `spatial_loss`,
-            `proportion_loss`, `lr`, `logit_scale`, `threshold`, and `mean_p/<class>`, `mean_q/<class>`,
-            `threshold/<class>`, `soft_share/<class>`.
+            `proportion_loss`, `same_loss`, `different_loss`, `lr`, `logit_scale`, `threshold`, and `mean_p/<class>`,
+            `mean_q/<class>`, `threshold/<class>`, `soft_share/<class>`.
         path: PNG file to write.
     """
     curves = _Curves({stage: lines for stage, lines in metrics.items() if lines})
@@ -55,6 +56,8 @@ def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
         ("loss", "total", "black"),
         ("spatial_loss", "spatial", "tab:blue"),
         ("proportion_loss", "proportion", "tab:orange"),
+        ("same_loss", "pairs with equal labels", "tab:green"),
+        ("different_loss", "pairs with different labels", "tab:red"),
     ):
         curves.draw(axes[0], key, label, smooth=True, color=colour)
     curves.draw(axes[1], "lr", None, color="black")
@@ -62,6 +65,7 @@ def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     curves.draw(axes[3], "threshold", None, color="tab:red")
     for panel, title in zip(axes, ("loss", "learning rate", "logit scale", "mean threshold"), strict=False):
         curves.finish(panel, title)
+        panel.set_visible(bool(names) or panel.has_data() or title == "loss")
     axes[3].set_ylim(0, 1)
     for panel, name in zip(axes[COLUMNS:], names, strict=False):
         curves.draw(panel, f"soft_share/{name}", "soft pixels", fill=True, color="0.85")
