@@ -100,8 +100,7 @@ class Run:
             self.labelled.append(IRN)
 
     def _refined(self) -> bool:
-        folder = self.run_dir / IRN / "labels" / (f"{IRN}_crf" if self.with_crf else IRN)
-        return (folder / META).is_file() and LabelStore(folder).complete
+        return (self._store_folder(IRN, self.with_crf) / META).is_file() and self.store(IRN, self.with_crf).complete
 
     def _claim(self, command: str) -> None:
         if self.process.is_main_process:
@@ -132,7 +131,7 @@ class Run:
         if self.config.irn is not None and IRN not in self.labelled:
             # After the report, like the segmenter: a stage that fails must not cost what is known before it.
             refine(self, self.config.irn)
-            self.leave_out(LabelStore(self.run_dir / IRN / "labels" / IRN).skipped)
+            self.leave_out(self.store(IRN, crf=False).skipped)
             self.labelled.append(IRN)
             scores = self._report()
         segmenter_dir = None
@@ -215,8 +214,11 @@ class Run:
 
     def store(self, stage: str, crf: bool) -> LabelStore:
         """A stage's label maps, before or after the CRF."""
+        return LabelStore(self._store_folder(stage, crf))
+
+    def _store_folder(self, stage: str, crf: bool) -> Path:
         rule = IRN if stage == IRN else self.labelling(stage).rule
-        return LabelStore(self.run_dir / stage / "labels" / (f"{rule}_crf" if crf else rule))
+        return self.run_dir / stage / "labels" / (f"{rule}_crf" if crf else rule)
 
     def notes(self) -> dict[str, Any]:
         """What `run.json` says: command, versions, hardware, durations."""

@@ -65,37 +65,42 @@ def train_segmenter_stage(
     """
     section = config.segmenter or SegmenterConfig()
     images = load_images(config.data, config.data.train_split)
-    classifier = folder = None
+    classifier = None
     if section.starts_from_classifier:
         if checkpoint is None:
             raise ValueError(
                 "--checkpoint: missing; segmenter.weights is 'classifier', so name the classifier whose trunk is the "
                 "start, or --set segmenter.weights=pretrained"
             )
-        folder = local_checkpoint(checkpoint)
-        classifier = SpatialBceForImageClassification.from_pretrained(folder)
+        classifier = local_checkpoint(checkpoint)
     label_maps: LabelMaps
     if labels == "mask":
         images = images.with_masks()
         label_maps = MaskLabels(images)
     else:
         label_maps = open_label_maps(labels, images.class_names)
-    model = create_segmenter(section, images.class_names, classifier=classifier, seed=config.seed)
+    return _train_on(label_maps, images, section, classifier, output_dir, config.seed)
+
+
+def _train_on(
+    label_maps: LabelMaps,
+    images: TaggedImages,
+    section: SegmenterConfig,
+    classifier: Path | None,
+    output_dir: Path,
+    seed: int,
+) -> FitSummary:
+    """Build the network, from the classifier's folder if that is its start, and train it."""
+    start, weights = None, section.weights
+    if classifier is not None:
+        start = SpatialBceForImageClassification.from_pretrained(classifier)
+        weights = str(classifier / "model.safetensors")
+    model = create_segmenter(section, images.class_names, classifier=start, seed=seed)
+    # So that a training is not continued from other weights.
+    inputs = {"weights": weights_digest(weights)}
     return train_segmenter(
-        model,
-        images,
-        label_maps,
-        section.training,
-        output_dir=output_dir,
-        seed=config.seed,
-        inputs=_start(section, folder),
+        model, images, label_maps, section.training, output_dir=output_dir, seed=seed, inputs=inputs
     )
-
-
-def _start(section: SegmenterConfig, classifier: Path | None) -> dict[str, str]:
-    """What the trunk's weights are, so that a training is not continued from others."""
-    weights = section.weights if classifier is None else str(classifier / "model.safetensors")
-    return {"weights": weights_digest(weights)}
 
 
 def load_segmenter_data(config: RunConfig, images: TaggedImages) -> SegmenterData:
@@ -143,22 +148,10 @@ def train_segmenters(run: "Run") -> Path:
 def _train(run: "Run", labels: Labels) -> None:
     config, section = run.config, _section(run.config)
     images, label_maps = _training_set(run, labels)
-    classifier = start = None
-    if section.starts_from_classifier:
-        start = run.run_dir / run.stages[-1] / "model"
-        classifier = SpatialBceForImageClassification.from_pretrained(start)
-    # One seed for all: the same start, order and augmentation, so that only the labels differ.
-    model = create_segmenter(section, run.images.class_names, classifier=classifier, seed=config.seed)
+    classifier = run.run_dir / run.stages[-1] / "model" if section.starts_from_classifier else None
     folder = _folder(run, labels)
-    fitted = train_segmenter(
-        model,
-        images,
-        label_maps,
-        section.training,
-        output_dir=folder,
-        seed=config.seed,
-        inputs=_start(section, start),
-    )
+    # One seed for all: the same start, order and augmentation, so that only the labels differ.
+    fitted = _train_on(label_maps, images, section, classifier, folder, config.seed)
     run.note_duration(f"segmenter on {labels} labels: training", fitted.seconds)
     if run.segmenter_data is None or run.segmenter_data.scored is None:
         return

@@ -78,9 +78,7 @@ def label_with_checkpoint(
         images,
         labelling,
         output_dir=output_dir,
-        key=digest(
-            {"labelling": options, "images": images.manifest_hash, "weights": weights, **(inputs or {})},
-        ),
+        key=digest({"labelling": options, "images": images.manifest_hash, "weights": weights, **(inputs or {})}),
         checkpoint=weights,
         method=method,
         strict=strict,

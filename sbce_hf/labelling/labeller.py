@@ -3,10 +3,10 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -67,7 +67,6 @@ def label_images(
     output_dir: Path,
     key: str,
     checkpoint: str | None = None,
-    rule: Literal["paper", "official", "fixed"] | None = None,
     method: Method | None = None,
     strict: bool = False,
     rank: int = 0,
@@ -90,8 +89,7 @@ def label_images(
         output_dir: gets the method's stores; a rule's are `<rule>` and, with a CRF, `<rule>_crf`.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         checkpoint: hash of the model's weights, kept with the label maps.
-        rule: instead of `config.rule`.
-        method: instead of a rule.
+        method: instead of `config.rule`.
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
         world: number of processes.
@@ -107,7 +105,6 @@ def label_images(
         OSError: a store cannot be written.
         RuntimeError: a CRF process died.
     """
-    config = replace(config, rule=rule or config.rule)
     chosen: Method = method or RuleMethod(config)
     _check_classes(model, images.class_names)
     if not 0 <= rank < world:

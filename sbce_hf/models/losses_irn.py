@@ -136,7 +136,7 @@ def _highest_cells(boundaries: Tensor, radius: int, height: int, width: int) -> 
     index = torch.arange(boundaries[0].numel(), device=boundaries.device).view(1, *boundaries.shape[1:])
     highest = []
     for dy, dx in directions(radius):
-        # Every line starts at the first pixel itself.
+        # Every line holds the first pixel itself.
         largest = boundaries[:, :height, radius - 1 : radius - 1 + width]
         where = index[:, :height, radius - 1 : radius - 1 + width].expand_as(largest)
         for y, x in line(dy, dx):

@@ -89,7 +89,7 @@ def test_an_image_without_tags_is_all_background(images, fresh):
 
 @pytest.mark.parametrize("rule", ["official", "fixed"])
 def test_rule_argument_wins_over_the_config(tiny_model, images, tmp_path, rule):
-    summary = label_images(tiny_model, images, CONFIG, output_dir=tmp_path, key="k", rule=rule)
+    summary = label_images(tiny_model, images, replace(CONFIG, rule=rule), output_dir=tmp_path, key="k")
     assert summary.directory == tmp_path / rule and summary.crf_directory is None
     store = LabelStore(summary.directory)
     assert store.meta["rule"] == store.meta["config"]["rule"] == rule
@@ -211,7 +211,7 @@ def test_strict_stops_at_the_first_unreadable_image(tiny_model, make_images, tmp
 def test_predicted_classes_do_not_need_tags(tiny_model, make_images, tmp_path):
     images = make_images([()] * 4)
     config = replace(CONFIG, known_classes="predicted", class_threshold=0.01)
-    label_images(tiny_model, images, config, output_dir=tmp_path, key="k", rule="fixed")
+    label_images(tiny_model, images, replace(config, rule="fixed"), output_dir=tmp_path, key="k")
     store = LabelStore(tmp_path / "fixed")
     assert any(store.record(image_id)["classes"] for image_id in images.image_ids)
 
