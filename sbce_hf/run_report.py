@@ -27,11 +27,12 @@ from .evaluation.quality import (
     summary_table,
 )
 from .evaluation.report import ReportContext, ScoreRow, SegmenterRow, render_report
+from .labelling.checkpoint import load_classifier
 from .labelling.store import LabelStore
 from .labelling.thresholds import ClassMaps, scan_fixed_threshold_on_ground_truth
 from .labelling.views import class_maps
 from .refinement import IRN
-from .steps import label_with_checkpoint, load_model
+from .steps import label_with_checkpoint
 
 if TYPE_CHECKING:
     from .pipeline import Run
@@ -94,7 +95,7 @@ def _leaking_scores(run: "Run", scored: TaggedImages) -> list[ScoreRow]:
 
 def _class_maps(run: "Run", stage: str, images: TaggedImages) -> Iterator[ClassMaps]:
     config = run.labelling(stage)
-    model = load_model(run.run_dir / stage / "model")
+    model = load_classifier(run.run_dir / stage / "model")
     labels, ids = images.label_matrix(), images.image_ids
     for start in range(0, len(images), config.batch_size):
         group = range(start, min(start + config.batch_size, len(images)))

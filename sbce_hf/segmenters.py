@@ -19,9 +19,9 @@ from .data.segmentation import LabelMaps, MaskLabels
 from .evaluation.confusion import score_store
 from .evaluation.curves import write_atomic
 from .evaluation.report import SegmenterRow
+from .labelling.checkpoint import read_classifier
 from .labelling.hub_store import open_label_maps
 from .labelling.store import LabelStore
-from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import weights_digest
 from .references import local_checkpoint
 from .steps import predict_with_checkpoint
@@ -93,7 +93,7 @@ def _train_on(
     """Build the network, from the classifier's folder if that is its start, and train it."""
     start, weights = None, section.weights
     if classifier is not None:
-        start = SpatialBceForImageClassification.from_pretrained(classifier)
+        start = read_classifier(classifier)
         weights = str(classifier / "model.safetensors")
     model = create_segmenter(section, images.class_names, classifier=start, seed=seed)
     # So that a training is not continued from other weights.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
@@ -17,33 +17,18 @@ from .data.photos import load_photos
 from .data.proportions import ProportionTable, clamp_proportions
 from .evaluation.confusion import score_store
 from .evaluation.curves import write_atomic
-from .labelling.checkpoint import load_segmenter, read_segmenter, trained_side
+from .labelling.checkpoint import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
 from .labelling.hub_store import HubLabelMaps, open_label_maps
 from .labelling.labeller import LabelSummary, label_images
 from .labelling.methods import Method
 from .labelling.overlay import overlay
 from .labelling.segmentation import foreground_classes, predict_images
 from .labelling.store import LabelStore
-from .models.modeling_spatial_bce import SpatialBceForImageClassification
 from .provenance import digest, file_digest
 from .references import local_checkpoint
 from .training.classifier import create_classifier, train_classifier
 from .training.device import use_cpu
 from .training.state import FitSummary
-
-
-def load_model(model_dir: Path) -> SpatialBceForImageClassification:
-    """Load a checkpoint for inference, on this process's device.
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-    """
-    if not (model_dir / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{model_dir}: no model.safetensors; expected the model/ folder of a finished training"
-        )
-    model = SpatialBceForImageClassification.from_pretrained(model_dir).eval()
-    return cast(SpatialBceForImageClassification, model.to(cast(Any, PartialState(cpu=use_cpu()).device)))
 
 
 def label_with_checkpoint(
@@ -69,7 +54,7 @@ def label_with_checkpoint(
         inputs: what the method's label maps depend on besides; plain values.
     """
     process = PartialState(cpu=use_cpu())
-    model = load_model(model_dir)
+    model = load_classifier(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
     # The number of CRF processes changes nothing, and may have to be lowered before a run can be continued.
     options = {name: value for name, value in to_mapping(labelling).items() if name != "crf_workers"}
@@ -253,7 +238,7 @@ def train_stage(
     if model_dir is None:
         model = create_classifier(config.model, images.class_names, config.trunk_weights, config.seed)
     else:
-        model = SpatialBceForImageClassification.from_pretrained(model_dir)
+        model = read_classifier(model_dir)
     training = config.bce if kind == "bce" else config.spatial
     return train_classifier(model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed)
 

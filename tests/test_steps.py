@@ -4,8 +4,9 @@ import pytest
 from sbce_hf.config import DataConfig, ProportionConfig, RunConfig, TrainingConfig
 from sbce_hf.data import load_images
 from sbce_hf.data.proportions import ProportionTable
+from sbce_hf.labelling.checkpoint import load_classifier
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.steps import estimate_proportions, load_model
+from sbce_hf.steps import estimate_proportions
 
 
 @pytest.fixture
@@ -52,4 +53,4 @@ def test_image_without_a_label_map_is_named(images, tmp_path):
 
 def test_folder_without_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model.safetensors"):
-        load_model(tmp_path)
+        load_classifier(tmp_path)

@@ -1,8 +1,12 @@
-"""Segmentation networks on disk: ours, or any that transformers can load."""
+"""Checkpoints on disk: classifiers, and segmentation networks of ours or any that transformers can load.
+
+A checkpoint may come from a stranger. It is data: what it is told to load, and how much memory it asks for, is looked
+at before transformers acts on it, and its own code is never run.
+"""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import (
@@ -14,7 +18,78 @@ from transformers import (
 )
 
 from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.modeling_checkpoint import check_foreign_config, check_loadable, read_json, weight_files
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.device import use_cpu
+from .views import IMAGE_MEAN, IMAGE_STD
+
+# Longest side to which a checkpoint may have photos resized, in pixels.
+MAX_SIDE = 4096
+
+
+def read_config(checkpoint: Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: it is damaged, of an unknown kind, or names anything to load but the checkpoint's own weights.
+    """
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
+    check_foreign_config(read_json(path), str(path))
+    try:
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except OSError:
+        raise
+    # transformers reads what is there; any error can come of a wrong value.
+    except Exception as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
+    """Load a classifier to train on.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: see [`read_config`]; or the weights are damaged, or another model's.
+    """
+    weight_files(checkpoint)
+    config = read_config(checkpoint)
+    if not isinstance(config, SpatialBceConfig):
+        raise ValueError(f"{checkpoint}: is a {config.model_type}, expected a classifier of this library")
+    return cast(SpatialBceForImageClassification, _load(SpatialBceForImageClassification, checkpoint, config))
+
+
+def load_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
+    """Load a classifier for inference, on this process's device; see [`read_classifier`]."""
+    return cast(SpatialBceForImageClassification, _for_inference(read_classifier(checkpoint)))
+
+
+def read_preprocessing(checkpoint: Path) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
+    """Side to which a classifier's photos are resized, and mean and deviation by which they are normalised.
+
+    Raises:
+        ValueError: the checkpoint's image processor says something else than one side and three numbers each.
+    """
+    path = checkpoint / "preprocessor_config.json"
+    # Not every training leaves one.
+    if not path.is_file():
+        return None, IMAGE_MEAN, IMAGE_STD
+    values = read_json(path)
+    size = values.get("size")
+    side = size.get("height") if isinstance(size, dict) else None
+    if size is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
+        raise ValueError(f"{path}: size: got {str(size)[:120]}, expected a height and width of 1 to {MAX_SIDE} pixels")
+    return side, _statistic(path, values, "image_mean", IMAGE_MEAN), _statistic(path, values, "image_std", IMAGE_STD)
+
+
+def _statistic(path: Path, values: dict[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    numbers = values.get(key) or default
+    plain = isinstance(numbers, list | tuple) and all(isinstance(number, int | float) for number in numbers)
+    if not plain or len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{path}: {key}: got {str(numbers)[:120]}, expected three numbers")
+    return tuple(numbers)
 
 
 def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
@@ -22,13 +97,11 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint, or no image processor.
-        ValueError: not a segmentation network, or one whose images are not normalised by mean and deviation.
+        ValueError: see [`read_config`]; or not a segmentation network, or one whose images are not normalised by mean
+            and deviation.
     """
-    if not list(checkpoint.glob("*.safetensors")) or not (checkpoint / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{checkpoint}: no config.json with *.safetensors; expected the model/ folder of a finished training"
-        )
-    config = AutoConfig.from_pretrained(checkpoint)
+    weight_files(checkpoint)
+    config = read_config(checkpoint)
     if config.model_type == SpatialBceConfig.model_type:
         raise ValueError(
             f"{checkpoint}: is a classifier, expected a segmentation network; a classifier's label maps are made by "
@@ -37,7 +110,13 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
     settings = checkpoint / "preprocessor_config.json"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: missing; save the image processor of the training there")
-    processor: Any = AutoImageProcessor.from_pretrained(checkpoint)
+    read_json(settings)
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{settings}: {error}") from error
     scaled = processor.do_rescale and processor.do_normalize and math.isclose(processor.rescale_factor, 1 / 255)
     if not scaled or getattr(processor, "do_flip_channel_order", False):
         raise ValueError(
@@ -51,15 +130,32 @@ def load_segmenter(checkpoint: Path) -> tuple[PreTrainedModel, Any]:
 
     Raises:
         FileNotFoundError: see [`read_segmenter`].
-        ValueError: see [`read_segmenter`].
+        ValueError: see [`read_segmenter`]; or the weights are damaged, or another model's.
     """
     config, processor = read_segmenter(checkpoint)
-    # Never a pickle.
-    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint, config=config, use_safetensors=True)
-    return model.eval().to(PartialState(cpu=use_cpu()).device), processor
+    return _for_inference(_load(AutoModelForSemanticSegmentation, checkpoint, config)), processor
+
+
+def _load(kind: Any, checkpoint: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    check_loadable(kind, config, checkpoint)
+    try:
+        return kind.from_pretrained(checkpoint, config=config, use_safetensors=True, trust_remote_code=False)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: the weights are not those of config.json's model: {error}") from error
+
+
+def _for_inference(model: Any) -> PreTrainedModel:
+    return model.eval().to(PartialState(cpu=use_cpu()).device)
 
 
 def trained_side(processor: Any) -> int | None:
-    """Long side to which an image processor resizes, if that is what it does."""
+    """Long side to which an image processor resizes, if that is what it does.
+
+    Raises:
+        ValueError: a side above [`MAX_SIDE`].
+    """
     size = dict(processor.size or {}) if processor.do_resize else {}
-    return size.get("longest_edge") or (size.get("max_height") if len(set(size.values())) == 1 else None)
+    side = size.get("longest_edge") or (size.get("max_height") if len(set(size.values())) == 1 else None)
+    if side is not None and not 1 <= side <= MAX_SIDE:
+        raise ValueError(f"preprocessor_config.json: size: got {side}, expected 1 to {MAX_SIDE} pixels")
+    return side

@@ -10,18 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import PreTrainedModel
 
 from ..config import CrfConfig, LabellingConfig, PredictionConfig
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceOutput
 from ..references import local_checkpoint
-from ..training.device import use_cpu
-from .checkpoint import load_segmenter, trained_side
+from .checkpoint import load_classifier, load_segmenter, read_config, read_preprocessing, trained_side
 from .store import MAX_CLASSES
 from .thresholds import apply_rule
 from .views import IMAGE_MEAN, IMAGE_STD, class_maps
@@ -117,7 +114,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
         ValueError: a model of another kind, or with too many classes.
     """
     folder = local_checkpoint(name)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     if config.model_type == SpatialBceConfig.model_type:
         checkpoint = _load_classifier(name, folder, image_size)
     elif any(architecture.endswith("ForSemanticSegmentation") for architecture in config.architectures or ()):
@@ -138,18 +135,9 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
 
 
 def _load_classifier(name: str, folder: Path, image_size: int | None) -> Checkpoint:
-    processor: dict[str, Any] = {}
-    # Not every training leaves one.
-    if (folder / "preprocessor_config.json").is_file():
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-    model: Any = SpatialBceForImageClassification.from_pretrained(folder).eval()
-    return Checkpoint(
-        name,
-        model.to(PartialState(cpu=use_cpu()).device),
-        LabellingConfig(image_size=image_size or (processor.get("size") or {}).get("height"), scales=(1.0,)),
-        image_mean=tuple(processor.get("image_mean") or IMAGE_MEAN),
-        image_std=tuple(processor.get("image_std") or IMAGE_STD),
-    )
+    side, mean, std = read_preprocessing(folder)
+    labelling = LabellingConfig(image_size=image_size or side, scales=(1.0,))
+    return Checkpoint(name, load_classifier(folder), labelling, image_mean=mean, image_std=std)
 
 
 def explain(

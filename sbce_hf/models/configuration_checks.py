@@ -1,52 +1,191 @@
-"""Checks that every configuration of this package makes."""
+"""Checks that every configuration of this package makes: a `config.json` describes an architecture and nothing else.
+
+What arrives here may come from a stranger. A key that steers how transformers or timm load a checkpoint (which file,
+which URL, which kernel) is no architecture, and a number decides how much memory is taken before any weight is read.
+"""
 
 import difflib
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Keys that `PreTrainedConfig` takes, or `save_pretrained` writes, without declaring a field or property for them.
+# Keys that `PreTrainedConfig` takes, or `save_pretrained` writes, without declaring a field for them.
 _UNDECLARED_KEYS = {
     "attn_implementation",
     "auto_map",
     "custom_pipelines",
     "experts_implementation",
-    "quantization_config",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
     "torch_dtype",
+    "use_return_dict",
 }
+# Keys that choose other files or other code than the checkpoint's own, with what to do instead.
+STEERING_KEYS = {
+    "configuration_files": "keep one config.json",
+    "fusion_config": "leave it out",
+    "kernel_config": "leave it out",
+    "quantization_config": "save the weights as plain floating-point numbers",
+    "transformers_weights": "name the file model.safetensors",
+}
+# There is no attention in these models that could be replaced; other names are repositories on the Hub, with code.
+IMPLEMENTATIONS = (None, "eager", "sdpa")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Label maps are 8-bit images, in which 255 is ignored.
+MAX_LABELS = 255
+_MAX_NAME = 256
+
+# A timm model, with or without the name of its weights; a ":" or "/" would name a repository or a folder.
+TRUNK = re.compile(r"[a-zA-Z0-9_]{1,64}(\.[a-zA-Z0-9_]{1,64})?")
+# Arguments of timm's models that describe an architecture. All others of `timm.create_model` choose files or URLs, or
+# are decided by this package: pretrained, features_only, out_indices, output_stride, in_chans, num_classes.
+TRUNK_ARGUMENTS = frozenset(
+    {
+        *("act_layer", "norm_layer", "pad_type", "stem_type", "norm_eps", "bn_eps", "bn_momentum"),
+        *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate"),
+        *("img_size", "patch_size", "window_size", "strict_img_size", "dynamic_img_size", "dynamic_img_pad"),
+        *("embed_dim", "embed_dims", "depth", "depths", "dims", "layers", "channels", "num_heads", "mlp_ratio"),
+        *("mlp_ratios", "kernel_size", "kernel_sizes", "cardinality", "base_width", "stem_width", "stem_chs"),
+        *("qkv_bias", "qk_norm", "proj_bias", "init_values", "ls_init_value", "layer_scale_init_value", "pre_norm"),
+        *("class_token", "reg_tokens", "no_embed_class", "final_norm", "always_partition"),
+        *("avg_down", "replace_stem_pool", "conv_mlp", "conv_bias", "use_grn"),
+    }
+)
+_DEPTHS = ("depth", "depths", "layers")
+MAX_DEPTH, MAX_WIDTH = 512, 16384
+_WORD = re.compile(r"[a-z0-9_]{0,32}")
 
 
-def check_keys(config: PreTrainedConfig, keys: Iterable[str]) -> None:
-    """Raise for a misspelt key, which `PreTrainedConfig` would keep as an attribute that nothing reads.
+def check_keys(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at the keys of a configuration that are no fields of it, before `PreTrainedConfig` acts on them.
 
     Args:
         config: whose `__post_init__` got the keys.
-        keys: that are no fields of it.
+        keys: with their values.
+
+    Returns:
+        the keys to go on with. Unknown ones of a file, which a newer transformers may have written, are left out:
+        `PreTrainedConfig` would make attributes of them, and so replace its own methods.
 
     Raises:
-        ValueError: an unknown key; names the nearest known one.
+        ValueError: a misspelt key, with the nearest known one; or one that decides what is loaded, or how many labels.
     """
-    kind = type(config)
-    for key in keys:
-        if key.startswith("_") or key in _UNDECLARED_KEYS or hasattr(kind, key):
+    kind = type(config).__name__
+    own = [*type(config).__annotations__, "id2label", "label2id", "num_labels"]
+    known = {*own, *(field.name for field in fields(config)), *_UNDECLARED_KEYS}
+    kept = {}
+    for key, value in keys.items():
+        if key in STEERING_KEYS:
+            raise ValueError(
+                f"{kind}.{key}: got {value!r}; a checkpoint may not decide how it is loaded: {STEERING_KEYS[key]}"
+            )
+        if key in _UNDECLARED_KEYS:
+            kept[key] = value
+        if key in kept or key == "model_type":
             continue
-        known = [*kind.__annotations__, "id2label", "label2id", "num_labels"]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-        # Files, which carry this version, may also hold keys of a newer transformers.
-        if near or config.transformers_version is None:
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ValueError(f"{kind.__name__}: unknown key {key!r}; {hint}")
+        # Files carry this version.
+        if not key.startswith("_") and (near or config.transformers_version is None):
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(own)}"
+            raise ValueError(f"{kind}: unknown key {key!r}; {hint}")
+    for key in ("attn_implementation", "experts_implementation"):
+        if kept.get(key) not in IMPLEMENTATIONS:
+            raise ValueError(f"{kind}.{key}: got {kept[key]!r}, expected one of {IMPLEMENTATIONS}")
+    for key, dtype in (("dtype", config.dtype), ("torch_dtype", kept.get("torch_dtype"))):
+        if isinstance(dtype, str) and dtype not in _DTYPES:
+            raise ValueError(f"{kind}.{key}: got {dtype!r}, expected one of {_DTYPES}")
+    _check_labels(kind, config.id2label, kept.get("num_labels"))
+    return kept
+
+
+def _check_labels(kind: str, id2label: Any, num_labels: Any) -> None:
+    # `PreTrainedConfig` makes a name for each of them.
+    if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS):
+        raise ValueError(
+            f"{kind}.id2label: got num_labels {num_labels!r}, expected 0, 1, ... of at most {MAX_LABELS} labels, as "
+            "label maps are 8-bit images"
+        )
+    if id2label is None:
+        return
+    if not isinstance(id2label, dict) or len(id2label) > MAX_LABELS:
+        got = (
+            f"a {type(id2label).__name__} of {len(id2label)}" if isinstance(id2label, dict | list) else repr(id2label)
+        )
+        raise ValueError(f"{kind}.id2label: got {got}, expected a mapping of at most {MAX_LABELS} ids to names")
+    if {str(key) for key in id2label} != {str(index) for index in range(len(id2label))}:
+        raise ValueError(
+            f"{kind}.id2label: got the ids {str(list(id2label))[:200]}, expected 0, 1, ... of at most "
+            f"{MAX_LABELS} labels"
+        )
+    for key, name in id2label.items():
+        if not isinstance(name, str) or len(name) > _MAX_NAME:
+            raise ValueError(
+                f"{kind}.id2label: {key}: got {str(name)[:80]!r}, expected a name of at most {_MAX_NAME} letters"
+            )
 
 
 def check_trunk(config: Any) -> None:
-    """Check the ranges of the fields that describe a trunk.
+    """Check the fields that describe a trunk: a model of timm's by its name, and arguments of its architecture.
+
+    Raises:
+        ValueError: a value outside its range, or an argument that is none of an architecture.
+    """
+    kind = type(config).__name__
+    if not isinstance(config.trunk, str) or not TRUNK.fullmatch(config.trunk):
+        raise ValueError(
+            f"{kind}.trunk: got {str(config.trunk)[:120]!r}, expected the name of a model of timm's such as "
+            "'resnet50' or 'convnext_tiny.fb_in22k'; folders and repositories are not read"
+        )
+    for name, value in (config.trunk_kwargs or {}).items():
+        if name not in TRUNK_ARGUMENTS:
+            near = difflib.get_close_matches(str(name), TRUNK_ARGUMENTS, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]!r}?" if near else "see sbce_hf.models.configuration_checks.TRUNK_ARGUMENTS"
+            raise ValueError(
+                f"{kind}.trunk_kwargs: got {str(name)[:80]!r}, which is no argument of an architecture; {hint}"
+            )
+        _check_argument(f"{kind}.trunk_kwargs.{name}", value, MAX_DEPTH if name in _DEPTHS else MAX_WIDTH)
+    for name in ("frozen_reduction", "feature_index"):
+        value = getattr(config, name, 0)
+        if not -64 <= value <= MAX_WIDTH or (name == "frozen_reduction" and value < 0):
+            least = 0 if name == "frozen_reduction" else -64
+            raise ValueError(f"{kind}.{name}: got {value}, expected {least} to {MAX_WIDTH}")
+    if config.output_stride is not None and config.output_stride not in (8, 16, 32):
+        raise ValueError(f"{kind}.output_stride: got {config.output_stride}, expected 8, 16, 32 or None")
+
+
+def _check_argument(name: str, value: Any, high: int) -> None:
+    """Raise unless a value is plain, and small enough that nothing grows out of bounds with it."""
+    if isinstance(value, list | tuple):
+        if not 1 <= len(value) <= 64:
+            raise ValueError(f"{name}: got {len(value)} values, expected 1 to 64")
+        for part in value:
+            if isinstance(part, list | tuple):
+                raise ValueError(f"{name}: got lists in a list, expected plain numbers or words")
+            _check_argument(name, part, high)
+        if name.rpartition(".")[2] in _DEPTHS:
+            _check_argument(name, sum(part for part in value if isinstance(part, int)), high)
+        return
+    number = isinstance(value, int | float) and math.isfinite(value) and abs(value) <= high
+    word = isinstance(value, str) and bool(_WORD.fullmatch(value))
+    if not (number or word or value is None):
+        raise ValueError(
+            f"{name}: got {str(value)[:120]!r}, expected a number of at most {high}, true, false, or a word such as "
+            "'same'"
+        )
+
+
+def check_widths(config: Any, names: Iterable[str], low: int = 1, high: int = MAX_WIDTH) -> None:
+    """Check integer fields that decide how much memory a layer takes.
 
     Raises:
         ValueError: a value outside its range.
     """
-    name = type(config).__name__
-    if config.frozen_reduction < 0:
-        raise ValueError(f"{name}.frozen_reduction: got {config.frozen_reduction}, expected at least 0")
-    if config.output_stride is not None and config.output_stride not in (8, 16, 32):
-        raise ValueError(f"{name}.output_stride: got {config.output_stride}, expected 8, 16, 32 or None")
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{type(config).__name__}.{name}: got {value}, expected at least {low}, at most {high}")

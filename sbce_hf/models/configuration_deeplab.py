@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys, check_trunk
+from .configuration_checks import check_keys, check_trunk, check_widths
 
 # Rates of the two heads.
 _RATES = {"largefov": [12], "aspp": [6, 12, 18, 24]}
@@ -46,7 +46,7 @@ class DeepLabConfig(PreTrainedConfig):
         trunk (`str`, defaults to `"resnet101"`):
             Any timm model name that supports `features_only`, or `"resnet38"`.
         trunk_kwargs (`dict`, *optional*):
-            Passed to `timm.create_model`, e.g. `{"pad_type": "same"}`.
+            Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
         output_stride (`int`, *optional*, defaults to 8):
             Stride of the feature map. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         feature_index (`int`, defaults to -1):
@@ -101,7 +101,7 @@ class DeepLabConfig(PreTrainedConfig):
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(self, kwargs)
+        kwargs = check_keys(self, kwargs)
         super().__post_init__(**kwargs)
         for name, value in self._head_defaults().items():
             if getattr(self, name) is None:
@@ -127,12 +127,17 @@ class DeepLabConfig(PreTrainedConfig):
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
         check_trunk(self)
+        check_widths(self, ("head_channels",), low=0, high=4096)
         rates, hidden, dropout = self.atrous_rates or [], self.head_channels or 0, self.head_dropout or 0.0
         if not rates or min(rates) < 1 or (self.head == "largefov" and len(rates) > 1):
             expected = "one number" if self.head == "largefov" else "one or more numbers"
             raise ValueError(f"DeepLabConfig.atrous_rates: got {rates}, expected {expected} of at least 1")
-        if hidden < 0:
-            raise ValueError(f"DeepLabConfig.head_channels: got {hidden}, expected at least 0")
+        if len(rates) > 16 or max(rates) > 1024:
+            raise ValueError(f"DeepLabConfig.atrous_rates: got {rates[:16]}, expected at most 16 numbers up to 1024")
+        if hidden * len(rates) > 8192:
+            raise ValueError(
+                f"DeepLabConfig.head_channels: got {hidden} at {len(rates)} rates, expected at most 8192 in all"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"DeepLabConfig.head_dropout: got {dropout}, expected at least 0 and below 1")
         if not hidden and (dropout or self.head_batch_norm):

@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys
+from .configuration_checks import check_keys, check_trunk, check_widths
 
 
 @strict
@@ -18,7 +18,7 @@ class IrnConfig(PreTrainedConfig):
         trunk (`str`, defaults to `"resnet50"`):
             Any timm model name that supports `features_only`, or `"resnet38"`.
         trunk_kwargs (`dict`, *optional*):
-            Passed to `timm.create_model`, e.g. `{"pad_type": "same"}`.
+            Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
         output_stride (`int`, *optional*, defaults to 16):
             Stride of the deepest feature level. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         side_channels (`int`, defaults to 32):
@@ -42,20 +42,20 @@ class IrnConfig(PreTrainedConfig):
     radius: int = 10
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(self, kwargs)
+        kwargs = check_keys(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
-        if self.output_stride is not None and self.output_stride not in (8, 16, 32):
-            raise ValueError(f"IrnConfig.output_stride: got {self.output_stride}, expected 8, 16, 32 or None")
-        if self.side_groups < 1 or self.side_channels < 1 or self.side_channels % self.side_groups:
+        check_trunk(self)
+        # The loss compares each pixel with all of the radius.
+        check_widths(self, ("radius",), low=2, high=64)
+        check_widths(self, ("side_channels", "side_groups"), high=4096)
+        if self.side_channels % self.side_groups:
             raise ValueError(
                 f"IrnConfig.side_channels: got {self.side_channels}, expected a multiple of side_groups "
                 f"({self.side_groups})"
             )
-        if self.radius < 2:
-            raise ValueError(f"IrnConfig.radius: got {self.radius}, expected at least 2")
 
 
 IrnConfig.register_for_auto_class()

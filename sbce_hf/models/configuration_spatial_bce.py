@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys, check_trunk
+from .configuration_checks import check_keys, check_trunk, check_widths
 
 
 @strict
@@ -23,7 +23,7 @@ class SpatialBceConfig(PreTrainedConfig):
         trunk (`str`, defaults to `"resnet50"`):
             Any timm model name that supports `features_only`, or `"resnet38"` (the paper's).
         trunk_kwargs (`dict`, *optional*):
-            Passed to `timm.create_model`, e.g. `{"pad_type": "same"}`.
+            Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
         output_stride (`int`, *optional*, defaults to 8):
             Stride of the feature map. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         feature_index (`int`, defaults to -1):
@@ -92,7 +92,7 @@ class SpatialBceConfig(PreTrainedConfig):
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(self, kwargs)
+        kwargs = check_keys(self, kwargs)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
@@ -100,9 +100,10 @@ class SpatialBceConfig(PreTrainedConfig):
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
         check_trunk(self)
-        for name, low in (("embedding_dim", 1), ("kl_weight", 0.0), ("kl_slope_leak", 0.0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"SpatialBceConfig.{name}: got {getattr(self, name)}, expected at least {low}")
+        check_widths(self, ("embedding_dim",))
+        for name in ("kl_weight", "kl_slope_leak"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"SpatialBceConfig.{name}: got {getattr(self, name)}, expected at least 0.0")
         if not self.logit_scale_init > 0:
             raise ValueError(f"SpatialBceConfig.logit_scale_init: got {self.logit_scale_init}, expected above 0")
         if not 0 < self.image_top_share <= 1:

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from .configuration_deeplab import DeepLabConfig
 from .losses_segmentation import segmentation_loss
 from .losses_spatial_bce import sum_over_processes
+from .modeling_checkpoint import DataOnlyMixin
 from .modeling_trunk import TrunkConfig, TrunkMixin
 
 
@@ -60,7 +61,7 @@ class AtrousHead(nn.Module):
         return torch.stack([branch(features) for branch in self.branches]).sum(dim=0)
 
 
-class DeepLabPreTrainedModel(PreTrainedModel):
+class DeepLabPreTrainedModel(DataOnlyMixin, PreTrainedModel):
     """Weight initialisation shared by the models of this family."""
 
     config_class = DeepLabConfig

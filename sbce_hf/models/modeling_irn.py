@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 from .configuration_irn import IrnConfig
 from .losses_irn import boundary_loss
 from .losses_spatial_bce import sum_over_processes
+from .modeling_checkpoint import DataOnlyMixin
 from .modeling_trunk import create_trunk
 
 # Stride of the boundary map.
@@ -36,7 +37,7 @@ class IrnOutput(ModelOutput):
     boundary_logits: Tensor | None = None
 
 
-class IrnModel(PreTrainedModel):
+class IrnModel(DataOnlyMixin, PreTrainedModel):
     """A frozen trunk, all of whose feature levels a light head turns into a boundary map.
 
     The published displacement branch serves instance masks only and shares nothing with the boundaries; it is left

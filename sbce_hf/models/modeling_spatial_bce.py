@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_spatial_bce import SpatialBceConfig
 from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss
+from .modeling_checkpoint import DataOnlyMixin
 from .modeling_trunk import TrunkMixin
 
 Phase = Literal["bce", "weights", "threshold"]
@@ -41,7 +42,7 @@ class SpatialBceOutput(ModelOutput):
     proportion_loss: Tensor | None = None
 
 
-class SpatialBcePreTrainedModel(PreTrainedModel):
+class SpatialBcePreTrainedModel(DataOnlyMixin, PreTrainedModel):
     """Weight initialisation shared by the models of this family."""
 
     config_class = SpatialBceConfig

@@ -9,16 +9,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import timm
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .configuration_checks import check_trunk
 from .modeling_resnet38 import ResNet38
 from .modeling_vgg16 import dilate_vgg
 
 # The trunk that is not timm's.
 RESNET38 = "resnet38"
+# Of a trunk; ViT-g has 1.1e9.
+MAX_PARAMETERS = 1_500_000_000
 
 
 class TrunkConfig(Protocol):
@@ -76,15 +80,31 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     """Build the config's trunk as a feature extractor with one feature level.
 
     Args:
-        config ([`TrunkConfig`]): names the trunk.
-        overrides: further arguments of `timm.create_model`, e.g. `pretrained=True`, or `out_indices=None` for all
-            feature levels.
+        config ([`TrunkConfig`]): names the trunk; a stranger's may choose an architecture, and nothing else.
+        overrides: further arguments of `timm.create_model`, which the caller answers for: `pretrained=True`, or
+            `out_indices=None` for all feature levels.
 
     Raises:
-        ValueError: timm does not know the trunk, or the trunk rejects an argument.
+        ValueError: timm does not know the trunk, the trunk rejects an argument, or it is larger than
+            [`MAX_PARAMETERS`].
     """
+    # Again, because a configuration's fields can be set after its own check.
+    check_trunk(config)
     if config.trunk == RESNET38:
         return _create_resnet38(config, **overrides)
+    # Counted before memory is taken; building must not change what the caller's seed gives.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        trunk = _create_timm(config, **{**overrides, "pretrained": False})
+    size = sum(tensor.numel() for tensor in (*trunk.parameters(), *trunk.buffers()))
+    if size > MAX_PARAMETERS:
+        raise ValueError(
+            f"trunk {config.trunk!r} with {config.trunk_kwargs}: has {size:.1e} parameters, expected at most "
+            f"{MAX_PARAMETERS:.1e}"
+        )
+    return _create_timm(config, **overrides)
+
+
+def _create_timm(config: TrunkConfig, **overrides: Any) -> nn.Module:
     arguments = dict(config.trunk_kwargs or {})
     # timm cannot dilate a VGG.
     vgg_stride = config.output_stride if config.trunk.startswith("vgg") else None
@@ -92,8 +112,12 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
         arguments["output_stride"] = config.output_stride
     fixed = {"pretrained": False, "features_only": True, "out_indices": _one_level(config)}
     try:
-        trunk = timm.create_model(config.trunk, **{**fixed, **arguments, **overrides})
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        trunk = timm.create_model(config.trunk, **{**arguments, **fixed, **overrides})
+    # Weights that cannot be fetched are no matter of the arguments.
+    except OSError:
+        raise
+    # timm checks few arguments: any error can come of a wrong one.
+    except Exception as error:
         raise ValueError(
             f"trunk {config.trunk!r} with {arguments}: {error}. Expected a timm model with features_only and, unless "
             "output_stride is None, a settable output stride; timm.list_models('*') lists the names"
@@ -107,7 +131,7 @@ def _one_level(config: TrunkConfig) -> tuple[int]:
 
 
 def _create_resnet38(config: TrunkConfig, **overrides: Any) -> ResNet38:
-    arguments = {"out_indices": _one_level(config), **(config.trunk_kwargs or {}), **overrides}
+    arguments = {**(config.trunk_kwargs or {}), "out_indices": _one_level(config), **overrides}
     if config.output_stride is not None:
         arguments["output_stride"] = config.output_stride
     try:

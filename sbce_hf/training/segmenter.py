@@ -24,9 +24,10 @@ from ..data import IGNORE_INDEX, TaggedImages
 from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
 from ..models.configuration_deeplab import DeepLabConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
+from ..models.modeling_checkpoint import check_buildable, check_foreign_config, check_loadable, read_json
 from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
-from ..models.modeling_trunk import load_trunk_weights
-from ..references import split_revision
+from ..models.modeling_trunk import MAX_PARAMETERS, load_trunk_weights
+from ..references import local_checkpoint
 from .device import use_cpu
 from .loop import TrainingHealthError, fit
 from .optimization import segmenter_parameter_groups
@@ -248,7 +249,8 @@ def _create_transformers_model(config: SegmenterConfig, labels: dict[str, Any], 
         raise ValueError(f"segmenter.architecture: got {name!r}, expected 'deeplab' or one of {sorted(known)}")
     where = "checkpoint" if config.from_config is None else "from_config"
     source = str(getattr(config, where))
-    values = _read_config(f"segmenter.{where}", source, local=where == "from_config")
+    folder = None if where == "from_config" else local_checkpoint(source)
+    values = _read_config(f"segmenter.{where}", folder or Path(source))
     if values.get("model_type") != name:
         raise ValueError(
             f"segmenter.{where}: {source} is of model_type {values.get('model_type')!r}, expected {name!r}; set "
@@ -257,36 +259,36 @@ def _create_transformers_model(config: SegmenterConfig, labels: dict[str, Any], 
     config_class = CONFIG_MAPPING[name]
     known_fields: dict[str, Any] = config_class().to_dict()
     check_keys(config.model, known_fields, "segmenter.model")
+    check_foreign_config(config.model, "segmenter.model")
     values |= config.model | labels | {key: IGNORE_INDEX for key in _IGNORE_FIELDS if key in known_fields}
     # It would contradict the names.
     values.pop("num_labels", None)
     model_config = config_class.from_dict(values)
     set_seed(seed)
     # A half-precision checkpoint is not trained in half precision: that is `mixed_precision`'s matter.
-    if where == "from_config":
-        return AutoModelForSemanticSegmentation.from_config(model_config, dtype=torch.float32)
-    identifier, revision = split_revision(source)
+    if folder is None:
+        check_buildable(AutoModelForSemanticSegmentation, model_config, source, MAX_PARAMETERS)
+        return AutoModelForSemanticSegmentation.from_config(model_config, dtype=torch.float32, trust_remote_code=False)
+    check_loadable(AutoModelForSemanticSegmentation, model_config, folder)
     # The checkpoint's own classes give way to the data's.
     return AutoModelForSemanticSegmentation.from_pretrained(
-        identifier,
-        revision=revision or "main",
+        folder,
         config=model_config,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         use_safetensors=True,
+        trust_remote_code=False,
     )
 
 
-def _read_config(field: str, source: str, local: bool) -> dict[str, Any]:
-    if local and not Path(source).exists():
-        raise FileNotFoundError(f"{field}: no file or folder {source}; expected a config.json or a folder with one")
-    identifier, revision = split_revision(source)
+def _read_config(field: str, path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{field}: no file or folder {path}; expected a config.json or a folder with one")
     try:
-        values = PreTrainedConfig.get_config_dict(identifier, revision=revision)[0]
+        values = read_json(path / "config.json" if path.is_dir() else path)
     except OSError as error:
-        raise FileNotFoundError(f"{field}: {source} has no readable config.json: {error}") from error
-    if not values:
-        raise FileNotFoundError(f"{field}: {source} has no readable config.json; expected a transformers model")
+        raise FileNotFoundError(f"{field}: {path} has no readable config.json: {error}") from error
+    check_foreign_config(values, str(path))
     return values
 
 

@@ -521,7 +521,7 @@ def test_trunk_weights_load_from_a_file(tmp_path):
 def classifier():
     torch.manual_seed(3)
     names = dict(enumerate(NAMES[1:]))
-    fields = {"trunk": "test_resnet", "output_stride": 16, "trunk_kwargs": {"in_chans": 3}, "frozen_reduction": 2}
+    fields = {"trunk": "test_resnet", "output_stride": 16, "trunk_kwargs": {"drop_rate": 0.1}, "frozen_reduction": 2}
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     model = SpatialBceForImageClassification(SpatialBceConfig(**fields, **labels, embedding_dim=4))
     for module in model.modules():

@@ -1,0 +1,236 @@
+"""Loading a checkpoint as data: configuration and safetensors, nothing else, whoever made it.
+
+What is checked here is checked on the files, before transformers acts on them.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .configuration_checks import IMPLEMENTATIONS, STEERING_KEYS, TRUNK
+
+# A configuration is a few kilobytes; an index of weights a few hundred.
+MAX_JSON = 16 * 2**20
+# Elements of a model that a checkpoint may lack, such as a head of other classes: half a gigabyte.
+MAX_LACKING = 2**27
+# Numbers of a foreign configuration: above these nothing is a width, or a number of layers.
+MAX_NUMBER, MAX_LAYERS = 2**20, 1024
+# Of `from_pretrained`, for the file that lists the shards of a checkpoint.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+# Keys by which a transformers model names a backbone that lies elsewhere.
+_BACKBONE_KEYS = ("backbone", "backbone_kwargs", "use_pretrained_backbone", "base_model_name_or_path")
+
+
+class DataOnlyMixin:
+    """A model whose `from_pretrained` reads safetensors files of the checkpoint itself, and nothing else.
+
+    Put it before `PreTrainedModel` among the bases.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Like `PreTrainedModel.from_pretrained`, but never from pickles, and only with the checkpoint's own files.
+
+        Raises:
+            ValueError: `use_safetensors=False`, or an index that names other files than safetensors beside it.
+            OSError: there are no safetensors files.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(f"{cls.__name__}: got use_safetensors=False; only safetensors files are read")
+        kwargs["use_safetensors"] = True
+        if pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+            name = with_variant(SAFE_WEIGHTS_INDEX_NAME, kwargs.get("variant"))
+            index = cached_file(
+                os.fspath(pretrained_model_name_or_path),
+                name,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **options,
+            )
+            if index is not None:
+                read_shards(Path(index))
+        return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+def with_variant(name: str, variant: str | None) -> str:
+    """`model.safetensors` to `model.fp16.safetensors`, the way transformers names variants."""
+    stem, _, ending = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{ending}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a checkpoint, in the order in which transformers looks for them.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        FileNotFoundError: there are none, or one of the index is missing.
+        ValueError: see [`read_shards`].
+    """
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; expected the model/ folder of a "
+            "finished training. Pickled weights (.bin, .pth) are not read: `sbce import` converts them"
+        )
+    files = [folder / name for name in read_shards(index)]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{index}: names {missing.name}, which is missing; fetch the checkpoint again")
+    return files
+
+
+def read_shards(index: Path) -> list[str]:
+    """Names of the files that an index of weights lists.
+
+    Raises:
+        ValueError: it is damaged, or names anything but safetensors files that lie beside it.
+    """
+    content = read_json(index)
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata", {}), dict):
+        raise ValueError(f"{index}: weight_map: got a {type(shards).__name__}, expected names of weights to files")
+    for name, file in shards.items():
+        plain = isinstance(file, str) and file.endswith(".safetensors")
+        if not plain or any(part in file for part in ("/", "\\", "\0")) or file.startswith("."):
+            raise ValueError(
+                f"{index}: weight_map: {name[:80]!r}: got {str(file)[:120]!r}, expected a .safetensors file in the "
+                "same folder"
+            )
+    return sorted(set(shards.values()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most [`MAX_JSON`] bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: too large, or no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected at most {MAX_JSON}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # A deep nesting ends in a RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: got a {type(content).__name__}, expected an object")
+    return dict(content)
+
+
+def check_foreign_config(values: Mapping[str, Any], where: str) -> None:
+    """Check the configuration of a transformers model that is not of this package, before transformers acts on it.
+
+    Args:
+        values: content of its `config.json`, with what is nested in it.
+        where: for messages.
+
+    Raises:
+        ValueError: it names files, repositories or kernels to load, or numbers that take memory out of bounds.
+    """
+    for key, value in values.items():
+        name = f"{where}: {str(key)[:80]}"
+        if key in STEERING_KEYS and value:
+            raise ValueError(f"{name}: a checkpoint may not decide how it is loaded: {STEERING_KEYS[key]}")
+        if str(key).endswith("_implementation") and value not in IMPLEMENTATIONS:
+            raise ValueError(f"{name}: got {value!r}, expected one of {IMPLEMENTATIONS}")
+        if key in _BACKBONE_KEYS and value:
+            # In `timm_backbone` it is a name of timm's.
+            plain = key == "backbone" and values.get("model_type") == "timm_backbone" and isinstance(value, str)
+            if not plain or not TRUNK.fullmatch(value):
+                raise ValueError(
+                    f"{name}: got {str(value)[:120]!r}; a backbone may not be loaded from elsewhere: save the model "
+                    "with a backbone_config"
+                )
+        _check_number(name, value, MAX_LAYERS if "layers" in str(key) or "depth" in str(key) else MAX_NUMBER)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Mapping):
+                check_foreign_config(part, name)
+
+
+def _check_number(name: str, value: Any, high: int) -> None:
+    if isinstance(value, list | Mapping) and len(value) > MAX_NUMBER:
+        raise ValueError(f"{name}: has {len(value)} entries, expected at most {MAX_NUMBER}")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not abs(number) <= high:
+            raise ValueError(f"{name}: got {number}, expected at most {high}")
+
+
+def read_layout(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in safetensors files; nothing but their headers is read.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    layout = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    layout[name] = tuple(file.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged safetensors file: {error}; fetch the checkpoint again") from error
+    return layout
+
+
+def check_loadable(kind: Any, config: PreTrainedConfig, folder: Path) -> None:
+    """Check that a checkpoint's files have most of the weights of a model, before memory is taken for them.
+
+    Args:
+        kind: a model class, or an Auto class.
+        config: of the model.
+        folder: of the checkpoint.
+
+    Raises:
+        FileNotFoundError: see [`weight_files`].
+        ValueError: a damaged file, numbers that make no model, or a model with far more weights than the files.
+    """
+    there = sum(math.prod(shape) for shape in read_layout(weight_files(folder)).values())
+    check_buildable(kind, config, str(folder), there + MAX_LACKING)
+
+
+def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int) -> None:
+    """Check that a configuration describes a model of a bounded size; no memory is taken for it.
+
+    Args:
+        kind: a model class, or an Auto class.
+        config: of the model.
+        where: for messages.
+        limit: number of weights.
+
+    Raises:
+        ValueError: numbers that make no model, or too large a model.
+    """
+    build = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = build(config)
+    # Any error can come of a number that does not fit the others.
+    except Exception as error:
+        raise ValueError(f"{where}: config.json describes no model: {error}") from error
+    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    if size > limit:
+        raise ValueError(
+            f"{where}: config.json describes a model of {size:.1e} weights, expected at most {limit:.1e}, for which "
+            "there are files or memory"
+        )
