@@ -5,6 +5,7 @@ at before transformers acts on it, and its own code is never run.
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, read_json, weight_files
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.device import use_cpu
@@ -110,7 +114,7 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
     settings = checkpoint / "preprocessor_config.json"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: missing; save the image processor of the training there")
-    read_json(settings)
+    _check_processor(checkpoint, read_json(settings))
     try:
         processor: Any = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError:
@@ -123,6 +127,32 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
             f"{settings}: expected RGB that is rescaled by 1/255, then normalised by image_mean and image_std"
         )
     return config, processor
+
+
+def _check_processor(checkpoint: Path, values: dict[str, Any]) -> None:
+    """Raise for an image processor of another kind than segmentation networks have; some load files when made."""
+    other = checkpoint / "processor_config.json"
+    if other.exists():
+        raise ValueError(f"{other}: would be read instead of preprocessor_config.json; remove it")
+    known = {DeepLabImageProcessor.__name__}
+    for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        known |= set(_flatten(IMAGE_PROCESSOR_MAPPING_NAMES.get(config_class.model_type)))
+    for key in ("image_processor_type", "feature_extractor_type"):
+        name = str(values.get(key) or "").replace("FeatureExtractor", "ImageProcessor")
+        if name and name.removesuffix("Fast") not in {one.removesuffix("Fast") for one in known}:
+            raise ValueError(
+                f"{checkpoint / 'preprocessor_config.json'}: {key}: got {name[:120]!r}, expected one of "
+                f"{', '.join(sorted(known))}"
+            )
+
+
+def _flatten(names: Any) -> Iterator[str]:
+    """The class names in an entry of transformers' table, which has had more than one form."""
+    if isinstance(names, str):
+        yield names
+    elif isinstance(names, Mapping | list | tuple):
+        for name in names.values() if isinstance(names, Mapping) else names:
+            yield from _flatten(name)
 
 
 def load_segmenter(checkpoint: Path) -> tuple[PreTrainedModel, Any]:

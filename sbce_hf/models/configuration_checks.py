@@ -46,18 +46,21 @@ TRUNK = re.compile(r"[a-zA-Z0-9_]{1,64}(\.[a-zA-Z0-9_]{1,64})?")
 # are decided by this package: pretrained, features_only, out_indices, output_stride, in_chans, num_classes.
 TRUNK_ARGUMENTS = frozenset(
     {
-        *("act_layer", "norm_layer", "pad_type", "stem_type", "norm_eps", "bn_eps", "bn_momentum"),
+        *("act_layer", "norm_layer", "attn_layer", "aa_layer", "se_layer", "pad_type", "stem_type"),
+        *("norm_eps", "bn_eps", "bn_momentum"),
         *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate"),
         *("img_size", "patch_size", "window_size", "strict_img_size", "dynamic_img_size", "dynamic_img_pad"),
         *("embed_dim", "embed_dims", "depth", "depths", "dims", "layers", "channels", "num_heads", "mlp_ratio"),
         *("mlp_ratios", "kernel_size", "kernel_sizes", "cardinality", "base_width", "stem_width", "stem_chs"),
         *("qkv_bias", "qk_norm", "proj_bias", "init_values", "ls_init_value", "layer_scale_init_value", "pre_norm"),
         *("class_token", "reg_tokens", "no_embed_class", "final_norm", "always_partition"),
-        *("avg_down", "replace_stem_pool", "conv_mlp", "conv_bias", "use_grn"),
+        *("avg_down", "replace_stem_pool", "block_reduce_first", "zero_init_last", "conv_mlp", "conv_bias", "use_grn"),
     }
 )
 _DEPTHS = ("depth", "depths", "layers")
 MAX_DEPTH, MAX_WIDTH = 512, 16384
+# Attention within a window makes tables of its fourth power, some of them in Python.
+MAX_WINDOW = 32
 _WORD = re.compile(r"[a-z0-9_]{0,32}")
 
 
@@ -148,7 +151,8 @@ def check_trunk(config: Any) -> None:
             raise ValueError(
                 f"{kind}.trunk_kwargs: got {str(name)[:80]!r}, which is no argument of an architecture; {hint}"
             )
-        _check_argument(f"{kind}.trunk_kwargs.{name}", value, MAX_DEPTH if name in _DEPTHS else MAX_WIDTH)
+        high = MAX_DEPTH if name in _DEPTHS else MAX_WINDOW if name == "window_size" else MAX_WIDTH
+        _check_argument(f"{kind}.trunk_kwargs.{name}", value, high)
     for name in ("frozen_reduction", "feature_index"):
         value = getattr(config, name, 0)
         if not -64 <= value <= MAX_WIDTH or (name == "frozen_reduction" and value < 0):

@@ -14,16 +14,20 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_checks import IMPLEMENTATIONS, STEERING_KEYS, TRUNK
 
 # A configuration is a few kilobytes; an index of weights a few hundred.
-MAX_JSON = 16 * 2**20
-# Elements of a model that a checkpoint may lack, such as a head of other classes: half a gigabyte.
-MAX_LACKING = 2**27
-# Numbers of a foreign configuration: above these nothing is a width, or a number of layers.
-MAX_NUMBER, MAX_LAYERS = 2**20, 1024
+MAX_CONFIG, MAX_INDEX = 2**20, 16 * 2**20
+# Elements of a model that a checkpoint may lack: a head of other classes, or tables that are not saved.
+MAX_LACKING = 2**26
+# Numbers of a foreign configuration: above these nothing is a width, a number of parts, or a number of layers in all.
+MAX_NUMBER, MAX_PARTS, MAX_LAYERS = 2**20, 1024, 512
+# Entries of a list or mapping in it; class names may be more.
+MAX_ENTRIES, MAX_NAMES = 256, 10_000
+# transformers would read these instead of model.safetensors.
+_DISTRIBUTED = "shard-*.safetensors"
 # Of `from_pretrained`, for the file that lists the shards of a checkpoint.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -51,19 +55,32 @@ class DataOnlyMixin:
             raise ValueError(f"{cls.__name__}: got use_safetensors=False; only safetensors files are read")
         kwargs["use_safetensors"] = True
         if pretrained_model_name_or_path is not None:
-            options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-            name = with_variant(SAFE_WEIGHTS_INDEX_NAME, kwargs.get("variant"))
-            index = cached_file(
-                os.fspath(pretrained_model_name_or_path),
-                name,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **options,
-            )
+            variant = kwargs.get("variant")
+            index = _find(pretrained_model_name_or_path, with_variant(SAFE_WEIGHTS_INDEX_NAME, variant), kwargs)
             if index is not None:
-                read_shards(Path(index))
+                read_shards(index)
+            config = kwargs.get("config")
+            if config is None and (found := _find(pretrained_model_name_or_path, CONFIG_NAME, kwargs)) is not None:
+                read_json(found)
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            if folder.is_dir():
+                if not isinstance(config, PreTrainedConfig):
+                    config = cast(Any, cls).config_class.from_pretrained(config or folder)
+                check_loadable(cls, config, folder, variant)
         return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+def _find(name: str | os.PathLike, file: str, options: Mapping[str, Any]) -> Path | None:
+    """A file of a folder or of a repository on the Hub; `None` where there is none."""
+    found = cached_file(
+        os.fspath(name),
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **{key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None},
+    )
+    return None if found is None else Path(found)
 
 
 def with_variant(name: str, variant: str | None) -> str:
@@ -72,22 +89,26 @@ def with_variant(name: str, variant: str | None) -> str:
     return name if variant is None else f"{stem}.{variant}.{ending}"
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The weights of a checkpoint, in the order in which transformers looks for them.
 
     Args:
         folder: of the checkpoint.
+        variant: of its files' names, such as `"fp16"`.
 
     Raises:
         FileNotFoundError: there are none, or one of the index is missing.
-        ValueError: see [`read_shards`].
+        ValueError: see [`read_shards`]; or there are shards of another kind, which transformers would read instead.
     """
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [folder / SAFE_WEIGHTS_NAME]
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    others = sorted(folder.glob(_DISTRIBUTED))
+    if others:
+        raise ValueError(f"{others[0]}: a shard of a distributed checkpoint; expected {SAFE_WEIGHTS_NAME} alone")
+    whole, index = (folder / with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    if whole.is_file():
+        return [whole]
     if not index.is_file():
         raise FileNotFoundError(
-            f"{folder}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; expected the model/ folder of a "
+            f"{folder}: no {whole.name} and no {index.name}; expected the model/ folder of a "
             "finished training. Pickled weights (.bin, .pth) are not read: `sbce import` converts them"
         )
     files = [folder / name for name in read_shards(index)]
@@ -103,7 +124,7 @@ def read_shards(index: Path) -> list[str]:
     Raises:
         ValueError: it is damaged, or names anything but safetensors files that lie beside it.
     """
-    content = read_json(index)
+    content = read_json(index, MAX_INDEX)
     shards = content.get("weight_map")
     if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata", {}), dict):
         raise ValueError(f"{index}: weight_map: got a {type(shards).__name__}, expected names of weights to files")
@@ -117,8 +138,8 @@ def read_shards(index: Path) -> list[str]:
     return sorted(set(shards.values()))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of at most [`MAX_JSON`] bytes.
+def read_json(path: Path, limit: int = MAX_CONFIG) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes.
 
     Raises:
         FileNotFoundError: no such file.
@@ -126,8 +147,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected at most {MAX_JSON}")
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected at most {limit}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     # A deep nesting ends in a RecursionError.
@@ -162,18 +183,22 @@ def check_foreign_config(values: Mapping[str, Any], where: str) -> None:
                     f"{name}: got {str(value)[:120]!r}; a backbone may not be loaded from elsewhere: save the model "
                     "with a backbone_config"
                 )
-        _check_number(name, value, MAX_LAYERS if "layers" in str(key) or "depth" in str(key) else MAX_NUMBER)
+        _check_number(name, str(key), value)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, Mapping):
                 check_foreign_config(part, name)
 
 
-def _check_number(name: str, value: Any, high: int) -> None:
-    if isinstance(value, list | Mapping) and len(value) > MAX_NUMBER:
-        raise ValueError(f"{name}: has {len(value)} entries, expected at most {MAX_NUMBER}")
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, int | float) and not abs(number) <= high:
-            raise ValueError(f"{name}: got {number}, expected at most {high}")
+def _check_number(name: str, key: str, value: Any) -> None:
+    entries = MAX_NAMES if key in ("id2label", "label2id") else MAX_ENTRIES
+    if isinstance(value, list | Mapping) and len(value) > entries:
+        raise ValueError(f"{name}: has {len(value)} entries, expected at most {entries}")
+    layers = "layers" in key or "depth" in key
+    high = MAX_LAYERS if layers else MAX_PARTS if "num_" in key and key != "num_labels" else MAX_NUMBER
+    numbers = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, int | float)]
+    for number in [*numbers, sum(numbers)] if layers else numbers:
+        if not abs(number) <= high:
+            raise ValueError(f"{name}: got {number}, expected at most {high}" + (" in all" if layers else ""))
 
 
 def read_layout(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
@@ -193,19 +218,20 @@ def read_layout(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return layout
 
 
-def check_loadable(kind: Any, config: PreTrainedConfig, folder: Path) -> None:
+def check_loadable(kind: Any, config: PreTrainedConfig, folder: Path, variant: str | None = None) -> None:
     """Check that a checkpoint's files have most of the weights of a model, before memory is taken for them.
 
     Args:
         kind: a model class, or an Auto class.
         config: of the model.
         folder: of the checkpoint.
+        variant: of its files' names.
 
     Raises:
         FileNotFoundError: see [`weight_files`].
         ValueError: a damaged file, numbers that make no model, or a model with far more weights than the files.
     """
-    there = sum(math.prod(shape) for shape in read_layout(weight_files(folder)).values())
+    there = sum(math.prod(shape) for shape in read_layout(weight_files(folder, variant)).values())
     check_buildable(kind, config, str(folder), there + MAX_LACKING)
 
 
@@ -228,7 +254,8 @@ def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int)
     # Any error can come of a number that does not fit the others.
     except Exception as error:
         raise ValueError(f"{where}: config.json describes no model: {error}") from error
-    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    # Buffers, too, that are not saved: they may be tables that grow faster than the weights.
+    size = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if size > limit:
         raise ValueError(
             f"{where}: config.json describes a model of {size:.1e} weights, expected at most {limit:.1e}, for which "

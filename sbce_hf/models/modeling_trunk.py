@@ -23,6 +23,10 @@ from .modeling_vgg16 import dilate_vgg
 RESNET38 = "resnet38"
 # Of a trunk; ViT-g has 1.1e9.
 MAX_PARAMETERS = 1_500_000_000
+# Of its buffers, which may be tables that grow faster than its weights.
+MAX_BUFFERS = 2**26
+# Of a feature level, channels per pixel of the image: a level of ResNet-38 or VGG16 has 64.
+MAX_DENSITY = 128
 
 
 class TrunkConfig(Protocol):
@@ -94,13 +98,18 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
         return _create_resnet38(config, **overrides)
     # Counted before memory is taken; building must not change what the caller's seed gives.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        trunk = _create_timm(config, **{**overrides, "pretrained": False})
-    size = sum(tensor.numel() for tensor in (*trunk.parameters(), *trunk.buffers()))
-    if size > MAX_PARAMETERS:
-        raise ValueError(
-            f"trunk {config.trunk!r} with {config.trunk_kwargs}: has {size:.1e} parameters, expected at most "
-            f"{MAX_PARAMETERS:.1e}"
-        )
+        trunk: Any = _create_timm(config, **{**overrides, "pretrained": False})
+    level = max(trunk.feature_info.info, key=lambda level: level["num_chs"] / level["reduction"] ** 2)
+    for got, limit, what in (
+        (sum(tensor.numel() for tensor in trunk.parameters()), MAX_PARAMETERS, "parameters"),
+        (sum(tensor.numel() for tensor in trunk.buffers()), MAX_BUFFERS, "numbers in its tables"),
+        (level["num_chs"] / level["reduction"] ** 2, MAX_DENSITY, "feature channels per pixel of the image"),
+    ):
+        if got > limit:
+            raise ValueError(
+                f"trunk {config.trunk!r} with {config.trunk_kwargs}: has {got:.3g} {what}, expected at most "
+                f"{limit:.3g}"
+            )
     return _create_timm(config, **overrides)
 
 

@@ -103,6 +103,7 @@ TRUNK_KWARGS = {
     "not a number": {"bn_eps": float("nan")},
     "negative": {"stem_width": -(10**9)},
     "not the trunk's": {"embed_dim": 64},
+    "window": {"window_size": 128},
 }
 FIELDS = {
     "trunk in a folder": {"trunk": "local-dir:BAIT"},
@@ -143,6 +144,22 @@ FIELDS = {
     "kernels": {"kernel_config": {"RMSNorm": "evil/kernel:Norm"}},
     "dtype of torch's": {"dtype": "load"},
     "dtype unknown": {"dtype": "BAIT"},
+    "tables": {
+        "trunk": "swin_tiny_patch4_window7_224",
+        "output_stride": None,
+        "trunk_kwargs": {"embed_dim": 16, "depths": [2, 2, 120, 2], "num_heads": [1] * 4}
+        | {"window_size": 32, "img_size": 1024},
+    },
+    "a loop in a loop": {
+        "trunk": "efficientvit_m0",
+        "output_stride": None,
+        "trunk_kwargs": {"img_size": 4096, "window_size": [80] * 3},
+    },
+    "features per pixel": {
+        "trunk": "test_convnext",
+        "output_stride": None,
+        "trunk_kwargs": {"patch_size": 1, "dims": [1024, 8, 8, 8], "depths": [1] * 4},
+    },
     "stride": {"output_stride": 7},
     "stride as text": {"output_stride": "8"},
 }
@@ -267,6 +284,15 @@ def test_the_tripwire_sees_connections_files_and_pickles(bait, tmp_path):
     assert all(word in text for word in ("socket.connect", "writes", "reads", "pickle.find_class"))
 
 
+@pytest.mark.parametrize("kind", ["classifier", "deeplab"])
+def test_a_giant_without_its_weights_is_refused(kind, good, tmp_path):
+    fields = {"trunk": "vit_giant_patch14_dinov2", "output_stride": None}
+    folder = copy_with(good / kind, tmp_path / "evil", fields)
+    for way in (type(MODELS[kind]()).from_pretrained, LOADERS[kind]):
+        with pytest.raises(ValueError, match="describes a model of 1.1e[+]09 weights"):
+            way(folder)
+
+
 def test_fields_that_are_set_later_are_checked_again():
     config = SpatialBceConfig(trunk="test_resnet")
     config.trunk_kwargs = {"pretrained": True}
@@ -362,6 +388,9 @@ WEIGHTS = {
     "huge header": huge_header,
     "cut off": cut,
     "empty": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "shards beside it": lambda folder: shutil.copy(
+        folder / "model.safetensors", folder / "shard-00000-model-00000-of-00000.safetensors"
+    ),
     "other shapes": other_shapes,
 }
 
@@ -390,6 +419,18 @@ def test_pickles_are_refused_when_asked_for(good):
 TINY = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 FOREIGN = {
     "layers": {"depths": [10**6] * 4},
+    "layers in all": {"depths": [500] * 4},
+    "blocks": {key: [1] * 400 for key in ("depths", "hidden_sizes", "num_attention_heads")},
+    "names of stages": {
+        "model_type": "upernet",
+        "backbone_config": {"model_type": "convnext", "depths": [1] * 200_000},
+    },
+    "convolutions": {"model_type": "upernet", "auxiliary_num_convs": 10**6},
+    "tables": {
+        "model_type": "upernet",
+        "backbone_config": {"model_type": "swin", "embed_dim": 4, "depths": [1], "num_heads": [1], "window_size": 128}
+        | {"image_size": 512, "out_features": ["stage1"]},
+    },
     "width": {"hidden_sizes": [2**19] * 4, "num_attention_heads": [2**18] * 4},
     "more than there is": {"decoder_hidden_size": 2**15},
     "labels": {"num_labels": 10**8},
@@ -426,6 +467,43 @@ def test_hostile_models_of_other_libraries_are_refused(name, bait, tmp_path):
                 create_segmenter(SegmenterConfig(**section), ["cat"])
     assert not events
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+
+
+PROCESSORS = {
+    "one that loads files": {"image_processor_type": "OneFormerImageProcessor"},
+    "one by its old name": {"feature_extractor_type": "OneFormerFeatureExtractor"},
+    "unknown": {"image_processor_type": "EvilImageProcessor"},
+    "size": {"image_processor_type": "SegformerImageProcessor", "size": {"longest_edge": 10**6}},
+}
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("kind", ["deeplab", "segformer"])
+def test_hostile_image_processors_are_refused(kind, name, file, good, bait, tmp_path):
+    folder = tmp_path / "evil"
+    if kind == "segformer":
+        SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=2)).save_pretrained(folder)
+        SegformerImageProcessor().save_pretrained(folder)
+    else:
+        shutil.copytree(good / kind, folder)
+    load_checkpoint(str(folder))
+    values = PROCESSORS[name] | {"repo_path": str(bait.parent), "class_info_file": bait.name, "do_resize": True}
+    nested = {"image_processor": values} if file == "processor_config.json" else values
+    (folder / file).write_text(json.dumps(nested))
+    with tripwire(bait.parent) as events, pytest.raises(ValueError):
+        load_checkpoint(str(folder))
+    assert not events
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_huge_configuration_is_not_read(kind, good, tmp_path):
+    folder = copy_with(good / kind, tmp_path / "evil", {})
+    with (folder / "config.json").open("a") as file:
+        file.write(" " * 2**21)
+    for way in (type(MODELS[kind]()).from_pretrained, LOADERS.get(kind, IrnModel.from_pretrained)):
+        with pytest.raises(ValueError, match="expected at most 1048576"):
+            way(folder)
 
 
 def test_automatic_classes_refuse_alike(good, bait, tmp_path):
