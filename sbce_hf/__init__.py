@@ -41,7 +41,7 @@ _ROOMS = {
     "load_photos": "data.photos",
     "import_released": "importers.released",
     "import_trunk": "importers.trunks",
-    "run": "pipeline",
+    "run": "runs.run",
 }
 
 __all__ = ["__version__", *_ROOMS]

@@ -35,7 +35,7 @@ def main() -> None:
 
     import torch
 
-    from sbce_hf.provenance import hardware, versions
+    from sbce_hf.runs.provenance import hardware, versions
 
     options.gpu |= torch.cuda.is_available()
     for name, default in zip(

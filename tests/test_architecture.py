@@ -12,19 +12,15 @@ PACKAGE = Path(__file__).parent.parent / "sbce_hf"
 ORDER = [
     "models",
     "config",
+    "files",
+    "processes",
     "references",
     "data",
     "training",
     "labelling",
     "importers",
     "evaluation",
-    "provenance",
-    "steps",
-    "refinement",
-    "run_report",
-    "segmenters",
-    "pipeline",
-    "plan",
+    "runs",
     "hub",
     "demo",
     "cli",
@@ -37,28 +33,27 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def own_imports(path: Path) -> set[str]:
-    """Rooms that a file imports from when it runs; imports for type checkers do not count."""
-    rooms = set()
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    depth = len(path.relative_to(PACKAGE).parts)
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
+def imported_files(path: Path) -> set[Path]:
+    """Files of ours that a file imports, anywhere in it; imports for type checkers count, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
             continue
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level == depth:
-                rooms |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-            else:
-                rooms.add(room_of(path))
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sbce_hf."):
-            rooms.add(node.module.split(".")[1])
-    return rooms
+        if node.level:
+            base = path.parents[node.level - 1]
+        elif (node.module or "").split(".")[0] == PACKAGE.name:
+            base = PACKAGE.parent
+        else:
+            continue
+        place = base.joinpath(*(node.module or "").split("."))
+        for name in node.names:
+            for candidate in (place / f"{name.name}.py", place / name.name / "__init__.py"):
+                found |= {candidate} if candidate.is_file() else set()
+            if place.with_suffix(".py").is_file():
+                found.add(place.with_suffix(".py"))
+            elif not any((place / name.name).with_suffix(s).exists() for s in (".py", "")):
+                found.add(place / "__init__.py")
+    return found - {path}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -68,7 +63,15 @@ def test_imports_only_from_rooms_before(path):
         return
     assert room in ORDER, f"{path.name}: a new room needs its place in the order"
     later = ORDER[ORDER.index(room) + 1 :]
-    assert not own_imports(path) & set(later)
+    assert not {room_of(other) for other in imported_files(path)} & set(later)
+
+
+def test_no_file_imports_itself_in_a_circle():
+    needs = {path: imported_files(path) for path in FILES}
+    while free := [path for path, others in needs.items() if not others & needs.keys()]:
+        for path in free:
+            del needs[path]
+    assert not needs, f"in or behind a circle: {sorted(str(path.relative_to(PACKAGE)) for path in needs)}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)

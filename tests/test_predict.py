@@ -15,7 +15,7 @@ from sbce_hf.data.schema import palette
 from sbce_hf.evaluation.confusion import score_store
 from sbce_hf.labelling.segmentation import segment
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.steps import load_segmenter, predict_split
+from sbce_hf.runs.single import load_segmenter, predict_split
 
 NAMES = ("disc", "square", "triangle", "ring")
 

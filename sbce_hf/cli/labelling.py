@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 def _label(options: argparse.Namespace) -> int:
     config = config_from(options)
 
-    from ..steps import label_split
+    from ..runs.single import label_split
 
     summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
     print(f"label maps: {summary.crf_directory or summary.directory}")
@@ -38,14 +38,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = config_from(options)
 
     from ..evaluation.report import percent
-    from ..steps import evaluate_labels
+    from ..runs.single import evaluate_labels
 
     result = evaluate_labels(config, options.labels, options.split)
     for name, value in result["per_class_iou"].items():
         print(f"{name:20} {percent(value)}")
     print(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")
     if options.output:
-        from ..evaluation.curves import write_atomic
+        from ..files import write_atomic
 
         values = {key: value for key, value in result.items() if key != "confusion"}
         write_atomic(Path(options.output), json.dumps(values | {"confusion": result["confusion"].tolist()}, indent=1))

@@ -1,7 +1,7 @@
 """The plan of a run as text."""
 
-from ..plan import Plan
-from ..provenance import hardware
+from ..runs.plan import Plan
+from ..runs.provenance import hardware
 
 
 def render_plan(plan: Plan) -> str:

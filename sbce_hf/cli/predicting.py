@@ -45,7 +45,7 @@ def _predict(options: argparse.Namespace) -> int:
     # A wrong key is told before torch is loaded.
     from_mapping(PredictionConfig, values, "prediction")
 
-    from ..steps import predict_photos
+    from ..runs.single import predict_photos
 
     output_dir = Path(options.output_dir)
     summary = predict_photos(

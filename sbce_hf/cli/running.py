@@ -23,7 +23,7 @@ def _start(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = config_from(options)
 
-    from ..plan import make_plan
+    from ..runs.plan import make_plan
     from .plans import render_plan
 
     plan = make_plan(config, _run_dir(options, config.seed))
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ..evaluation.report import score_table, segmenter_table
-    from ..pipeline import run
+    from ..runs.run import run
 
     summary = run(config, run_dir, command_line(options))
     if not PartialState().is_main_process:

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 def _train_classifier(options: argparse.Namespace) -> int:
     config = config_from(options)
 
-    from ..steps import train_stage
+    from ..runs.single import train_stage
 
     fitted = train_stage(
         config, options.kind, Path(options.output_dir), checkpoint=options.checkpoint, labels=options.labels
@@ -62,7 +62,7 @@ def _train_segmenter(options: argparse.Namespace) -> int:
     section = {key: value for key, value in given.items() if value is not None}
     config = config_from(options, {"segmenter": section})
 
-    from ..segmenters import train_segmenter_stage
+    from ..runs.segment import train_segmenter_stage
 
     fitted = train_segmenter_stage(config, options.labels, Path(options.output_dir), checkpoint=options.checkpoint)
     print(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")

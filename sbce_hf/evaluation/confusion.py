@@ -6,13 +6,14 @@ from typing import Any, Literal
 import evaluate
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Features, Image
 
 from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..labelling.hub_store import HubLabelMaps
 from ..labelling.store import LabelStore
 from ..labelling.thresholds import class_iou
+from ..processes import shared, summed
 
 _DESCRIPTION = "Mean intersection over union of label maps, from confusion counts summed over images."
 _INPUTS = """
@@ -151,6 +152,7 @@ def score_store(
     store: LabelStore | HubLabelMaps,
     images: TaggedImages,
     absent_classes: Literal["exclude", "zero"] = "exclude",
+    process: PartialState | None = None,
 ) -> dict[str, Any]:
     """Score a store's label maps on the images that have a mask.
 
@@ -158,6 +160,7 @@ def score_store(
         store: has a label map for each of them; images that it skipped are left out and not counted.
         images: with masks; may be fewer than the store's.
         absent_classes: see [`MeanIoU`].
+        process: this one, if all processes call; they share the work.
 
     Returns:
         See [`MeanIoU.compute`].
@@ -174,14 +177,17 @@ def score_store(
     if not len(images):
         raise ValueError("no image has a mask; score a split with masks, or set data.score_split to null")
     metric = MeanIoU(images.class_names, absent_classes)
-    skipped = store.skipped
-    for index, image_id in enumerate(images.image_ids):
-        if image_id in skipped:
-            continue
+    skipped, ids = store.skipped, images.image_ids
+    scored = [index for index in range(len(ids)) if ids[index] not in skipped]
+    for position in shared(len(scored), process) if process else range(len(scored)):
+        index = scored[position]
+        image_id = ids[index]
         if image_id not in store:
             raise ValueError(f"image {image_id!r}: no label map in {store.directory}; label this split first")
         try:
             metric.add(prediction=store.read(image_id), reference=images.mask(index))
         except ValueError as error:
             raise ValueError(f"image {image_id!r} of {store.directory}: {error}") from error
+    if process:
+        metric.confusion, metric.num_images = summed(metric.confusion, process), len(scored)
     return metric.compute()

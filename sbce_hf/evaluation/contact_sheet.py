@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sbce_hf.data.schema import IGNORE_INDEX, palette
-from sbce_hf.evaluation.curves import write_atomic
+
+from ..files import write_atomic
 
 # In pixels.
 CELL_WIDTH, CELL_HEIGHT_LIMIT, GAP, LINE_HEIGHT, FONT_SIZE = 280, 330, 12, 24, 15

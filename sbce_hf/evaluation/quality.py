@@ -5,15 +5,13 @@ that are not all saturated.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from sbce_hf.evaluation.curves import plot_histograms
-from sbce_hf.evaluation.report import markdown_table, percent
+from .report import percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # A tagged class without a pixel is expected in a few images (tiny or hidden objects), not in every fifth.
@@ -75,6 +73,22 @@ class StageQuality:
         """Every class's warnings as full sentences."""
         return [f"{self.stage}, {c.name}: {warning}" for c in self.classes for warning in c.warnings]
 
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON has it; see [`from_plain`](StageQuality.from_plain)."""
+        classes = [{**asdict(c), "thresholds": c.thresholds.tolist()} for c in self.classes]
+        return {**asdict(self), "classes": classes}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "StageQuality":
+        """From what [`to_plain`](StageQuality.to_plain) gave; NaN may have become `None`."""
+        classes = []
+        for c in values["classes"]:
+            numbers: dict[str, Any] = {key: math.nan if value is None else value for key, value in c.items()}
+            numbers["thresholds"] = np.array(c["thresholds"], np.float64)
+            numbers["threshold_quantiles"] = tuple(math.nan if q is None else q for q in c["threshold_quantiles"])
+            classes.append(ClassQuality(**numbers | {"warnings": tuple(c["warnings"])}))
+        return cls(values["stage"], values["num_images"], tuple(classes))
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -91,6 +105,13 @@ class Agreement:
     per_class_iou: np.ndarray
     pixels: float
     num_images: int
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Agreement":
+        """From JSON, where NaN may have become `None`."""
+        per_class = np.array([math.nan if iou is None else iou for iou in values["per_class_iou"]])
+        numbers = {key: math.nan if values[key] is None else values[key] for key in ("mean_iou", "pixels")}
+        return cls(per_class_iou=per_class, num_images=values["num_images"], **numbers)
 
 
 def stage_quality(
@@ -156,7 +177,7 @@ def _class_quality(name: str, before: np.ndarray, after: np.ndarray) -> ClassQua
     proportions = before[:, FIELDS.index("proportions")]
     coverage = after[:, FIELDS.index("proportions")]
     quantiles = np.quantile(thresholds, QUANTILES) if thresholds.size else [math.nan] * len(QUANTILES)
-    empty, lost = _mean(proportions == 0), _mean(coverage == 0)
+    empty, lost = mean(proportions == 0), mean(coverage == 0)
     median = float(np.median(coverage)) if coverage.size else math.nan
     warnings = []
     if not len(before):
@@ -167,34 +188,41 @@ def _class_quality(name: str, before: np.ndarray, after: np.ndarray) -> ClassQua
         warnings.append(f"collapse: covers {percent(median, 2)} % of its median image")
     if median > MAX_MEDIAN_COVERAGE:
         warnings.append(f"flood: covers {percent(median)} % of its median image")
-    if _mean(soft) < MIN_SOFT_SHARE:
-        warnings.append(f"saturated: only {percent(_mean(soft))} % of its pixels have 0.02 < p < 0.98")
+    if mean(soft) < MIN_SOFT_SHARE:
+        warnings.append(f"saturated: only {percent(mean(soft))} % of its pixels have 0.02 < p < 0.98")
     return ClassQuality(
         name=name,
         images=len(before),
         empty_share=empty,
         lost_share=lost,
         threshold_quantiles=tuple(float(value) for value in quantiles),
-        coverage_mean=_mean(coverage),
+        coverage_mean=mean(coverage),
         coverage_median=median,
-        soft_share=_mean(soft),
-        mean_probability=_mean(probability),
+        soft_share=mean(soft),
+        mean_probability=mean(probability),
         thresholds=thresholds,
         warnings=tuple(warnings),
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+    """Of the values; NaN without any."""
     return float(values.mean()) if values.size else math.nan
 
 
-def agreement(maps_a: Iterable[np.ndarray], maps_b: Iterable[np.ndarray], num_classes: int) -> Agreement:
+def agreement(
+    maps_a: Iterable[np.ndarray],
+    maps_b: Iterable[np.ndarray],
+    num_classes: int,
+    total: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
+) -> Agreement:
     """Compare two stages' label maps of the same images, one pair in memory at a time.
 
     Args:
         maps_a: label maps, integer arrays of shape `(H, W)` with values 0 (background) to `num_classes`.
         maps_b: those of the other stage, in the same order.
         num_classes: number of foreground classes C.
+        total: adds up the counts of several processes, each of which has its part of the images.
 
     Raises:
         ValueError: pairs of unequal shape, a value above `num_classes`, or unequal numbers of maps.
@@ -210,90 +238,14 @@ def agreement(maps_a: Iterable[np.ndarray], maps_b: Iterable[np.ndarray], num_cl
             raise ValueError(f"agreement, pair {num_images}: got label {highest}, expected 0 to {num_classes}")
         counts += np.bincount(a.astype(np.int64).ravel() * size + b.ravel(), minlength=size**2).reshape(size, size)
         num_images += 1
+    counts, num_images = total(counts), int(total(np.array([num_images]))[0])
     same = np.diag(counts).astype(float)
     union = counts.sum(0) + counts.sum(1) - same
     iou = np.divide(same, union, out=np.full(size, math.nan), where=union > 0)
-    total = counts.sum()
+    pixels = counts.sum()
     return Agreement(
-        mean_iou=_mean(iou[~np.isnan(iou)]),
+        mean_iou=mean(iou[~np.isnan(iou)]),
         per_class_iou=iou,
-        pixels=float(same.sum() / total) if total else math.nan,
+        pixels=float(same.sum() / pixels) if pixels else math.nan,
         num_images=num_images,
     )
-
-
-def summary_table(stages: Sequence[StageQuality]) -> str:
-    """One line per stage, class means: the label-free numbers for the report."""
-    rows = []
-    for stage in stages:
-        shown = [c for c in stage.classes if c.images]
-        means = [
-            percent(_mean(np.array([v for c in shown if not math.isnan(v := getattr(c, name))])))
-            for name in ("lost_share", "coverage_median", "soft_share", "mean_probability")
-        ]
-        rows.append((stage.stage, stage.num_images, *means, len(stage.warnings)))
-    header = ("Stage", "Images", "Lost (%)", "Median coverage (%)", "Soft pixels (%)", "Mean p (%)", "Warnings")
-    return markdown_table(header, rows)
-
-
-def render_quality(
-    stages: Sequence[StageQuality],
-    agreements: Mapping[tuple[str, str], Agreement] | None = None,
-    histogram: str | None = None,
-) -> str:
-    """The quality report as Markdown.
-
-    Args:
-        stages: in order.
-        agreements: pairs of stages to the agreement of their label maps.
-        histogram: the figure of [`plot_thresholds`], relative to the report.
-    """
-    warnings = [f"- {warning}" for stage in stages for warning in stage.warnings]
-    parts = [
-        "# Quality without ground truth",
-        "No mask was read for this page. *Empty*: images of a class where no pixel passed its threshold or another "
-        "class won everywhere. *Lost*: images without a pixel of it in the final label map, after the CRF if it ran. "
-        "*Coverage*: its share of the image. *Soft*: share of pixels with 0.02 < p < 0.98.",
-        f"A warning is given for a class lost in more than {percent(MAX_LOST_SHARE, 0)} % of its images, for a median "
-        f"coverage below {percent(MIN_MEDIAN_COVERAGE, 0)} % or above {percent(MAX_MEDIAN_COVERAGE, 0)} %, and for "
-        f"fewer than {percent(MIN_SOFT_SHARE, 0)} % soft pixels.",
-        "## Warnings",
-        "\n".join(warnings) or "None.",
-        "## Stages",
-        summary_table(stages),
-    ]
-    if agreements:
-        rows = [(*pair, percent(a.mean_iou), percent(a.pixels), a.num_images) for pair, a in agreements.items()]
-        header = ("Label maps of", "against", "Mean IoU (%)", "Equal pixels (%)", "Images")
-        parts += [
-            "## Agreement between stages",
-            "Both sides are label maps of this run: this is how much they changed, not whether they are right.",
-            markdown_table(header, rows, text_columns=2),
-        ]
-    parts += [text for stage in stages for text in (f"## {stage.stage}", _class_table(stage))]
-    if histogram:
-        parts += ["## Adaptive thresholds", f"![Histogram of the adaptive thresholds per class]({histogram})"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _class_table(stage: StageQuality) -> str:
-    header = ["Class", "Images", "Empty (%)", "Lost (%)", "Coverage mean (%)", "median (%)", "Soft (%)", "Mean p (%)"]
-    header += [f"Threshold {percent(q, 0)} %" for q in QUANTILES]
-    rows = []
-    for c in stage.classes:
-        shares = (c.empty_share, c.lost_share, c.coverage_mean, c.coverage_median, c.soft_share, c.mean_probability)
-        quantiles = ("-" if math.isnan(q) else f"{q:.2f}" for q in c.threshold_quantiles)
-        rows.append((c.name, c.images, *map(percent, shares), *quantiles))
-    return markdown_table(header, rows)
-
-
-def plot_thresholds(stages: Sequence[StageQuality], path: Path) -> bool:
-    """Draw a histogram of the adaptive thresholds, one panel per class, one line per stage.
-
-    Returns:
-        Whether there was a threshold to draw; without one no file is written.
-    """
-    adaptive = [stage for stage in stages if any(c.thresholds.size for c in stage.classes)]
-    if adaptive:
-        plot_histograms({stage.stage: {c.name: c.thresholds for c in stage.classes} for stage in adaptive}, path)
-    return bool(adaptive)

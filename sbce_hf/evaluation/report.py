@@ -1,6 +1,6 @@
 """What a reader of a run sees: score tables and the Markdown report, with the figures of its sibling files.
 
-Every function takes values; where a run keeps its files is known to `pipeline.py` alone.
+Every function takes values; where a run keeps its files is known to `runs/` alone.
 """
 
 import math
@@ -9,26 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage
-from sbce_hf.evaluation.contact_sheet import ContactRow, contact_sheet
-from sbce_hf.evaluation.curves import plot_curves, write_atomic
-
-__all__ = [
-    "LEAK_MARK",
-    "ContactRow",
-    "ReportContext",
-    "ScoreRow",
-    "SegmenterRow",
-    "contact_sheet",
-    "duration",
-    "markdown_table",
-    "per_class_table",
-    "percent",
-    "plot_curves",
-    "render_report",
-    "score_table",
-    "segmenter_table",
-    "write_atomic",
-]
 
 LEAK_MARK = "[leak: constant chosen on ground truth]"
 SKIPPED_SHOWN = 10

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..files import file_digest, read_json
 from ..labelling.store import LabelStore
-from ..provenance import file_digest, find_run, without_local_paths
+from ..runs.provenance import without_local_paths
+from ..runs.stage import RECORD
+from ..runs.stages import find_run
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,7 @@ def source_of(store: LabelStore, num_images: int) -> LabelSource:
     checkpoint = store.meta.get("checkpoint")
     if run_dir is not None:
         seed = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")).get("seed")
-        # The two yardsticks of a run; everything else in it is made from tags.
-        ground_truth = stage in ("leak_best_constant", "segmenter/mask")
+        ground_truth = read_json(run_dir / str(stage) / RECORD)["uses_masks"]
         weights = directory.parents[1] / "model" / "model.safetensors"
         if checkpoint is None and weights.is_file():
             checkpoint = file_digest(weights)

@@ -19,8 +19,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, snap
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..data.schema import TaggedImages, label_features, palette
-from ..evaluation.curves import write_atomic
 from ..evaluation.report import markdown_table, percent
+from ..files import write_atomic
 from ..labelling.hub_store import INFO, SPLIT
 from ..labelling.store import LabelStore
 from .cards import TEMPLATES, UNKNOWN

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..config import RunConfig, from_mapping, to_mapping
 from ..data.schema import palette
-from ..evaluation.curves import write_atomic
-from ..evaluation.report import ScoreRow, SegmenterRow
+from ..evaluation.quality_page import summary_table
+from ..files import read_json, write_atomic
 from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..provenance import find_run, without_local_paths
+from ..runs.bench import CONFIG, NOTES, QUALITY_PAGE, REPORT
+from ..runs.provenance import without_local_paths
+from ..runs.report import SHEET
+from ..runs.report import THRESHOLDS as HISTOGRAM
+from ..runs.scoring import read_quality, score_rows
+from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, stages_of
 from .cards import ModelCardContext, render_model_card
 from .publish import check_repo_id, folder_digest, folder_files
 
@@ -38,7 +41,6 @@ CLASSES = {
     "SpatialBceForImageClassification": ("SpatialBceForImageClassification", "SpatialBceImageProcessor"),
     "DeepLabForSemanticSegmentation": ("DeepLabForSemanticSegmentation", "DeepLabImageProcessor"),
 }
-HISTOGRAM, SHEET = "figures/thresholds.png", "figures/sheet.png"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def find_model(path: str | Path, part: Part | None = None) -> ModelSource:
         raise FileNotFoundError(
             f"{path}: no such folder; expected a run directory, a stage's directory or a model folder"
         )
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG).is_file():
         return _find_in_run(path, part or "classifier")
     if part is not None:
         raise ValueError(f"--part {part}: {path} is no run directory (it has no config.yaml), so it has no parts")
@@ -106,12 +108,13 @@ def find_model(path: str | Path, part: Part | None = None) -> ModelSource:
 
 
 def _find_in_run(run_dir: Path, part: Part) -> ModelSource:
-    config = _run_config(run_dir)
-    if part == "segmenter" and config.segmenter is None:
+    stages = stages_of(read_config(run_dir))
+    stage = classifier_of(stages) if part == "classifier" else segmenter_of(stages)
+    if stage is None:
         raise FileNotFoundError(f"{run_dir}: the run has no segmenter; its recipe has no such section")
-    stage_dir = run_dir / (f"round_{config.rounds}" if part == "classifier" else "segmenter/adaptive")
+    stage_dir = run_dir / stage.name
     # The report is a run's last file: a card without its scores would say that there are none.
-    if not (stage_dir / "model" / "config.json").is_file() or not (run_dir / "report.md").is_file():
+    if not (stage_dir / "model" / "config.json").is_file() or not (run_dir / REPORT).is_file():
         raise FileNotFoundError(
             f"{run_dir}: the run is not finished; give its `sbce run` command again, or name one stage's directory"
         )
@@ -199,35 +202,34 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
     """Add what is known of the training; copies what says so into the folder."""
     if source.stage_dir is None:
         return context
-    stage, summary = source.stage_dir.resolve().name, _read_json(source.stage_dir / "summary.json")
+    stage, summary = source.stage_dir.resolve().name, read_json(source.stage_dir / "summary.json", {})
     context = replace(context, num_images=summary.get("images"))
     if source.run_dir is None:
         if summary:
             _write_json(folder / "run.json", without_local_paths({"stage": stage, "training": summary}))
         return context
-    run_dir, config = source.run_dir, _run_config(source.run_dir)
-    notes = {"stage": stage, "seed": config.seed, **_read_json(run_dir / "run.json"), "config": to_mapping(config)}
+    run_dir, config = source.run_dir, read_config(source.run_dir)
+    notes = {"stage": stage, "seed": config.seed, **read_json(run_dir / NOTES, {}), "config": to_mapping(config)}
     notes = without_local_paths(notes)
-    _write_json(folder / "run.json", notes)
-    quality = run_dir / "quality.md"
-    text = quality.read_text(encoding="utf-8") if quality.is_file() else ""
-    if text:
-        write_atomic(folder / "quality.md", text)
-        if (run_dir / HISTOGRAM).is_file():
-            write_atomic(folder / HISTOGRAM, (run_dir / HISTOGRAM).read_bytes())
-    warned_of = str(stage)
-    if context.kind == "segmenter":
-        # Of the label maps that it was trained on.
-        warned_of = "bce" if stage == "bce" else "irn" if config.irn else f"round_{config.rounds}"
-    warnings = [line for line in _section(text, "Warnings").splitlines() if line.startswith(f"- {warned_of}, ")]
+    _write_json(folder / NOTES, notes)
+    for name in (QUALITY_PAGE, HISTOGRAM):
+        if (run_dir / QUALITY_PAGE).is_file() and (run_dir / name).is_file():
+            write_atomic(folder / name, (run_dir / name).read_bytes())
+    stages = stages_of(config)
+    made = {f"{run_dir.resolve()}/{one.name}": one for one in stages}[str(source.stage_dir.resolve())]
+    # A segmenter's are those of the label maps that it was trained on.
+    labelled = made.needs[0] if made.kind == "segmenter" else made
+    qualities = [found[0] for one in stages if (found := read_quality(run_dir / one.name)) is not None]
+    warnings = [f"- {line}" for quality in qualities if quality.stage == labelled.name for line in quality.warnings]
+    scores, segmenters = score_rows(run_dir, stages)
     return replace(
         context,
         stage=stage,
-        config=from_mapping(RunConfig, notes["config"], str(run_dir / "config.yaml")),
+        config=from_mapping(RunConfig, notes["config"], str(run_dir / CONFIG)),
         notes=notes,
-        scores=[ScoreRow(**row) for row in _read_json(run_dir / "scores.json", [])],
-        segmenters=[SegmenterRow(**row) for row in _read_json(run_dir / "segmenter_scores.json", [])],
-        label_free=_section(text, "Stages"),
+        scores=scores,
+        segmenters=segmenters,
+        label_free=summary_table(qualities) if qualities else "",
         warnings="\n".join(warnings) or "None.",
     )
 
@@ -248,23 +250,8 @@ def _copy_sheet(source: ModelSource, context: ModelCardContext, folder: Path, wa
     return False
 
 
-def _run_config(run_dir: Path) -> RunConfig:
-    path = run_dir / "config.yaml"
-    return from_mapping(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-
-
-def _section(text: str, title: str) -> str:
-    """What follows a second heading of a Markdown text."""
-    _, _, rest = text.partition(f"## {title}\n")
-    return rest.split("\n## ")[0].strip()
-
-
 def _first_python(card: Path) -> str:
     return card.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0].strip()
-
-
-def _read_json(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ({} if default is None else default)
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, SpaceCard
 
-from ..evaluation.curves import write_atomic
+from ..files import write_atomic
 from .errors import explained, require_token
 from .publish import check_repo_id
 

@@ -209,6 +209,7 @@ def scan_fixed_threshold_on_ground_truth(
     truths: Iterable[np.ndarray],
     num_classes: int,
     constants: Sequence[float] = DEFAULT_CONSTANTS,
+    total: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
 ) -> FixedThresholdScan:
     """Score the `"fixed"` rule for many constants in one pass over the class maps.
 
@@ -217,6 +218,7 @@ def scan_fixed_threshold_on_ground_truth(
         truths: `(H, W)` uint8 ground-truth label map of each image, 255 where unknown.
         num_classes: foreground classes `C`.
         constants: in (0, 1).
+        total: adds up the counts of several processes, each of which has its part of the images.
 
     Raises:
         ValueError: a truth of another size than its maps or with a value above `C`, a constant out of range, another
@@ -231,6 +233,7 @@ def scan_fixed_threshold_on_ground_truth(
     for image_maps, truth in zip(maps, truths, strict=True):
         counts += _count_steps(image_maps, truth, num_classes, steps.astype(np.float32))
         num_images += 1
+    counts, num_images = total(counts), int(total(np.array([num_images]))[0])
     if not counts.any():
         raise ValueError(f"scan: got {num_images} images without one pixel of ground truth, expected masks")
     confusions = np.empty((len(steps), num_classes + 1, num_classes + 1), np.int64)

@@ -1,11 +1,14 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sbce_hf.evaluation import quality
-from sbce_hf.evaluation.quality import agreement, plot_thresholds, render_quality, stage_quality, summary_table
+from sbce_hf.evaluation.quality import Agreement, StageQuality, agreement, stage_quality
+from sbce_hf.evaluation.quality_page import plot_thresholds, render_quality, summary_table
+from sbce_hf.files import read_json, write_json
 
 
 def record(image_id, classes, proportions, thresholds=None, soft_share=None, mean_probability=None):
@@ -201,3 +204,27 @@ def test_constants_are_the_documented_ones():
     for words in ("more than 20 %", "below 1 % or above 90 %", "fewer than 2 % soft"):
         assert words in page
     assert quality.QUANTILES == (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def test_a_file_keeps_what_was_found(tmp_path):
+    found = stage_quality("round_1", ("cat", "dog"), healthy())
+    write_json(tmp_path / "quality.json", found.to_plain())
+    read = StageQuality.from_plain(read_json(tmp_path / "quality.json"))
+    assert render_quality([read]) == render_quality([found]) and "| dog | 0 | - |" in render_quality([read])
+    maps = [np.array([[0, 1]]), np.array([[1, 1]])]
+    compared = agreement(maps, maps[::-1], 2)
+    write_json(tmp_path / "agreement.json", {**asdict(compared), "per_class_iou": compared.per_class_iou.tolist()})
+    again = Agreement.from_plain(read_json(tmp_path / "agreement.json"))
+    assert (again.mean_iou, again.pixels, again.num_images) == (compared.mean_iou, compared.pixels, 2)
+    np.testing.assert_array_equal(again.per_class_iou, compared.per_class_iou)
+
+
+def test_parts_of_the_images_add_up_to_all(tmp_path):
+    maps = [np.random.default_rng(seed).integers(0, 3, (4, 5)) for seed in range(6)]
+    counted = []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        agreement(maps[part], maps[::-1][part], 2, total=lambda counts: counted.append(counts) or counts)
+    sums = iter([counted[0] + counted[2], counted[1] + counted[3]])
+    together = agreement(maps[::2], maps[::-1][::2], 2, total=lambda _: next(sums))
+    whole = agreement(maps, maps[::-1], 2)
+    assert (together.mean_iou, together.pixels, together.num_images) == (whole.mean_iou, whole.pixels, 6)

@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sbce_hf import files
 from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage, palette
 from sbce_hf.evaluation import contact_sheet as sheets
 from sbce_hf.evaluation import curves
+from sbce_hf.evaluation.contact_sheet import ContactRow, contact_sheet
+from sbce_hf.evaluation.curves import plot_curves
 from sbce_hf.evaluation.report import (
     LEAK_MARK,
-    ContactRow,
     ReportContext,
     ScoreRow,
-    contact_sheet,
     duration,
     markdown_table,
     per_class_table,
     percent,
-    plot_curves,
     render_report,
     score_table,
-    write_atomic,
 )
+from sbce_hf.files import write_atomic
 
 HONEST = ScoreRow(
     "round1", "paper", True, 0.6234, {"background": 0.9, "cat": 0.5, "dog": math.nan}, 370, False, "best"
@@ -134,7 +134,7 @@ def test_write_atomic_replaces_or_leaves_alone(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(curves.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, "third")
     assert path.read_text(encoding="utf-8") == "zweite Fassung: größer"

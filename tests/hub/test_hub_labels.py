@@ -19,6 +19,7 @@ from sbce_hf.config import load_recipe
 from sbce_hf.data import load_images
 from sbce_hf.data.schema import label_features
 from sbce_hf.data.segmentation import check_label_maps
+from sbce_hf.files import write_json
 from sbce_hf.hub import label_shards
 from sbce_hf.hub.errors import HubError
 from sbce_hf.hub.label_info import source_of
@@ -27,7 +28,7 @@ from sbce_hf.hub.labels import KEPT_BELOW, default_config_name, render_label_fol
 from sbce_hf.hub.publish import publish_folder
 from sbce_hf.labelling.hub_store import HubLabelMaps, open_label_maps
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.steps import estimate_proportions, evaluate_labels
+from sbce_hf.runs.single import estimate_proportions, evaluate_labels
 
 NAMES = ("ant", "bee", "cat")
 REPO = "user/labels"
@@ -97,6 +98,8 @@ def test_origin_of_a_store_in_a_run(tmp_path):
         "segmenter/adaptive/predictions/labels": ("segmenter/adaptive", False),
         "segmenter/mask/predictions/labels": ("segmenter/mask", True),
     }
+    for stage, ground_truth in expected.values():
+        write_json(run_dir / stage / "stage.json", {"uses_masks": ground_truth})
     for place, (stage, ground_truth) in expected.items():
         source = source_of(fill(run_dir / place, ["a"]), 1)
         assert (source.stage, source.ground_truth, source.seed) == (stage, ground_truth, 7)

@@ -22,6 +22,7 @@ from transformers import (
 
 import sbce_hf
 from sbce_hf.cli import main
+from sbce_hf.files import read_json, write_json
 from sbce_hf.hub.models import find_model, render_model_folder
 from sbce_hf.hub.publish import publish_folder
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
@@ -150,10 +151,11 @@ def test_warnings_are_of_the_labels_it_was_trained_on(run_dir, tmp_path):
     config = yaml.safe_load((copied / "config.yaml").read_text())
     (copied / "config.yaml").write_text(yaml.safe_dump({**config, "irn": {}}))
     warning = "- {}, ant: lost in 9 % of its images"
-    text = (copied / "quality.md").read_text()
-    both = "\n".join(warning.format(stage) for stage in ("round_1", "irn"))
-    text = re.sub(r"## Warnings\n.*?(?=\n## |\Z)", f"## Warnings\n\n{both}\n", text, flags=re.S)
-    (copied / "quality.md").write_text(text)
+    for stage in ("round_1", "irn"):
+        values = read_json(copied / "round_1" / "quality.json")
+        values["stage"]["stage"] = stage
+        values["stage"]["classes"][0]["warnings"] = ["lost in 9 % of its images"]
+        write_json(copied / stage / "quality.json", values)
     for part, stage in (("classifier", "round_1"), ("segmenter", "irn")):
         card = (render(find_model(copied, part), tmp_path).folder / "README.md").read_text()
         assert [other for other in ("round_1", "irn") if warning.format(other) in card] == [stage]

@@ -9,13 +9,17 @@ import yaml
 from PIL import Image
 
 from sbce_hf.config import RunConfig, from_mapping, to_mapping
-from sbce_hf.evaluation.quality import render_quality, stage_quality
+from sbce_hf.evaluation.quality import stage_quality
+from sbce_hf.evaluation.quality_page import render_quality
 from sbce_hf.evaluation.report import ScoreRow, SegmenterRow
+from sbce_hf.files import write_json
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.image_processing_deeplab import DeepLabImageProcessor
 from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.runs.stage import keys_of, write_record
+from sbce_hf.runs.stages import stages_of
 
 NAMES = ("ant", "bee|wasp")
 LEAK = ScoreRow("bce", "best constant 0.35", True, 0.87654, {"ant": 0.9}, 7, True)
@@ -46,17 +50,24 @@ def write_run(run_dir, source="folder", seed=0):
         write(
             run_dir / stage / "summary.json", json.dumps({"name": "x", "images": 12, "settings": {"at": str(photos)}})
         )
-    scores = [
-        ScoreRow("bce", "fixed 0.3", False, 0.4, {"ant": 0.4}, 7, False),
-        LEAK,
-        ScoreRow("round_1", "adaptive (paper)", False, 0.51234, {"ant": 0.5}, 7, False),
-        ScoreRow("round_1", "adaptive (paper)", True, 0.6, {"ant": 0.6}, 7, False),
-    ]
-    write(run_dir / "scores.json", json.dumps([asdict(row) for row in scores]))
-    segmenters = [SegmenterRow("adaptive", False, 0.45, {}, 5), SegmenterRow("mask", False, 0.7, {}, 5)]
-    write(run_dir / "segmenter_scores.json", json.dumps([asdict(row) for row in segmenters]))
+    stages = stages_of(config)
+    for stage in stages:
+        write_record(run_dir, stage, keys_of(stages, "images"), "images", finished=True)
+    scores = {
+        "bce": [ScoreRow("bce", "fixed 0.3", False, 0.4, {"ant": 0.4}, 7, False)],
+        "leak_best_constant": [LEAK],
+        "round_1": [
+            ScoreRow("round_1", "adaptive (paper)", False, 0.51234, {"ant": 0.5}, 7, False),
+            ScoreRow("round_1", "adaptive (paper)", True, 0.6, {"ant": 0.6}, 7, False),
+        ],
+        "segmenter/adaptive": [SegmenterRow("adaptive", False, 0.45, {}, 5)],
+        "segmenter/mask": [SegmenterRow("mask", False, 0.7, {}, 5)],
+    }
+    for stage, rows in scores.items():
+        write_json(run_dir / stage / "scores.json", {"key": "x", "rows": [asdict(row) for row in rows]})
     records = [{"image_id": "a", "classes": [0, 1], "proportions": [0.25, 0.0], "thresholds": [0.4, 0.5]}]
     quality = stage_quality("round_1", NAMES, records)
+    write_json(run_dir / "round_1" / "quality.json", {"key": "x", "stage": quality.to_plain(), "agreement": None})
     write(run_dir / "quality.md", render_quality([quality], histogram="figures/thresholds.png"))
     (run_dir / "figures").mkdir()
     for name in ("thresholds", "sheet"):

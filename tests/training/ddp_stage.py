@@ -13,7 +13,7 @@ from sbce_hf.data import load_images
 from sbce_hf.data.segmentation import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.steps import label_with_checkpoint
+from sbce_hf.runs.single import label_with_checkpoint
 from sbce_hf.training.boundary import create_boundary_network, train_boundary
 from sbce_hf.training.classifier import ClassifierTask, create_classifier
 from sbce_hf.training.loop import fit

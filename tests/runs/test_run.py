@@ -1,8 +1,8 @@
 import contextlib
 import hashlib
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +16,10 @@ from PIL import Image
 from sbce_hf.config import load_recipe
 from sbce_hf.data.proportions import ProportionTable
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.pipeline import run
+from sbce_hf.runs.run import run
+from sbce_hf.runs.scoring import read_scores
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def digests(run_dir):
@@ -56,7 +57,10 @@ def test_report_tells_the_rules_apart_and_marks_the_leak(finished):
     assert sum("[leak" in line for line in report.splitlines() if line.startswith("| ")) >= 2
     # bce, two rounds, each before and after the CRF, and the two leaks.
     assert len(summary.scores) == 8
-    assert len(json.loads((run_dir / "scores.json").read_text())) == 8
+    rows = {path.parent.name: read_scores(path.parent) for path in run_dir.glob("*/scores.json")}
+    assert {stage: len(found) for stage, found in rows.items()} == dict.fromkeys(
+        ("bce", "round_1", "round_2", "leak_best_constant"), 2
+    )
     for picture in ("curves.png", "sheet.png", "thresholds.png"):
         with Image.open(run_dir / "figures" / picture) as image:
             assert min(image.size) > 100
@@ -117,13 +121,23 @@ def test_killed_at_any_time_ends_with_the_same_label_maps(finished, tiny_recipe,
     assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_two_processes_finish_a_run(tiny_recipe, tmp_path):
+def test_two_processes_finish_a_run_and_score_like_one(tiny_recipe, tmp_path):
     command = ["torchrun", "--standalone", "--nproc_per_node", "2", str(SCRIPTS / "run.py")]
     command += ["--recipe", str(tiny_recipe), "--set", "rounds=1", "--output-dir", str(tmp_path / "run")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert len(json.loads((tmp_path / "run" / "scores.json").read_text())) == 6
     assert len(LabelStore(tmp_path / "run" / "round_1" / "labels" / "paper_crf").done_ids()) == 12
+    measured = sorted([*(tmp_path / "run").glob("*/scores.json"), *(tmp_path / "run").glob("*/quality.json")])
+    assert len(measured) == 5
+    together = [path.read_bytes() for path in measured]
+    for path in measured:
+        path.unlink()
+    scan = tmp_path / "run" / "leak_best_constant" / "scan.json"
+    alone = scan.read_bytes()
+    shutil.rmtree(scan.parent)
+    run(load_recipe(str(tiny_recipe), {"rounds": 1}), tmp_path / "run")
+    assert [path.read_bytes() for path in measured] == together
+    assert scan.read_bytes() == alone
 
 
 def test_two_processes_label_like_one(finished, tiny_recipe, tmp_path):

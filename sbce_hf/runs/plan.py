@@ -13,16 +13,19 @@ from accelerate import PartialState
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
-from .config import IrnRefinementConfig, LoopConfig, RunConfig, SegmenterConfig
-from .data import TaggedImages, load_images
-from .pipeline import BCE, load_scored, require_same
-from .references import is_cached
-from .refinement import IRN, create_network
-from .training.classifier import create_classifier
-from .training.device import use_cpu
-from .training.memory import MemoryEstimate, estimate_memory
-from .training.order import BatchOrder
-from .training.segmenter import create_segmenter
+from ..config import IrnRefinementConfig, LoopConfig, RunConfig, SegmenterConfig, TrainingConfig
+from ..data import TaggedImages, load_images
+from ..files import read_json
+from ..references import is_cached
+from ..training.classifier import create_classifier
+from ..training.device import use_cpu
+from ..training.memory import MemoryEstimate, estimate_memory
+from ..training.order import BatchOrder
+from ..training.segmenter import create_segmenter
+from .bench import load_scored
+from .refine import create_network
+from .stage import RECORD, Stage, require_same
+from .stages import stages_of
 
 T = TypeVar("T")
 
@@ -112,13 +115,15 @@ class _Planner:
         segmenter = None
         if (section := self.config.segmenter) is not None:
             segmenter = self._segmenter(section, names, classifier)
-        for number in range(self.config.rounds + 1):
-            training = self.config.spatial if number else self.config.bce
-            self._add_stage(f"round_{number}" if number else BCE, images, training, training.image_size, classifier)
-        if (irn := self.config.irn) is not None:
-            self._add_stage(IRN, images, irn.training, irn.training.crop_size, self._boundary_network(irn))
-        if section is not None:
-            self._add_segmenters(section, images, segmenter)
+        boundary = None if self.config.irn is None else self._boundary_network(self.config.irn)
+        for stage in stages_of(self.config):
+            if stage.kind == "classifier":
+                training: TrainingConfig = self.config.spatial if stage.needs else self.config.bce
+                self._add_stage(stage.name, images, training, training.image_size, classifier)
+            elif stage.kind == "refinement" and (irn := self.config.irn) is not None:
+                self._add_stage(stage.name, images, irn.training, irn.training.crop_size, boundary)
+            elif stage.kind == "segmenter" and section is not None:
+                self._add_segmenter(stage, section, images, segmenter)
         return Plan(
             config=self.config,
             run_dir=self.run_dir,
@@ -126,7 +131,7 @@ class _Planner:
             splits=tuple(self.splits),
             needs=tuple(self.needs),
             stages=tuple(self.stages),
-            state=self._state(),
+            state=self._state(images),
             processes=self.processes,
             problems=tuple(self.problems),
         )
@@ -230,25 +235,25 @@ class _Planner:
         iterations = None if order is None else order.iterations
         self.stages.append(StagePlan(name, count, iterations, training, size, trained, frozen, memory))
 
-    def _add_segmenters(
-        self, section: SegmenterConfig, images: TaggedImages | None, model: PreTrainedModel | None
+    def _add_segmenter(
+        self, stage: Stage, section: SegmenterConfig, images: TaggedImages | None, model: PreTrainedModel | None
     ) -> None:
-        training = section.training
-        for labels in ("adaptive", *section.compare):
-            chosen = images.with_masks() if images and labels == "mask" else images
-            if images and not chosen:
-                self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
-            self._add_stage(f"segmenter/{labels}", chosen, training, training.crop_size, model)
+        chosen = images.with_masks() if images and stage.uses_masks else images
+        if images and not chosen:
+            self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
+        self._add_stage(stage.name, chosen, section.training, section.training.crop_size, model)
 
-    def _state(self) -> str:
-        path = self.run_dir / "config.yaml"
-        if path.is_file():
+    def _state(self, images: TaggedImages | None) -> str:
+        stages = stages_of(self.config)
+        begun = [stage.name for stage in stages if (self.run_dir / stage.name / RECORD).is_file()]
+        if begun:
             known = len(self.problems)
-            self._attempt(lambda: require_same(self.config, path))
+            if images is not None:
+                self._attempt(lambda: require_same(self.run_dir, stages, images.manifest_hash))
             if len(self.problems) > known:
                 return "holds another run"
-            done = [stage.name for stage in self.stages if (self.run_dir / stage.name / "summary.json").is_file()]
-            return f"continues a run; trained so far: {', '.join(done) or 'nothing'}"
+            done = [name for name in begun if read_json(self.run_dir / name / RECORD, {}).get("finished")]
+            return f"continues a run; finished so far: {', '.join(done) or 'nothing'}"
         there = next(parent for parent in (self.run_dir, *self.run_dir.absolute().parents) if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             self.problems.append(f"--output-dir {self.run_dir}: {there} is not a folder that can be written to")

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,24 +11,25 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
-from .config import LabellingConfig, PredictionConfig, RunConfig, from_mapping, to_mapping
-from .data import TaggedImages, load_images
-from .data.photos import load_photos
-from .data.proportions import ProportionTable, clamp_proportions
-from .evaluation.confusion import score_store
-from .evaluation.curves import write_atomic
-from .labelling.checkpoint import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
-from .labelling.hub_store import HubLabelMaps, open_label_maps
-from .labelling.labeller import LabelSummary, label_images
-from .labelling.methods import Method
-from .labelling.overlay import overlay
-from .labelling.segmentation import foreground_classes, predict_images
-from .labelling.store import LabelStore
-from .provenance import digest, file_digest
-from .references import local_checkpoint
-from .training.classifier import create_classifier, train_classifier
-from .training.device import use_cpu
-from .training.state import FitSummary
+from ..config import LabellingConfig, PredictionConfig, RunConfig, from_mapping, to_mapping
+from ..data import TaggedImages, load_images
+from ..data.photos import load_photos
+from ..data.proportions import ProportionTable, clamp_proportions
+from ..evaluation.confusion import score_store
+from ..files import digest, file_digest, write_atomic
+from ..labelling.checkpoint import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
+from ..labelling.hub_store import HubLabelMaps, open_label_maps
+from ..labelling.labeller import LabelSummary, label_images
+from ..labelling.methods import Method
+from ..labelling.overlay import overlay
+from ..labelling.segmentation import foreground_classes, predict_images
+from ..labelling.store import LabelStore
+from ..labelling.thresholds import ClassMaps
+from ..labelling.views import class_maps
+from ..references import local_checkpoint
+from ..training.classifier import create_classifier, train_classifier
+from ..training.device import use_cpu
+from ..training.state import FitSummary
 
 
 def label_with_checkpoint(
@@ -84,6 +85,22 @@ def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, spl
     model_dir = local_checkpoint(checkpoint)
     images = load_images(config.data, split or config.data.train_split)
     return label_with_checkpoint(model_dir, images, config.labelling, output_dir, strict=config.data.strict)
+
+
+def groups_of(images: TaggedImages, size: int) -> list[range]:
+    """Fixed groups of consecutive images, as [`label_images`] makes them."""
+    return [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+
+
+def maps_of(
+    model_dir: Path, images: TaggedImages, labelling: LabellingConfig, groups: Iterable[range]
+) -> Iterator[ClassMaps]:
+    """The class maps of groups of images, in memory."""
+    model = load_classifier(model_dir)
+    labels, ids = images.label_matrix(), images.image_ids
+    for group in groups:
+        photos = [images.image(index) for index in group]
+        yield from class_maps(model, photos, labels[list(group)], labelling, image_ids=[ids[index] for index in group])
 
 
 def predict_with_checkpoint(

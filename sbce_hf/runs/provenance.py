@@ -1,8 +1,6 @@
-"""What a result was made from: hashes, versions, hardware."""
+"""What a result was made from, as far as it may be told: versions, hardware, no local paths."""
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -27,30 +25,6 @@ PACKAGES = (
 
 # A path from the root, from home or from the working directory, inside a longer text.
 _LOCAL_PATH = re.compile(r"(?<![\w./\\:~-])(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:{}\[\]()=]+)+[/\\]?")
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """Hash of plain values, independent of the order of their keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def file_digest(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def weights_digest(weights: str) -> str:
-    """What weights a training starts from: the hash of their file, or `"random"` and `"pretrained"` as they are."""
-    return file_digest(Path(weights)) if Path(weights).is_file() else weights
 
 
 def versions() -> dict[str, str]:
@@ -79,24 +53,6 @@ def hardware() -> str:
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{os.cpu_count()} {platform.machine()} cores" + (f", {', '.join(names)}" if names else ", no GPU")
-
-
-# What a run makes: stages, and yardsticks. Other folders that lie in a run directory are somebody's own.
-_PARTS_OF_A_RUN = re.compile(r"(bce|round_\d+|irn|leak_best_constant|segmenter/(?:adaptive|bce|mask))(?:/|$)")
-
-
-def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:
-    """The run directory that a folder is a part of, and the stage; `None` twice for any other folder.
-
-    Args:
-        directory: a stage's folder, or one in it.
-    """
-    directory = directory.resolve()
-    for run_dir in directory.parents[:5]:
-        if (run_dir / "config.yaml").is_file() and (run_dir / "run.json").is_file():
-            found = _PARTS_OF_A_RUN.match(directory.relative_to(run_dir).as_posix())
-            return (run_dir, found[1]) if found else (None, None)
-    return None, None
 
 
 def without_local_paths(values: Any) -> Any:

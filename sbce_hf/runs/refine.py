@@ -8,21 +8,20 @@ No mask is read here.
 """
 
 import time
-from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
-from .config import IrnRefinementConfig, RunConfig, to_mapping
-from .labelling.irn import SeedMethod, WalkMethod
-from .labelling.store import LabelStore
-from .models.modeling_irn import STRIDE, IrnModel
-from .provenance import file_digest, weights_digest
-from .steps import label_with_checkpoint
-from .training.boundary import create_boundary_network, train_boundary
-from .training.device import use_cpu
-
-if TYPE_CHECKING:
-    from .pipeline import Run
+from ..config import IrnRefinementConfig, RunConfig, to_mapping
+from ..files import file_digest, weights_digest
+from ..labelling.irn import SeedMethod, WalkMethod
+from ..labelling.store import LabelStore
+from ..models.modeling_irn import STRIDE, IrnModel
+from ..training.boundary import create_boundary_network, train_boundary
+from ..training.device import use_cpu
+from .bench import Bench
+from .settings import labelling_of
+from .single import label_with_checkpoint
+from .stage import Stage
 
 IRN = "irn"
 # What the walk depends on besides the boundary network.
@@ -53,35 +52,38 @@ def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
     return model
 
 
-def refine(run: "Run", section: IrnRefinementConfig) -> None:
+def refine(bench: Bench, stage: Stage) -> None:
     """Find seeds, train the boundary network, label every image again; each part is done once."""
-    config, folder, last = run.config, run.run_dir / IRN, run.stages[-1]
-    classifier, labelling, strict = run.run_dir / last / "model", run.labelling(last), config.data.strict
+    config, folder = bench.config, bench.run_dir / stage.name
+    section = config.irn or IrnRefinementConfig()
+    classifier, strict = bench.run_dir / stage.needs[0].name / "model", config.data.strict
+    labelling = labelling_of(config, config.rounds)
     started = time.perf_counter()
     shares = {"seeds": [section.foreground_share, section.background_share]}
-    label_with_checkpoint(classifier, run.images, labelling, folder, strict, method=SeedMethod(section), inputs=shares)
-    run.process.wait_for_everyone()
+    seeding = SeedMethod(section)
+    label_with_checkpoint(classifier, bench.images, labelling, folder, strict, method=seeding, inputs=shares)
+    bench.process.wait_for_everyone()
     found = time.perf_counter() - started
-    seeds = LabelStore(folder / SeedMethod.name, run.images.class_names)
+    seeds = LabelStore(folder / seeding.name, bench.images.class_names)
     network = create_network(config, section)
     start = {"trunk_weights": weights_digest(section.trunk_weights or config.trunk_weights)}
     fitted = train_boundary(
-        network, run.images, seeds, section.training, output_dir=folder, seed=config.seed, inputs=start
+        network, bench.images, seeds, section.training, output_dir=folder, seed=config.seed, inputs=start
     )
     started = time.perf_counter()
     model = IrnModel.from_pretrained(fitted.model_dir).to(PartialState(cpu=use_cpu()).device)
     walk = {key: value for key, value in to_mapping(section).items() if key in WALK}
-    inputs = {"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")}
     summary = label_with_checkpoint(
         classifier,
-        run.images,
+        bench.images,
         labelling,
         folder / "labels",
         strict,
-        method=WalkMethod(model, section, crf=run.with_crf),
-        inputs=inputs,
+        method=WalkMethod(model, section, crf=labelling.crf is not None),
+        inputs={"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")},
     )
-    run.process.wait_for_everyone()
-    run.note_duration(f"{IRN}: training", fitted.seconds)
+    bench.process.wait_for_everyone()
+    bench.note_duration(f"{stage.name}: training", fitted.seconds)
     if summary.num_labelled:
-        run.note_duration(f"{IRN}: labelling", found + time.perf_counter() - started)
+        bench.note_duration(f"{stage.name}: labelling", found + time.perf_counter() - started)
+    bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)

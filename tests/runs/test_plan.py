@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,10 @@ from PIL import Image
 from sbce_hf.cli import main
 from sbce_hf.cli.plans import render_plan
 from sbce_hf.config import LoopConfig, load_recipe
-from sbce_hf.pipeline import Run
-from sbce_hf.plan import make_plan
+from sbce_hf.runs.plan import make_plan
+from sbce_hf.runs.run import open_bench
+from sbce_hf.runs.stage import keys_of, write_record
+from sbce_hf.runs.stages import stages_of
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.memory import estimate_memory
 
@@ -62,11 +63,12 @@ def test_every_problem_is_listed_and_nothing_is_written(tiny_recipe, tmp_path, c
 
 def test_state_of_the_run_directory(tiny_recipe, tmp_path):
     config = load_recipe(str(tiny_recipe))
-    Run(config, tmp_path / "run")
-    (tmp_path / "run" / "bce").mkdir()
-    (tmp_path / "run" / "bce" / "summary.json").write_text(json.dumps({}))
+    bench, stages = open_bench(config, tmp_path / "run"), stages_of(config)
+    keys = keys_of(stages, bench.manifest_hash)
+    write_record(tmp_path / "run", stages[0], keys, bench.manifest_hash, finished=True)
+    write_record(tmp_path / "run", stages[1], keys, bench.manifest_hash, finished=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert make_plan(config, tmp_path / "run").state == "continues a run; trained so far: bce"
+    assert make_plan(config, tmp_path / "run").state == "continues a run; finished so far: bce"
     other = make_plan(replace(config, seed=1), tmp_path / "run")
     assert other.state == "holds another run"
     assert len(other.problems) == 1 and "seed was 0, is 1" in other.problems[0]

@@ -11,7 +11,7 @@ from transformers import SegformerConfig
 from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.pipeline import run
+from sbce_hf.runs.run import run
 from sbce_hf.training.loop import TrainingHealthError
 
 SEGMENTER = {
@@ -138,7 +138,7 @@ def test_a_segmenter_that_fails_leaves_the_report_and_can_be_tried_with_other_se
     config = load_recipe(str(tiny_recipe), {"rounds": 1, "segmenter": diverging})
     with pytest.raises(TrainingHealthError, match="segmenter.training.lr"):
         run(config, tmp_path / "run")
-    assert (tmp_path / "run" / "report.md").is_file() and (tmp_path / "run" / "scores.json").is_file()
+    assert (tmp_path / "run" / "report.md").is_file() and (tmp_path / "run" / "round_1" / "scores.json").is_file()
     weights = tmp_path / "run" / "round_1" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "run" / "segmenter")

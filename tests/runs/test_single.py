@@ -6,7 +6,7 @@ from sbce_hf.data import load_images
 from sbce_hf.data.proportions import ProportionTable
 from sbce_hf.labelling.checkpoint import load_classifier
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.steps import estimate_proportions
+from sbce_hf.runs.single import estimate_proportions
 
 
 @pytest.fixture

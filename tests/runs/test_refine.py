@@ -17,9 +17,9 @@ from sbce_hf.cli import main
 from sbce_hf.config import IrnRefinementConfig, from_mapping, load_recipe, to_mapping
 from sbce_hf.data import load_images
 from sbce_hf.data.segmentation import check_label_maps
+from sbce_hf.files import file_digest, weights_digest
 from sbce_hf.labelling.store import LabelStore
-from sbce_hf.pipeline import run
-from sbce_hf.provenance import file_digest, weights_digest
+from sbce_hf.runs.run import run
 
 SECTION = {
     "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
@@ -122,7 +122,9 @@ def test_added_to_a_finished_run(finished, tiny_recipe, config, tmp_path):
     assert run(plain, run_dir).label_maps == run_dir / "round_1" / "labels" / "paper_crf"
     assert not (run_dir / "irn").exists()
     # Its segmenter was trained on other label maps.
-    with pytest.raises(ValueError, match=r"irn.model.trunk was None, is .*remove segmenter from it"):
+    with pytest.raises(
+        ValueError, match=r"made from round_1, now from irn and round_1.*remove segmenter/adaptive from it"
+    ):
         run(config, run_dir)
     assert load_recipe(str(run_dir / "config.yaml")).irn is None and not (run_dir / "irn").exists()
     shutil.rmtree(run_dir / "segmenter")

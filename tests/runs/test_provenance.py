@@ -1,6 +1,7 @@
 import pytest
 
-from sbce_hf.provenance import find_run, without_local_paths
+from sbce_hf.runs.provenance import without_local_paths
+from sbce_hf.runs.stages import find_run
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,9 @@ def test_command_stays_a_command():
 def test_only_a_runs_own_folders_belong_to_it(tmp_path):
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text("{}")
+    for name in ("bce", "round_2", "segmenter/mask"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "stage.json").write_text("{}")
     assert find_run(tmp_path / "segmenter" / "mask" / "predictions" / "labels") == (tmp_path, "segmenter/mask")
     assert find_run(tmp_path / "round_2") == (tmp_path, "round_2")
     assert find_run(tmp_path / "bce" / "labels" / "fixed") == (tmp_path, "bce")

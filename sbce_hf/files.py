@@ -1,0 +1,55 @@
+"""Files that are whole or not there, and what they hash to."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: a temporary file in the same folder, then a rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values as JSON, NaN as `null`; see [`write_atomic`]."""
+    write_atomic(path, json.dumps(_without_nan(values), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """Plain values from a JSON file that this package wrote; `default` where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Hash of plain values, independent of the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def weights_digest(weights: str) -> str:
+    """What weights a training starts from: the hash of their file, or `"random"` and `"pretrained"` as they are."""
+    return file_digest(Path(weights)) if Path(weights).is_file() else weights

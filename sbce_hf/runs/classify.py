@@ -1,0 +1,59 @@
+"""The stages with a classifier: stage 0 on image tags alone, then the rounds with Spatial-BCE.
+
+bce/       model/, labels/fixed and labels/fixed_crf, proportions.parquet
+round_1/   the same with labels/<rule>; starts from the weights and the proportions of the stage before
+"""
+
+import time
+from typing import Literal
+
+from ..data.proportions import ProportionTable
+from ..labelling.store import LabelStore
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..training.classifier import create_classifier, train_classifier
+from .bench import Bench
+from .settings import BCE, labelling_of
+from .single import estimate_proportions, label_with_checkpoint
+from .stage import Stage
+
+PROPORTIONS = "proportions.parquet"
+
+
+def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
+    """Train the classifier, label every image with it, and read the proportions for the next round off.
+
+    Args:
+        bench: of the run.
+        stage: to fill; needs the stage before, unless it is stage 0.
+        number: of the round; 0 is stage 0.
+    """
+    config, folder = bench.config, bench.run_dir / stage.name
+    previous = None
+    if stage.name == BCE:
+        kind: Literal["bce", "spatial"] = "bce"
+        training, proportions = config.bce, None
+        model = create_classifier(config.model, bench.images.class_names, config.trunk_weights, config.seed)
+    else:
+        before = bench.run_dir / stage.needs[0].name
+        kind, training = "spatial", config.spatial
+        previous = ProportionTable.load(before / PROPORTIONS)
+        proportions = previous.join(bench.images)
+        model = SpatialBceForImageClassification.from_pretrained(before / "model")
+    # Each round draws another order and other augmentations.
+    seed = config.seed + 1000 * number
+    fitted = train_classifier(model, bench.images, training, kind, proportions, output_dir=folder, seed=seed)
+    bench.note_duration(f"{stage.name}: training", fitted.seconds)
+    started = time.perf_counter()
+    labelling = labelling_of(config, number)
+    summary = label_with_checkpoint(
+        fitted.model_dir, bench.images, labelling, folder / "labels", strict=config.data.strict
+    )
+    bench.process.wait_for_everyone()
+    if summary.num_labelled:
+        bench.note_duration(f"{stage.name}: labelling", time.perf_counter() - started)
+    # From disk: a process's summary may miss what another one skipped last.
+    bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+    if bench.process.is_main_process:
+        table = estimate_proportions(LabelStore(folder / stage.stores[-1]), bench.images, config, previous)
+        table.save(folder / PROPORTIONS)
+    bench.process.wait_for_everyone()

@@ -1,0 +1,171 @@
+"""What a run shows: report, label-free quality page and figures, from what its stages have left on disk.
+
+Nothing is scored here, and a figure is drawn again only when a stage that it shows has changed. Of ground truth only
+the truth column of the contact sheet is read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import RunConfig
+from ..evaluation.contact_sheet import ContactRow, contact_sheet
+from ..evaluation.curves import plot_curves
+from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
+from ..evaluation.report import ReportContext, render_report
+from ..files import digest, read_json, write_atomic, write_json
+from ..labelling.store import LabelStore
+from ..training.state import read_metrics
+from .bench import QUALITY_PAGE, REPORT, Bench
+from .scoring import LABELLED, read_quality, score_rows
+from .settings import labelling_of
+from .single import groups_of, maps_of
+from .stage import Stage
+from .stages import classifier_of, labels_of
+
+FIGURES, DRAWN = "figures", "drawn.json"
+SHEET, CURVES, THRESHOLDS = "figures/sheet.png", "figures/curves.png", "figures/thresholds.png"
+
+
+def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str]) -> None:
+    """Write `report.md`, `quality.md` and their figures.
+
+    Args:
+        bench: of the run; only the main process calls.
+        stages: those that are finished.
+        keys: of the stages.
+    """
+    config, run_dir = bench.config, bench.run_dir
+    found = {stage.name: read_quality(run_dir / stage.name) for stage in stages if stage.kind in LABELLED}
+    qualities = [quality[0] for quality in found.values() if quality is not None]
+    agreements = {
+        (quality[1][0], name): quality[1][1] for name, quality in found.items() if quality and quality[1] is not None
+    }
+    pictures = _Pictures(run_dir)
+    figures = _curves(bench, stages, keys, pictures)
+    sheet = _sheet(bench, stages, keys, pictures)
+    if sheet:
+        figures[sheet] = SHEET
+    histogram = {stage.name: keys[stage.name] for stage in stages if stage.kind in LABELLED}
+    drawn = pictures.draw(THRESHOLDS, histogram, lambda path: plot_thresholds(qualities, path))
+    write_atomic(run_dir / QUALITY_PAGE, render_quality(qualities, agreements, THRESHOLDS if drawn else None))
+    notes, (scores, segmenters) = bench.notes(), score_rows(run_dir, stages)
+    context = ReportContext(
+        title="Label maps from image tags",
+        command=notes["command"],
+        seed=config.seed,
+        data=_describe(config),
+        num_images=len(bench.images),
+        class_names=bench.images.class_names,
+        versions=notes["versions"],
+        hardware=notes["hardware"],
+        durations=notes.get("durations", {}),
+        scores=scores,
+        score_split=config.data.score_split,
+        known_classes=config.labelling.known_classes,
+        segmenters=segmenters,
+        segmenter_split=None if config.segmenter is None else config.segmenter.score_split,
+        label_free=summary_table(qualities),
+        figures=figures,
+        skipped=bench.images.skipped,
+        warnings=[warning for quality in qualities for warning in quality.warnings],
+    )
+    write_atomic(run_dir / REPORT, render_report(context))
+
+
+class _Pictures:
+    """The figures of a run, each of which is drawn once for what it shows."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self._path = run_dir, run_dir / FIGURES / DRAWN
+
+    def draw(self, name: str, shows: Mapping[str, Any], draw: Callable[[Path], bool | None]) -> bool:
+        """Draw a figure unless it is there; returns whether there is anything to see."""
+        known, key, path = read_json(self._path, {}), digest(shows), self.run_dir / name
+        if known.get(name) != key or not path.is_file():
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(path)
+            if path.is_file():
+                write_json(self._path, read_json(self._path, {}) | {name: key})
+        return path.is_file()
+
+
+def _curves(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str], pictures: _Pictures) -> dict[str, str]:
+    groups = {"Training curves": [stage for stage in stages if stage.kind == "classifier"]}
+    # Each its own: another network, with another learning rate.
+    groups |= {f"Training curves of {stage.name}": [stage] for stage in stages if stage.kind == "refinement"}
+    figures = {}
+    for caption, shown in groups.items():
+        name = CURVES if shown[0].kind == "classifier" else f"figures/curves_{shown[0].name}.png"
+        lines = {stage.name: read_metrics(bench.run_dir / stage.name / "metrics.jsonl") for stage in shown}
+        pictures.draw(name, {stage.name: keys[stage.name] for stage in shown}, partial(plot_curves, lines))
+        figures[caption] = name
+    return figures
+
+
+def _sheet(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str], pictures: _Pictures) -> str | None:
+    """Draw the contact sheet; returns its caption, `None` without one."""
+    if not bench.config.contact_images:
+        return None
+    classifier, labelled = classifier_of(stages), labels_of(stages)
+    shown = {stage.name: keys[stage.name] for stage in (classifier, labelled)}
+    shows = {**shown, "images": bench.config.contact_images, "split": bench.config.data.score_split}
+
+    def draw(path: Path) -> None:
+        if rows := list(_contact_rows(bench, classifier, labelled)):
+            contact_sheet(rows, bench.images.class_names, path)
+
+    if not pictures.draw(SHEET, shows, draw):
+        return None
+    refined = ", refined" if labelled is not classifier else ""
+    truth = "" if bench.scored is None else ", truth"
+    return f"Photo, activation map of the last round, its label map, after the CRF{refined}{truth}"
+
+
+def _contact_rows(bench: Bench, classifier: Stage, labelled: Stage) -> Iterator[ContactRow]:
+    config, folder = bench.config, bench.run_dir / classifier.name
+    stores = [LabelStore(folder / name) for name in classifier.stores]
+    store, crf_store = stores[0], stores[1] if len(stores) > 1 else None
+    refined = None
+    if labelled is not classifier:
+        refined = LabelStore(bench.run_dir / labelled.name / labelled.stores[-1])
+    images = bench.images if bench.scored is None else bench.scored
+    images = images.select([index for index, image_id in enumerate(images.image_ids) if image_id in store])
+    images = images.select(_spread(images.label_matrix(), config.contact_images))
+    labelling = labelling_of(config, config.rounds)
+    maps_of_images = maps_of(folder / "model", images, labelling, groups_of(images, labelling.batch_size))
+    for index, maps in enumerate(maps_of_images):
+        photo = images.image(index)
+        blank = np.zeros((photo.height, photo.width), np.float32)
+        yield ContactRow(
+            image_id=maps.image_id,
+            image=photo,
+            activation=maps.probabilities.max(axis=0) if len(maps.classes) else blank,
+            label_map=store.read(maps.image_id),
+            crf_label_map=None if crf_store is None else crf_store.read(maps.image_id),
+            refined_label_map=refined.read(maps.image_id) if refined and maps.image_id in refined else None,
+            truth=None if bench.scored is None else images.mask(index),
+        )
+
+
+def _describe(config: RunConfig) -> str:
+    data = config.data
+    where = data.dataset if data.source == "hub" else Path(data.data_dir).name if data.data_dir else "embedded"
+    return f"{data.source} ({where}), split {data.train_split}"
+
+
+def _spread(labels: np.ndarray, count: int) -> list[int]:
+    """Up to `count` images, the classes in turn, so that each is seen."""
+    queues = [np.flatnonzero(column).tolist() for column in labels.T]
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(labels)) and any(queues):
+        for queue in queues:
+            while queue and queue[0] in chosen:
+                queue.pop(0)
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return chosen

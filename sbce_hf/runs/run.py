@@ -1,0 +1,134 @@
+"""A whole run over one run directory: the stages of `stages.py`, one after the other, then what they are worth.
+
+Every stage finds out by itself what it has already done, so a run that was killed at any moment continues when the
+same command is given again and ends with the same label maps.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ..config import RunConfig, to_mapping
+from ..evaluation.report import ScoreRow, SegmenterRow
+from ..files import write_atomic
+from ..labelling.store import LabelStore
+from ..training.classifier import create_classifier
+from ..training.segmenter import create_segmenter
+from .bench import CONFIG, REPORT, Bench
+from .provenance import hardware, versions
+from .refine import create_network
+from .report import write_report
+from .scoring import LABELLED, measure, score_rows
+from .stage import is_finished, keys_of, require_same, write_record
+from .stages import classifier_of, labels_of, segmenter_of, stages_of
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run leaves.
+
+    Args:
+        report: its report.
+        label_maps: the label store to use: the last round's, or refined, after the CRF if there is one.
+        model_dir: the last round's classifier.
+        num_images: labelled.
+        num_skipped: images that were left out.
+        scores: rows of the report's table; empty without ground truth.
+        segmenter_dir: the segmenter trained on these label maps; `None` without that stage.
+        segmenter_scores: rows of its table.
+    """
+
+    report: Path
+    label_maps: Path
+    model_dir: Path
+    num_images: int
+    num_skipped: int
+    scores: list[ScoreRow]
+    segmenter_dir: Path | None
+    segmenter_scores: list[SegmenterRow]
+
+
+def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Bench:
+    """Check everything that a run needs, then make its directory or take it up again.
+
+    Args:
+        config: everything that decides the result.
+        run_dir: made if needed.
+        command: what reproduces the run, for the report.
+
+    Raises:
+        ValueError: the directory holds a run with another config, or data, weights and settings do not fit.
+        FileNotFoundError: data or weights are missing.
+    """
+    # Data and models first: a wrong path must not leave a run directory behind.
+    bench = Bench(config, run_dir)
+    create_classifier(config.model, bench.images.class_names, config.trunk_weights, config.seed)
+    if config.irn is not None:
+        create_network(config, config.irn)
+    if config.segmenter is not None and not config.segmenter.starts_from_classifier:
+        create_segmenter(config.segmenter, bench.images.class_names, seed=config.seed)
+    if bench.process.is_main_process:
+        require_same(bench.run_dir, stages_of(config), bench.manifest_hash)
+        bench.run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(bench.run_dir / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False))
+        bench.note(command=command, versions=versions(), hardware=hardware(), manifest_hash=bench.manifest_hash)
+    bench.process.wait_for_everyone()
+    return bench
+
+
+def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary:
+    """Do what is left to do of a run's stages, scores and report.
+
+    Args:
+        config: everything that decides the result.
+        run_dir: made if needed.
+        command: what reproduces the run, for the report.
+
+    Raises:
+        ValueError: see [`open_bench`].
+        FileNotFoundError: see [`open_bench`].
+        TrainingHealthError: training has failed.
+    """
+    bench, stages = open_bench(config, run_dir, command), stages_of(config)
+    keys = keys_of(stages, bench.manifest_hash)
+    rounds = [stage for stage in stages if stage.kind == "classifier"]
+    for number, stage in enumerate(stages):
+        folder = bench.run_dir / stage.name
+        if not bench.decided(is_finished(bench.run_dir, stage, keys[stage.name])):
+            if bench.process.is_main_process:
+                write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=False)
+            stage.make(bench, stage)
+            if bench.process.is_main_process:
+                write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=True)
+        elif stage.kind in LABELLED:
+            bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+        measure(bench, stage, keys[stage.name])
+        # From the last round on after each stage: one that fails must not cost what is known before it.
+        if number >= len(rounds) - 1 and bench.process.is_main_process:
+            write_report(bench, stages[: number + 1], keys)
+        bench.process.wait_for_everyone()
+    return _summary(bench)
+
+
+def _summary(bench: Bench) -> RunSummary:
+    stages, run_dir = stages_of(bench.config), bench.run_dir
+    labelled, segmenter = labels_of(stages), segmenter_of(stages)
+    store = LabelStore(run_dir / labelled.name / labelled.stores[-1])
+    skipped = {
+        name
+        for stage in stages
+        if stage.kind in LABELLED
+        for name in LabelStore(run_dir / stage.name / stage.stores[0]).skipped
+    }
+    scores, segmenter_scores = score_rows(run_dir, stages)
+    return RunSummary(
+        report=run_dir / REPORT,
+        label_maps=store.directory,
+        model_dir=run_dir / classifier_of(stages).name / "model",
+        num_images=len(store.done_ids()),
+        num_skipped=len(bench.images.skipped) + len(skipped),
+        scores=scores,
+        segmenter_dir=None if segmenter is None else run_dir / segmenter.name / "model",
+        segmenter_scores=segmenter_scores,
+    )

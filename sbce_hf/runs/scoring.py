@@ -1,0 +1,142 @@
+"""What a finished stage is worth, once and for all: `scores.json` from masks, `quality.json` without any.
+
+The report and the cards are made from these files. The work is shared by all processes. Nothing that a stage is made
+from reads them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig
+from ..data import TaggedImages
+from ..evaluation.confusion import score_store
+from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quality
+from ..evaluation.report import ScoreRow, SegmenterRow
+from ..files import digest, read_json, write_json
+from ..labelling.store import LabelStore
+from ..processes import shared, summed
+from .bench import Bench
+from .refine import IRN
+from .stage import Stage
+
+SCORES, QUALITY = "scores.json", "quality.json"
+RANDOM_WALK = "IRN random walk"
+# Stages whose label maps are results, and so can be looked at without masks.
+LABELLED = ("classifier", "refinement")
+
+
+def measure(bench: Bench, stage: Stage, key: str) -> None:
+    """Score a finished stage and look at its quality, unless that has been done.
+
+    Args:
+        bench: of the run; all processes call.
+        stage: finished.
+        key: of the stage.
+    """
+    scored = bench.segmenter_data.scored if stage.kind == "segmenter" else bench.scored
+    if stage.scored_on is not None and scored is not None:
+        _once(bench, stage, SCORES, digest({"stage": key, "images": scored.manifest_hash}), _scores, scored)
+    if stage.kind in LABELLED:
+        _once(bench, stage, QUALITY, key, _quality)
+
+
+def _once(bench: Bench, stage: Stage, name: str, key: str, make: Any, *arguments: Any) -> None:
+    path = bench.run_dir / stage.name / name
+    # The main process decides for all: on a shared disk another may already see what it writes.
+    if not bench.decided((read_json(path) or {}).get("key") == key):
+        values = make(bench, stage, *arguments)
+        if bench.process.is_main_process:
+            write_json(path, {"key": key, **values})
+        bench.process.wait_for_everyone()
+
+
+def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
+    rows = []
+    for name in stage.stores:
+        store = LabelStore(bench.run_dir / stage.name / name)
+        result = score_store(store, scored, process=bench.process)
+        crf = bool(store.meta.get("crf"))
+        numbers = {key: result[key] for key in ("mean_iou", "per_class_iou", "num_images")}
+        row: ScoreRow | SegmenterRow
+        if stage.kind == "segmenter":
+            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, **numbers)
+        else:
+            row = ScoreRow(
+                stage=_source(stage).name if stage.kind == "yardstick" else stage.name,
+                rule=_rule(stage, store, bench.config),
+                crf=crf,
+                uses_ground_truth=stage.uses_masks,
+                note=RANDOM_WALK if stage.name == IRN else "",
+                **numbers,
+            )
+        rows.append(asdict(row))
+    return {"rows": rows}
+
+
+def _source(stage: Stage) -> Stage:
+    return stage.needs[0]
+
+
+def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
+    """How class maps became labels, in words."""
+    labelling = store.meta["config"]
+    if stage.uses_masks:
+        return f"best constant {labelling['background_threshold']:g}"
+    # The walk starts from the adaptive thresholds, whatever the rule.
+    rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"
+    if labelling["rule"] == "fixed" and stage.kind != "refinement":
+        rule = f"fixed {labelling['background_threshold']:g}"
+    if tuple(labelling["scales"]) != tuple(config.labelling.scales):
+        rule += f", scales {' '.join(f'{scale:g}' for scale in labelling['scales'])}"
+    return rule
+
+
+def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
+    stores = [LabelStore(bench.run_dir / stage.name / name) for name in (stage.stores[0], stage.stores[-1])]
+    before, after = ([store.record(name) for name in sorted(store.done_ids())] for store in stores)
+    quality = stage_quality(stage.name, bench.images.class_names, before, after)
+    found = None
+    if stage.needs:
+        source = _source(stage)
+        previous, last = LabelStore(bench.run_dir / source.name / source.stores[-1]), stores[-1]
+        ids = [name for name in bench.images.image_ids if name in previous and name in last]
+        own = ids[bench.process.process_index :: bench.process.num_processes]
+        compared = agreement(
+            (previous.read(ids[index]) for index in shared(len(ids), bench.process)),
+            (last.read(name) for name in own),
+            bench.images.num_classes,
+            total=lambda counts: summed(counts, bench.process),
+        )
+        found = {"with": source.name, **asdict(compared), "per_class_iou": compared.per_class_iou.tolist()}
+    return {"stage": quality.to_plain(), "agreement": found}
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a stage's `scores.json`; none where nothing was scored."""
+    return (read_json(folder / SCORES) or {}).get("rows", [])
+
+
+def read_quality(folder: Path) -> tuple[StageQuality, tuple[str, Agreement] | None] | None:
+    """A stage's quality, and its agreement with the stage before; `None` where there is none."""
+    values = read_json(folder / QUALITY)
+    if values is None:
+        return None
+    compared = values["agreement"]
+    found = None if compared is None else (compared.pop("with"), Agreement.from_plain(compared))
+    return StageQuality.from_plain(values["stage"]), found
+
+
+def score_rows(run_dir: Path, stages: Sequence[Stage]) -> tuple[list[ScoreRow], list[SegmenterRow]]:
+    """The rows of a run's stages, of label maps and of segmenters."""
+    labels: list[ScoreRow] = []
+    segmenters: list[SegmenterRow] = []
+    for stage in stages:
+        # What is there may be of an earlier start that had masks.
+        rows = [] if stage.scored_on is None else read_scores(run_dir / stage.name)
+        if stage.kind == "segmenter":
+            segmenters += [SegmenterRow(**row) for row in rows]
+        else:
+            labels += [ScoreRow(**row) for row in rows]
+    return sorted(labels, key=lambda row: row.uses_ground_truth), segmenters

@@ -1,0 +1,26 @@
+"""How a run's settings apply to its stages."""
+
+from dataclasses import replace
+
+from ..config import LabellingConfig, RunConfig
+
+BCE = "bce"
+
+
+def labelling_of(config: RunConfig, number: int) -> LabellingConfig:
+    """How the classifier of a round is turned into label maps; stage 0 has no trained thresholds.
+
+    Args:
+        config: of the run.
+        number: of the round; 0 is stage 0.
+    """
+    if number == 0:
+        return replace(config.labelling, rule="fixed")
+    if number == config.rounds and config.final_scales is not None:
+        return replace(config.labelling, scales=config.final_scales)
+    return config.labelling
+
+
+def variants(name: str, config: LabellingConfig) -> tuple[str, ...]:
+    """The label stores of a method, before and after the CRF, relative to a stage's folder."""
+    return tuple(f"labels/{name}{suffix}" for suffix in (("", "_crf") if config.crf is not None else ("",)))

@@ -1,0 +1,126 @@
+"""One stage of a run: what makes it, what decides its result, and what its folder says about both."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..files import digest, read_json, write_json
+from ..training.loop import FREE_SETTINGS
+from .bench import Bench
+
+# In a stage's folder; a folder without one is somebody's own.
+RECORD = "stage.json"
+# Settings that decide no result: they may differ when a run is continued.
+FREE = {*FREE_SETTINGS, "crf_workers", "contact_images", "strict"}
+
+Kind = Literal["classifier", "refinement", "segmenter", "yardstick"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a run.
+
+    Args:
+        name: of its folder in the run directory.
+        kind: what it leaves: a classifier with its label maps, refined label maps, a segmentation network with its
+            predictions, or label maps to compare with.
+        make: fills the folder; called again after a kill, it continues.
+        settings: the part of the recipe that decides its result, with the recipe's keys.
+        needs: the stages whose folders it reads.
+        stores: its label stores, relative to the folder; later stages read the last one.
+        uses_masks: it opens ground truth, and so is a yardstick, never a result.
+        scored_on: split whose masks its label stores are scored on, afterwards.
+    """
+
+    name: str
+    kind: Kind
+    make: Callable[[Bench, "Stage"], None]
+    settings: Mapping[str, Any]
+    needs: tuple["Stage", ...] = ()
+    stores: tuple[str, ...] = ()
+    uses_masks: bool = False
+    scored_on: str | None = None
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section that decide a result."""
+    return {
+        key: deciding(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if key not in FREE
+    }
+
+
+def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:
+    """A stage's key covers its settings, the images and the keys of what it reads.
+
+    Args:
+        stages: each after those that it needs.
+        images: hash of the training images.
+    """
+    keys: dict[str, str] = {}
+    for stage in stages:
+        needs = {need.name: keys[need.name] for need in stage.needs}
+        keys[stage.name] = digest({"settings": stage.settings, "needs": needs, "images": images})
+    return keys
+
+
+def is_finished(run_dir: Path, stage: Stage, key: str) -> bool:
+    """Whether the folder holds the whole result of these settings."""
+    record = read_json(run_dir / stage.name / RECORD, {})
+    return bool(record.get("finished")) and record.get("key") == key
+
+
+def write_record(run_dir: Path, stage: Stage, keys: Mapping[str, str], images: str, finished: bool) -> None:
+    """Say in the stage's folder what it is made from, and whether it is all there."""
+    values = {
+        "key": keys[stage.name],
+        "finished": finished,
+        "uses_masks": stage.uses_masks,
+        "images": images,
+        "settings": stage.settings,
+        "needs": {need.name: keys[need.name] for need in stage.needs},
+    }
+    write_json(run_dir / stage.name / RECORD, values)
+
+
+def require_same(run_dir: Path, stages: Sequence[Stage], images: str) -> None:
+    """Compare what a run directory holds with what is about to be made.
+
+    Raises:
+        ValueError: a stage was made, or begun, with other settings; names the keys, and what would be made again.
+    """
+    keys = keys_of(stages, images)
+    records = {stage.name: read_json(run_dir / stage.name / RECORD) for stage in stages}
+    others = [stage for stage in stages if (found := records[stage.name]) and found.get("key") != keys[stage.name]]
+    if not others:
+        return
+    first = others[0]
+    shown = ", ".join(_differences(first, records[first.name], keys, images)[:5])
+    # A stage that is not there yet is no loss.
+    again = [stage.name for stage in others]
+    named = again[0] if len(again) == 1 else f"{', '.join(again[:-1])} and {again[-1]}"
+    raise ValueError(
+        f"{run_dir}: holds a run with another config: {first.name}: {shown}. Give the same settings to continue "
+        f"it, or another --output-dir to start a new one; or remove {named} from it: that is made again"
+    )
+
+
+def _differences(stage: Stage, record: Mapping[str, Any], keys: Mapping[str, str], images: str) -> list[str]:
+    was, now = flat(record.get("settings", {})), flat(stage.settings)
+    lines = [f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in was | now if was.get(key) != now.get(key)]
+    if record.get("images") != images:
+        lines.append(f"the images were {record.get('images')}, are {images} (manifest hash)")
+    needed, needs = record.get("needs", {}), {need.name: keys[need.name] for need in stage.needs}
+    if needed.keys() != needs.keys():
+        lines.append(f"made from {' and '.join(needed) or 'nothing'}, now from {' and '.join(needs) or 'nothing'}")
+    return lines or [f"was made from another {name}" for name, key in needs.items() if needed.get(name) != key]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

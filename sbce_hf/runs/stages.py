@@ -1,0 +1,150 @@
+"""A run as a list of stages, made from its config: the only file that knows the order.
+
+    bce                  a classifier on image tags alone, and its label maps
+    round_1, round_2     Spatial-BCE with the proportions of the stage before
+    leak_best_constant   a yardstick: stage 0 at the constant that is best on ground truth, where there are masks
+    irn                  the last label maps refined, if the recipe has that section
+    segmenter/adaptive   a segmentation network on the last label maps, if the recipe has that section
+    segmenter/bce        the same network on stage 0's label maps, if `segmenter.compare` asks for it
+    segmenter/mask       the same on true masks: a yardstick
+
+What may be left out, what a stage is made from, whether a folder can be continued: all of it follows from this list.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from ..config import RunConfig, from_mapping, to_mapping
+from .bench import CONFIG, NOTES, Bench
+from .classify import train_and_label
+from .refine import IRN, refine
+from .segment import train_and_predict
+from .settings import BCE, labelling_of, variants
+from .stage import RECORD, Stage, deciding
+from .yardstick import best_constant
+
+# Section of the recipe to what fills the stage of that name, in the order in which they refine.
+REFINEMENTS: Mapping[str, Callable[[Bench, Stage], None]] = {IRN: refine}
+LEAK, SEGMENTER = "leak_best_constant", "segmenter"
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages of a run, each after those that it needs."""
+    stages = [_classifier(config, 0, None)]
+    for number in range(1, config.rounds + 1):
+        stages.append(_classifier(config, number, stages[-1]))
+    first, last = stages[0], stages[-1]
+    if config.data.score_split is not None:
+        scored = {"data": {"score_split": config.data.score_split}}
+        stages.append(
+            Stage(LEAK, "yardstick", best_constant, scored, (first,), first.stores, True, config.data.score_split)
+        )
+    labelled = last
+    for name, make in REFINEMENTS.items():
+        if getattr(config, name) is not None:
+            labelled = _refinement(config, name, make, labelled)
+            stages.append(labelled)
+    if config.segmenter is not None:
+        sources: dict[str, Stage | None] = {"adaptive": labelled, "bce": first, "mask": None}
+        for labels in ("adaptive", *config.segmenter.compare):
+            stages.append(_segmenter(config, labels, sources[labels], last))
+    return stages
+
+
+def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage:
+    values, labelling = to_mapping(config), labelling_of(config, number)
+    settings = {
+        "seed": config.seed,
+        "labelling": deciding(to_mapping(labelling)),
+        "proportions": values["proportions"],
+        # Where class maps end decides the least share that a present class keeps.
+        "spatial": {"image_size": config.spatial.image_size},
+    }
+    if previous is None:
+        data = {key: value for key, value in values["data"].items() if key not in ("score_split", "strict")}
+        settings |= {key: values[key] for key in ("model", "trunk_weights")}
+        settings |= {"data": data, "bce": deciding(values["bce"])}
+    else:
+        settings["spatial"] = deciding(values["spatial"])
+    return Stage(
+        name=f"round_{number}" if number else BCE,
+        kind="classifier",
+        make=partial(train_and_label, number=number),
+        settings=settings,
+        needs=() if previous is None else (previous,),
+        stores=variants(labelling.rule, labelling),
+        scored_on=config.data.score_split,
+    )
+
+
+def _refinement(config: RunConfig, name: str, make: Callable[[Bench, Stage], None], source: Stage) -> Stage:
+    labelling = labelling_of(config, config.rounds)
+    settings = {
+        "seed": config.seed,
+        "trunk_weights": config.trunk_weights,
+        name: deciding(to_mapping(config)[name]),
+        "labelling": deciding(to_mapping(labelling)),
+    }
+    stores, split = variants(name, labelling), config.data.score_split
+    return Stage(name, "refinement", make, settings, (source,), stores, scored_on=split)
+
+
+def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier: Stage) -> Stage:
+    section = deciding(to_mapping(config)[SEGMENTER])
+    # Which others there are decides nothing about this one.
+    section.pop("compare")
+    crf = section["prediction"]["crf"] is not None
+    predictions = ("predictions/labels", "predictions/labels_crf") if crf else ("predictions/labels",)
+    return Stage(
+        name=f"{SEGMENTER}/{labels}",
+        kind="segmenter",
+        make=partial(train_and_predict, source=source, classifier=classifier),
+        settings={"seed": config.seed, SEGMENTER: section},
+        needs=tuple(dict.fromkeys(stage for stage in (source, classifier) if stage is not None)),
+        stores=() if section["score_split"] is None else predictions,
+        uses_masks=source is None,
+        scored_on=section["score_split"],
+    )
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The config of a run directory.
+
+    Raises:
+        ValueError: it is none of this version's.
+    """
+    path = run_dir / CONFIG
+    return from_mapping(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def classifier_of(stages: Sequence[Stage]) -> Stage:
+    """The stage whose classifier is the run's."""
+    return [stage for stage in stages if stage.kind == "classifier"][-1]
+
+
+def labels_of(stages: Sequence[Stage]) -> Stage:
+    """The stage whose label maps are the run's: the last round, or what refines it."""
+    return [stage for stage in stages if stage.kind in ("classifier", "refinement")][-1]
+
+
+def segmenter_of(stages: Sequence[Stage]) -> Stage | None:
+    """The stage whose segmentation network is the run's: the first, as the others are compared with it."""
+    return next((stage for stage in stages if stage.kind == "segmenter"), None)
+
+
+def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:
+    """The run directory that a folder is a part of, and the stage; `None` twice for any other folder.
+
+    Args:
+        directory: a stage's folder, or one in it.
+    """
+    directory = directory.resolve()
+    for folder in (directory, *directory.parents[:4]):
+        if (folder / RECORD).is_file():
+            for run_dir in folder.parents[:2]:
+                if (run_dir / CONFIG).is_file() and (run_dir / NOTES).is_file():
+                    return run_dir, folder.relative_to(run_dir).as_posix()
+    return None, None

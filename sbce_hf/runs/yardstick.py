@@ -1,0 +1,42 @@
+"""What stage 0's class maps would reach at the constant that is best on ground truth: a yardstick, not a result."""
+
+from dataclasses import replace
+from functools import partial
+
+from ..files import read_json, write_json
+from ..labelling.thresholds import scan_fixed_threshold_on_ground_truth
+from ..processes import shared, summed
+from .bench import Bench
+from .settings import labelling_of
+from .single import groups_of, label_with_checkpoint, maps_of
+from .stage import Stage
+
+SCAN = "scan.json"
+
+
+def best_constant(bench: Bench, stage: Stage) -> None:
+    """Find the constant on the scored images' masks, and label these images with it."""
+    if bench.scored is None:
+        raise ValueError(f"{stage.name}: no image has a mask")
+    folder, model_dir = bench.run_dir / stage.name, bench.run_dir / stage.needs[0].name / "model"
+    path, labelling = folder / SCAN, labelling_of(bench.config, 0)
+    if not path.is_file():
+        scored, process = bench.scored, bench.process
+        # Whole groups, as labelling has them: which images share a batch decides the last bits of their maps.
+        groups = groups_of(scored, labelling.batch_size)
+        own = groups[process.process_index :: process.num_processes]
+        in_step = (groups[number] for number in shared(len(groups), process, step=1))
+        scan = scan_fixed_threshold_on_ground_truth(
+            maps_of(model_dir, scored, labelling, in_step),
+            (scored.mask(index) for group in own for index in group),
+            scored.num_classes,
+            total=partial(summed, process=process),
+        )
+        values = {"constants": scan.constants.tolist(), "mean_iou": scan.mean_iou.tolist()}
+        if bench.process.is_main_process:
+            write_json(path, {"note": scan.note, "best": scan.best[0], **values})
+        bench.process.wait_for_everyone()
+    constant = read_json(path)["best"]
+    labelling = replace(labelling, background_threshold=constant)
+    label_with_checkpoint(model_dir, bench.scored, labelling, folder / "labels")
+    bench.process.wait_for_everyone()
