@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from ..labelling.segmentation import foreground_classes, predict_images
 from ..labelling.store import LabelStore
 from ..labelling.thresholds import ClassMaps
 from ..labelling.views import class_maps
+from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.modeling_trunk import create_trunk
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
@@ -220,13 +223,19 @@ def estimate_proportions(
         raise ValueError(
             f"label store {store.directory}: no label map of image {missing[0]!r}; finish labelling first"
         )
-    stride = config.model.get("output_stride") or 8
-    num_pixels = max(config.spatial.image_size // stride, 1) ** 2
+    num_pixels = max(config.spatial.image_size // class_map_stride(config), 1) ** 2
     shares = shares[[rows[image_id] for image_id in images.image_ids]]
     clamped, lost = clamp_proportions(shares, images.label_matrix(), config.proportions, num_pixels)
     if previous is not None and config.proportions.lost == "previous":
         clamped = np.where(lost, previous.join(images), clamped)
     return ProportionTable(images.class_names, tuple(images.image_ids), clamped, lost)
+
+
+def class_map_stride(config: RunConfig) -> int:
+    """Pixels of an image per pixel of a class map and axis; the trunk's own where the recipe leaves it open."""
+    with torch.device("meta"):
+        trunk = create_trunk(SpatialBceConfig(**config.model))
+    return cast(Any, trunk).feature_info.reduction()[-1]
 
 
 def train_stage(
