@@ -71,13 +71,9 @@ class DeepLabPreTrainedModel(DataOnlyMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers calls the nearest model for every submodule: the trunk's must keep what timm gave them.
-        head: Any = getattr(self, "head", None)
-        if head is None:
-            if hasattr(module, "init_non_persistent_buffers"):
-                cast(Any, module).init_non_persistent_buffers()
-        elif isinstance(module, nn.Conv2d):
-            if any(module is branch.classifier for branch in head.branches):
+        # transformers calls this for every submodule but the trunk's, which are the trunk's matter.
+        if isinstance(module, nn.Conv2d):
+            if any(module is branch.classifier for branch in cast(Any, self.head).branches):
                 initialization.normal_(module.weight, std=self.config.initializer_range)
             else:
                 # N(0, 0.01), too, would shrink what passes the two hidden layers to a tenth.

@@ -13,7 +13,7 @@ from .configuration_irn import IrnConfig
 from .losses_irn import boundary_loss
 from .losses_spatial_bce import sum_over_processes
 from .modeling_checkpoint import DataOnlyMixin
-from .modeling_trunk import create_trunk
+from .modeling_trunk import HasTrunk
 
 # Stride of the boundary map.
 STRIDE = 4
@@ -37,7 +37,7 @@ class IrnOutput(ModelOutput):
     boundary_logits: Tensor | None = None
 
 
-class IrnModel(DataOnlyMixin, PreTrainedModel):
+class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
     """A frozen trunk, all of whose feature levels a light head turns into a boundary map.
 
     The published displacement branch serves instance masks only and shares nothing with the boundaries; it is left
@@ -57,7 +57,7 @@ class IrnModel(DataOnlyMixin, PreTrainedModel):
 
     def __init__(self, config: IrnConfig) -> None:
         super().__init__(config)
-        self.trunk: Any = create_trunk(config, out_indices=None)
+        self.build_trunk(config, out_indices=None)
         info: Any = self.trunk.feature_info
         if STRIDE not in info.reduction():
             raise ValueError(
@@ -77,9 +77,12 @@ class IrnModel(DataOnlyMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The trunk keeps what timm gave it, and convolutions torch's own initialisation, as in the released program.
-        if hasattr(module, "init_non_persistent_buffers"):
-            cast(Any, module).init_non_persistent_buffers()
+        super()._init_weights(module)
+        # Convolutions and norms keep torch's own initialisation, as in the released program. Only those built without
+        # memory lack it; in a new model it would be drawn twice.
+        if self._trunk_was_empty and any(module is part for part in (self.boundary, *self.sides.modules())):
+            if hasattr(module, "reset_parameters"):
+                cast(Any, module).reset_parameters()
 
     def train(self, mode: bool = True) -> "IrnModel":
         """Like `nn.Module.train`, but the trunk is frozen."""

@@ -52,7 +52,7 @@ class SpatialBcePreTrainedModel(DataOnlyMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers calls this for every submodule: the trunk's must keep what timm gave them. Each head is
+        # transformers calls this for every submodule but the trunk's, which are the trunk's matter. Each head is
         # initialised at its own call, because a module whose own parameters were all loaded is passed over.
         if module is self and isinstance(module, SpatialBceForImageClassification):
             initialization.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
@@ -66,8 +66,6 @@ class SpatialBcePreTrainedModel(DataOnlyMixin, PreTrainedModel):
                 initialization.zeros_(module.bias)
         elif module is getattr(self, "threshold_head", None):
             initialization.normal_(module.weight, std=self.config.initializer_range)
-        elif hasattr(module, "init_non_persistent_buffers"):
-            cast(Any, module).init_non_persistent_buffers()
 
 
 class SpatialBceModel(TrunkMixin, SpatialBcePreTrainedModel):

@@ -6,6 +6,7 @@ a list of feature maps, and `feature_info` tells their channels and strides.
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol, cast
 
 import timm
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration_checks import check_trunk
+from .modeling_initialization import fill_missing, is_empty, lacks_values
 from .modeling_resnet38 import ResNet38
 from .modeling_vgg16 import dilate_vgg
 
@@ -41,16 +43,33 @@ class TrunkConfig(Protocol):
     feature_relu: bool
 
 
-class TrunkMixin:
-    """A model that is a trunk: put it before `PreTrainedModel` among the bases, call [`build_trunk`], `post_init`."""
+class HasTrunk:
+    """A model that holds a trunk as `trunk`; put it before `PreTrainedModel` among the bases."""
 
     config: Any
     trunk: Any
+
+    def build_trunk(self, config: TrunkConfig, **overrides: Any) -> None:
+        """Build the trunk with random weights; sets `trunk`. For the arguments see [`create_trunk`]."""
+        self.trunk = create_trunk(config, **overrides)
+        self._rebuild_trunk = partial(create_trunk, config, **overrides)
+        self._trunk_was_empty = is_empty(self.trunk)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers calls this for every submodule, of a new model, too: there the trunk keeps what timm gave it.
+        # Whichever module is the first that lacks something, the whole trunk is filled at once.
+        if self._trunk_was_empty and lacks_values(module):
+            fill_missing(self.trunk, self._rebuild_trunk)
+
+
+class TrunkMixin(HasTrunk):
+    """A model that is a trunk: put it before `PreTrainedModel` among the bases, call [`build_trunk`], `post_init`."""
+
     num_features: int
 
-    def build_trunk(self, config: TrunkConfig) -> None:
+    def build_trunk(self, config: TrunkConfig, **overrides: Any) -> None:
         """Build the trunk with random weights and freeze what the config says; sets `trunk` and `num_features`."""
-        self.trunk = create_trunk(config)
+        super().build_trunk(config, **overrides)
         self.num_features = self.trunk.feature_info.channels()[-1]
         self._freeze()
 
