@@ -71,11 +71,13 @@ def _register_config() -> None:
 def _register_model() -> None:
     from transformers.models.auto import modeling_auto
 
-    from .models.modeling_deeplab import DeepLabConfig, DeepLabForSemanticSegmentation
+    from .models.modeling_deeplab import DeepLabConfig, DeepLabForSemanticSegmentation, DeepLabModel
     from .models.modeling_irn import IrnConfig, IrnModel
-    from .models.modeling_spatial_bce import SpatialBceConfig, SpatialBceForImageClassification
+    from .models.modeling_spatial_bce import SpatialBceConfig, SpatialBceForImageClassification, SpatialBceModel
 
-    modeling_auto.AutoModel.register(IrnConfig, IrnModel, exist_ok=True)
+    bases: dict[type, type] = {SpatialBceConfig: SpatialBceModel, DeepLabConfig: DeepLabModel, IrnConfig: IrnModel}
+    for config, base in bases.items():
+        modeling_auto.AutoModel.register(config, base, exist_ok=True)
     modeling_auto.AutoModelForImageClassification.register(
         SpatialBceConfig, SpatialBceForImageClassification, exist_ok=True
     )

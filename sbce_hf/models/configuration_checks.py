@@ -64,6 +64,31 @@ MAX_WINDOW = 32
 _WORD = re.compile(r"[a-z0-9_]{0,32}")
 
 
+class PaletteMixin:
+    """A configuration with a `palette`, which goes with the labels it was made for.
+
+    `num_labels=` or `id2label=` of `from_pretrained` replace the labels of a file whose palette is already there. Put
+    it before `PreTrainedConfig` among the bases.
+    """
+
+    palette: list[list[int]] | None
+    # Values of a label map that are no label, such as a classifier's background.
+    unlabelled_values = 0
+
+    def default_palette(self) -> list[list[int]] | None:
+        """Colours for labels that have none of their own; `None` leaves them out."""
+        return None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        before = self.__dict__.get("id2label") if key == "id2label" else None
+        super().__setattr__(key, value)
+        # Without labels before, or with as many, a palette of another length is a mistake to be told.
+        if not isinstance(before, dict) or not isinstance(value, dict) or len(before) == len(value):
+            return
+        if self.palette is not None and len(self.palette) != len(value) + self.unlabelled_values:
+            self.palette = self.default_palette()
+
+
 def check_keys(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Look at the keys of a configuration that are no fields of it, before `PreTrainedConfig` acts on them.
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys, check_trunk, check_widths
+from .configuration_checks import PaletteMixin, check_keys, check_trunk, check_widths
 
 # Rates of the two heads.
 _RATES = {"largefov": [12], "aspp": [6, 12, 18, 24]}
@@ -27,7 +27,7 @@ def voc_palette(num_labels: int) -> list[list[int]]:
 
 
 @strict
-class DeepLabConfig(PreTrainedConfig):
+class DeepLabConfig(PaletteMixin, PreTrainedConfig):
     r"""Configuration of [`DeepLabForSemanticSegmentation`].
 
     The labels are ``id2label`` (or ``num_labels``) with 0 for background; classes of the classifier follow from 1 on.
@@ -75,7 +75,7 @@ class DeepLabConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.01):
             Standard deviation of the classifiers' initial weights.
         palette (`list[list[int]]`, *optional*):
-            `[red, green, blue]` per label; by default the VOC colour map.
+            `[red, green, blue]` per label; by default the VOC colour map, and again when the number of labels changes.
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
@@ -107,7 +107,11 @@ class DeepLabConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.palette is None:
-            self.palette = voc_palette(len(self.id2label or {}))
+            self.palette = self.default_palette()
+
+    def default_palette(self) -> list[list[int]]:
+        """The VOC colour map of as many colours as there are labels."""
+        return voc_palette(len(self.id2label or {}))
 
     def _head_defaults(self) -> dict[str, Any]:
         """Fields of the published head; saved with the config, so that a checkpoint does not depend on this table."""

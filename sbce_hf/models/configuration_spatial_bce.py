@@ -5,11 +5,11 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys, check_trunk, check_widths
+from .configuration_checks import PaletteMixin, check_keys, check_trunk, check_widths
 
 
 @strict
-class SpatialBceConfig(PreTrainedConfig):
+class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     r"""Configuration of [`SpatialBceForImageClassification`].
 
     The foreground classes are ``id2label`` (or ``num_labels``); background is not a class of this model.
@@ -63,13 +63,15 @@ class SpatialBceConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the threshold head's initial weights.
         palette (`list[list[int]]`, *optional*):
-            `[red, green, blue]` per label-map value, background first; published checkpoints have it.
+            `[red, green, blue]` per label-map value, background first; published checkpoints have it. It goes
+            when the number of labels changes.
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
     """
 
     model_type = "spatial_bce"
+    unlabelled_values = 1
 
     trunk: str = "resnet50"
     trunk_kwargs: dict | None = None
@@ -110,7 +112,7 @@ class SpatialBceConfig(PreTrainedConfig):
             raise ValueError(
                 f"SpatialBceConfig.image_top_share: got {self.image_top_share}, expected above 0 and at most 1"
             )
-        colours, expected = self.palette, len(self.id2label or {}) + 1
+        colours, expected = self.palette, len(self.id2label or {}) + self.unlabelled_values
         if colours is not None and (len(colours) != expected or not all(map(_is_colour, colours))):
             raise ValueError(
                 f"SpatialBceConfig.palette: got {colours}, expected {expected} colours [red, green, blue] of 0 to "

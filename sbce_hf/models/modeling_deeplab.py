@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_deeplab import DeepLabConfig
 from .losses_segmentation import segmentation_loss
@@ -68,6 +69,7 @@ class DeepLabPreTrainedModel(DataOnlyMixin, PreTrainedModel):
     base_model_prefix = "deeplab"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,20 +144,22 @@ class DeepLabForSemanticSegmentation(DeepLabPreTrainedModel):
             ) from error
         return model
 
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
-    ) -> SemanticSegmenterOutput | tuple:
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
+    ) -> SemanticSegmenterOutput:
         """Compute logits and, with `labels`, the loss.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
             labels (`torch.LongTensor` of shape `(B, H, W)`): label maps; `semantic_loss_ignore_index` does not count.
-            return_dict (`bool`, *optional*): return a tuple instead if `False`.
+            output_hidden_states (`bool`, *optional*): return the trunk's, see [`DeepLabModel`].
 
         Returns:
             `SemanticSegmenterOutput`: its `logits` have the trunk's resolution, see `segmentation_loss`.
         """
-        logits = self.head(self.deeplab(pixel_values))
+        features = self.deeplab(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.head(features.last_hidden_state)
         loss = None
         if labels is not None:
             loss = segmentation_loss(
@@ -165,9 +169,8 @@ class DeepLabForSemanticSegmentation(DeepLabPreTrainedModel):
                 self.config.balanced_loss,
                 sum_over_processes if self.training else None,
             )
-        output = SemanticSegmenterOutput(loss=loss, logits=logits)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=features.hidden_states)
 
 
+DeepLabModel.register_for_auto_class("AutoModel")
 DeepLabForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

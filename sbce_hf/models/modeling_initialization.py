@@ -43,7 +43,9 @@ def fill_missing(module: nn.Module, build: Callable[[], nn.Module]) -> None:
             part.init_non_persistent_buffers()
             computed |= {f"{path}.{name}".removeprefix(".") for name in part._non_persistent_buffers_set}
     tensors = dict(_tensors(module))
-    missing = [name for name, tensor in tensors.items() if name not in computed and not getattr(tensor, _LOADED, False)]
+    missing = [
+        name for name, tensor in tensors.items() if name not in computed and not getattr(tensor, _LOADED, False)
+    ]
     if missing:
         # Its memory is needed for a moment only: not on an accelerator that just holds the model.
         with torch.device("cpu"):

@@ -1,19 +1,19 @@
 """The boundary network of IRN (Ahn et al., CVPR 2019): images to class boundaries."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_irn import IrnConfig
 from .losses_irn import boundary_loss
 from .losses_spatial_bce import sum_over_processes
 from .modeling_checkpoint import DataOnlyMixin
-from .modeling_trunk import HasTrunk
+from .modeling_trunk import HasTrunk, wanted_levels
 
 # Stride of the boundary map.
 STRIDE = 4
@@ -29,12 +29,14 @@ class IrnOutput(ModelOutput):
         different_loss (`torch.Tensor`): scalar, its part of pairs with different labels, detached.
         boundary_logits (`torch.Tensor` of shape `(B, h, w)`): at a quarter of the images' size, rounded up; their
             sigmoid is 1 on a boundary.
+        hidden_states (`tuple[torch.Tensor]`): on request, the trunk's feature levels, each `(B, D, h, w)`.
     """
 
     loss: Tensor | None = None
     same_loss: Tensor | None = None
     different_loss: Tensor | None = None
     boundary_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
@@ -54,6 +56,8 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
     base_model_prefix = "irn"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    # The trunk, without a gradient, keeps no activations that could be computed again instead.
+    supports_gradient_checkpointing = False
 
     def __init__(self, config: IrnConfig) -> None:
         super().__init__(config)
@@ -80,9 +84,9 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         super()._init_weights(module)
         # Convolutions and norms keep torch's own initialisation, as in the released program. Only those built without
         # memory lack it; in a new model it would be drawn twice.
-        if self._trunk_was_empty and any(module is part for part in (self.boundary, *self.sides.modules())):
-            if hasattr(module, "reset_parameters"):
-                cast(Any, module).reset_parameters()
+        head = (self.boundary, *self.sides.modules())
+        if self._trunk_was_empty and isinstance(module, nn.Conv2d | nn.GroupNorm) and any(module is m for m in head):
+            module.reset_parameters()
 
     def train(self, mode: bool = True) -> "IrnModel":
         """Like `nn.Module.train`, but the trunk is frozen."""
@@ -91,15 +95,17 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         self.trunk.eval()
         return self
 
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
-    ) -> IrnOutput | tuple:
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
+    ) -> IrnOutput:
         """Compute the boundary map and, with `labels`, the loss.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
             labels (`torch.LongTensor` of shape `(B, H, W)`): label maps, 0 for background; 255 does not count.
-            return_dict (`bool`, *optional*): return a tuple instead if `False`.
+            output_hidden_states (`bool`, *optional*): return the trunk's feature levels, too; by default what the
+                config says.
 
         Raises:
             ValueError: with labels, images too small for the radius.
@@ -112,18 +118,13 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
             for side, level in zip(self.sides, levels, strict=True)
         ]
         logits = self.boundary(torch.cat(sides, dim=1))[:, 0]
-        output = IrnOutput(boundary_logits=logits)
-        if labels is not None:
-            small = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
-            losses = boundary_loss(
-                logits,
-                small,
-                self.config.radius,
-                reduce=sum_over_processes if self.training else None,
-            )
-            output = IrnOutput(losses.loss, losses.same.detach(), losses.different.detach(), logits)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        hidden_states = wanted_levels(self.config, levels, output_hidden_states)
+        if labels is None:
+            return IrnOutput(boundary_logits=logits, hidden_states=hidden_states)
+        small = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+        losses = boundary_loss(logits, small, self.config.radius, reduce=sum_over_processes if self.training else None)
+        same, different = losses.same.detach(), losses.different.detach()
+        return IrnOutput(losses.loss, same, different, logits, hidden_states)
 
 
 IrnModel.register_for_auto_class("AutoModel")

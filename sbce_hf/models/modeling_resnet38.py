@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Feature levels: the module that a level ends with, its channels and its stride.
 _LEVELS = (
@@ -103,17 +104,22 @@ class ResNet38(nn.Module):
         levels = [{"num_chs": width, "reduction": stride, "module": name} for name, width, stride in _LEVELS]
         returned = tuple(sorted(index % len(levels) for index in out_indices))
         self.feature_info = FeatureInfo(levels, returned)
+        self._checkpointing = False
         self._returned = {_LEVELS[index][0] for index in returned}
         for name, module in _modules():
             self.add_module(name, module)
             if name == _LEVELS[returned[-1]][0]:
                 break
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the blocks' inputs for the gradient, and compute what is in a block again; timm's name."""
+        self._checkpointing = enable
+
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Map `pixel_values` of shape `(B, 3, H, W)` to the levels, `(B, D, H / stride, W / stride)`, rounded up."""
         features, values = [], pixel_values
         for name, module in self.named_children():
-            values = module(values)
+            values = checkpoint(module, values, use_reentrant=False) if self._checkpointing else module(values)
             if name in self._returned:
                 features.append(values)
         return features

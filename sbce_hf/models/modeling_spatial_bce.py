@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_spatial_bce import SpatialBceConfig
 from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss
@@ -31,6 +31,7 @@ class SpatialBceOutput(ModelOutput):
         threshold_logits (`torch.FloatTensor` of shape `(B, C)`): their logits, which are what is averaged over views.
         spatial_loss (`torch.FloatTensor` of shape `()`): the loss without the proportion term.
         proportion_loss (`torch.FloatTensor` of shape `()`): the proportion term before its weight.
+        hidden_states (`tuple[torch.FloatTensor]`): on request, the trunk's, see [`SpatialBceModel`].
     """
 
     loss: Tensor | None = None
@@ -40,6 +41,7 @@ class SpatialBceOutput(ModelOutput):
     threshold_logits: Tensor | None = None
     spatial_loss: Tensor | None = None
     proportion_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class SpatialBcePreTrainedModel(DataOnlyMixin, PreTrainedModel):
@@ -49,6 +51,7 @@ class SpatialBcePreTrainedModel(DataOnlyMixin, PreTrainedModel):
     base_model_prefix = "spatial_bce"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -95,14 +98,15 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(classes))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
         proportions: Tensor | None = None,
         phase: Phase = "weights",
-        return_dict: bool | None = None,
-    ) -> SpatialBceOutput | tuple:
+        output_hidden_states: bool | None = None,
+    ) -> SpatialBceOutput:
         """Compute class maps, thresholds and, with `labels`, the loss of one phase.
 
         Args:
@@ -112,7 +116,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 but `"bce"`'s.
             phase (`str`): `"bce"` trains the baseline classifier on image logits, `"weights"` everything but the
                 thresholds, `"threshold"` the thresholds alone (sec. 3.3).
-            return_dict (`bool`, *optional*): return a tuple instead if `False`.
+            output_hidden_states (`bool`, *optional*): return the trunk's, see [`SpatialBceModel`].
 
         Returns:
             [`SpatialBceOutput`].
@@ -120,7 +124,8 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         Raises:
             ValueError: an unknown phase, or no proportions where the phase needs them.
         """
-        features = self.spatial_bce(pixel_values)
+        trunk = self.spatial_bce(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        features = trunk.last_hidden_state
         scale = self.logit_scale.exp()[:, None, None]
         pixel_logits = self.class_maps(self.embedding(features)) * scale
         head_input = features.detach() if self.config.detach_threshold_input else features
@@ -129,7 +134,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         losses: dict[str, Tensor] = {}
         if labels is not None:
             losses = self._losses(pixel_logits, thresholds, labels, proportions, phase)
-        output = SpatialBceOutput(
+        return SpatialBceOutput(
             loss=losses.get("loss"),
             logits=pool_top(pixel_logits, self.config.image_top_share),
             pixel_logits=pixel_logits,
@@ -137,9 +142,8 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             threshold_logits=threshold_logits,
             spatial_loss=losses.get("spatial_loss"),
             proportion_loss=losses.get("proportion_loss"),
+            hidden_states=trunk.hidden_states,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
 
     def _losses(
         self, maps: Tensor, thresholds: Tensor, labels: Tensor, proportions: Tensor | None, phase: Phase
@@ -185,4 +189,5 @@ def pool_top(pixel_logits: Tensor, share: float) -> Tensor:
     return flat.mean(dim=-1)
 
 
+SpatialBceModel.register_for_auto_class("AutoModel")
 SpatialBceForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithNoAttention
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_checks import check_trunk
 from .modeling_initialization import fill_missing, is_empty, lacks_values
@@ -66,12 +68,32 @@ class TrunkMixin(HasTrunk):
     """A model that is a trunk: put it before `PreTrainedModel` among the bases, call [`build_trunk`], `post_init`."""
 
     num_features: int
+    _gradient_checkpointing = False
 
     def build_trunk(self, config: TrunkConfig, **overrides: Any) -> None:
         """Build the trunk with random weights and freeze what the config says; sets `trunk` and `num_features`."""
         super().build_trunk(config, **overrides)
         self.num_features = self.trunk.feature_info.channels()[-1]
         self._freeze()
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the trunk computes its activations again for the gradient instead of keeping them.
+
+        transformers sets this. timm decides what is kept, at every layer or stage, and with its own function. Batch
+        norm that is trained then updates its running statistics twice a step.
+
+        Raises:
+            ValueError: when set, if the trunk cannot do it.
+        """
+        return self._gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        if not hasattr(self.trunk, "set_grad_checkpointing"):
+            raise ValueError(f"trunk {self.config.trunk!r}: has no gradient checkpointing; train without it")
+        self.trunk.set_grad_checkpointing(enable)
+        self._gradient_checkpointing = enable
 
     def _freeze(self) -> None:
         names = _names(self.trunk)
@@ -93,10 +115,29 @@ class TrunkMixin(HasTrunk):
                 module.eval()
         return self
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map `pixel_values` of shape `(B, 3, H, W)` to features of shape `(B, D, h, w)`."""
-        features = self.trunk(pixel_values)[-1]
-        return F.relu(features) if self.config.feature_relu else features
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None
+    ) -> BaseModelOutputWithNoAttention:
+        """Compute the feature map.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
+            output_hidden_states (`bool`, *optional*): return `hidden_states`, too; by default what the config says.
+
+        Returns:
+            `BaseModelOutputWithNoAttention`: `last_hidden_state` of shape `(B, D, h, w)`; `hidden_states`, the
+            trunk's feature levels before it is rectified, of which there is one: what lies behind is not built.
+        """
+        levels = self.trunk(pixel_values)
+        features = F.relu(levels[-1]) if self.config.feature_relu else levels[-1]
+        return BaseModelOutputWithNoAttention(features, wanted_levels(self.config, levels, output_hidden_states))
+
+
+def wanted_levels(config: Any, levels: Iterable[Tensor], wanted: bool | None) -> tuple[Tensor, ...] | None:
+    """Feature levels as `hidden_states`, or none if neither the caller nor the config asks for them."""
+    wanted = config.output_hidden_states if wanted is None else wanted
+    return tuple(levels) if wanted else None
 
 
 def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:

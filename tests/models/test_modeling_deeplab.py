@@ -255,7 +255,7 @@ def test_published_networks_have_their_layers_and_parameters(trunk, head, trunk_
     assert count(model.deeplab) == trunk_parameters
     assert count(model.head) == head_parameters
     image = torch.empty(1, 3, 321, 321, device="meta")
-    features = model.deeplab(image)
+    features = model.deeplab(image).last_hidden_state
     assert features.shape == (1, 512 if trunk == "vgg16" else 2048, 41, 41)
     assert model(image).logits.shape == (1, CLASSES, 41, 41)
     rates = ASPP if head == "aspp" else LARGEFOV
@@ -342,7 +342,7 @@ def test_an_impossible_trunk_is_an_error():
 def test_branches_are_summed(batch):
     model = spread(build(**HEADS["plain"]))
     with torch.no_grad():
-        features = model.deeplab(batch["pixel_values"])
+        features = model.deeplab(batch["pixel_values"]).last_hidden_state
         logits = model(batch["pixel_values"]).logits
         parts = [
             F.conv2d(features, b.classifier.weight, b.classifier.bias, padding=rate, dilation=rate)
@@ -541,7 +541,8 @@ def test_from_classifier_takes_trunk_and_classes(classifier):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(model.eval().deeplab(image), classifier.spatial_bce(image))
+        features = model.eval().deeplab(image).last_hidden_state
+        assert torch.equal(features, classifier.spatial_bce(image).last_hidden_state)
     assert model(image).logits.shape == (1, 4, 4, 4)
     # The classifier keeps its own weights.
     with torch.no_grad():
