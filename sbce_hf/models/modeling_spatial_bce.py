@@ -122,7 +122,8 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             [`SpatialBceOutput`].
 
         Raises:
-            ValueError: an unknown phase, or no proportions where the phase needs them.
+            ValueError: an unknown phase, no proportions where the phase needs them, or, where reading them costs
+                nothing, proportions outside [0, 1].
         """
         trunk = self.spatial_bce(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         features = trunk.last_hidden_state
@@ -164,6 +165,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
                 "as rough label maps give them"
             )
+        check_proportions(proportions)
         if phase == "weights":
             spatial_loss = spatial_bce_loss(maps, labels, proportions, self.config.normalization, reduce)
         proportion_loss = proportion_kl(
@@ -171,6 +173,29 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         )
         loss = spatial_loss + self.config.kl_weight * proportion_loss
         return {"loss": loss, "spatial_loss": spatial_loss, "proportion_loss": proportion_loss}
+
+
+def check_proportions(proportions: Tensor) -> None:
+    """Raise for proportions outside [0, 1], of which the losses make NaN.
+
+    Only in main memory: on an accelerator it would wait for the device, every step. `train_classifier` checks them all
+    before the first one.
+
+    Args:
+        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions.
+
+    Raises:
+        ValueError: one of them is negative, above 1, or NaN.
+    """
+    # A compiled or exported graph cannot depend on a value.
+    if proportions.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = proportions.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"proportions: got {low.item():.3g} to {high.item():.3g}, expected 0 to 1: shares of the image's pixels, "
+            "not percent"
+        )
 
 
 def pool_top(pixel_logits: Tensor, share: float) -> Tensor:

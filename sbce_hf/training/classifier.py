@@ -187,7 +187,8 @@ def train_classifier(
         images: the training set.
         config: of this stage.
         kind: `"bce"` or `"spatial"`.
-        proportions: `(n, C)` foreground proportions in (0, 1] of the present classes, for `"spatial"`.
+        proportions: `(n, C)` foreground proportions, for `"spatial"`: in (0, 1] of the present classes, in [0, 1] of
+            the others.
         output_dir: of this stage.
         seed: of order and augmentation.
 
@@ -228,12 +229,16 @@ def _check_proportions(proportions: np.ndarray | None, images: TaggedImages) -> 
     if proportions is None or proportions.shape != labels.shape:
         got = None if proportions is None else f"an array of shape {proportions.shape}"
         raise ValueError(f"proportions: got {got}, expected an array of shape {labels.shape}, one row per image")
-    bad = (labels > 0) & ~((proportions > 0) & (proportions <= 1))
+    # Absent classes weigh nothing in the losses, but nothing times the logarithm of a negative number is NaN.
+    present = labels > 0
+    bad = ~((proportions >= 0) & (proportions <= 1)) | (present & (proportions == 0))
     if bad.any():
         row, column = np.argwhere(bad)[0]
+        expected = "above 0 and at most 1" if present[row, column] else "0 to 1, as the class is absent"
         raise ValueError(
             f"proportions of image {images.image_ids[row]!r}, class {images.class_names[column]!r}: got "
-            f"{proportions[row, column]}, expected above 0 and at most 1; clamp_proportions lifts lost classes"
+            f"{proportions[row, column]}, expected {expected}; shares of pixels, not percent; clamp_proportions lifts "
+            "lost classes"
         )
 
 

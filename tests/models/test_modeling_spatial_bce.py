@@ -147,6 +147,15 @@ def test_errors_of_forward(batch):
         model(batch["pixel_values"], labels=batch["labels"])
 
 
+@pytest.mark.parametrize("wrong", [30.0, -0.1, float("nan")])
+@pytest.mark.parametrize("label", [0, 1])
+def test_proportions_that_are_no_shares_are_an_error(batch, wrong, label):
+    row, column = (batch["labels"] == label).nonzero()[0]
+    batch["proportions"][row, column] = wrong
+    with pytest.raises(ValueError, match="proportions: got .*, expected 0 to 1: shares .* not percent"):
+        build()(**batch)
+
+
 @pytest.mark.parametrize("config", [{"trunk": "no_such_net"}, {"trunk": "test_vit", "output_stride": 8}])
 def test_an_impossible_trunk_is_an_error_that_says_what_to_do(config):
     with pytest.raises(ValueError, match=rf"trunk '{config['trunk']}' .* timm\.list_models"):

@@ -132,6 +132,17 @@ def test_impossible_proportions_are_an_error_that_names_the_image(tmp_path, imag
     assert images.class_names[column] in str(error.value)
 
 
+@pytest.mark.parametrize("value", [30.0, -0.1, np.nan])
+def test_impossible_proportions_of_an_absent_class_are_an_error_too(tmp_path, images, proportions, value):
+    wrong = proportions.copy()
+    row, column = np.argwhere(images.label_matrix() == 0)[3]
+    wrong[row, column] = value
+    with pytest.raises(
+        ValueError, match=rf"image '{images.image_ids[row]}', .* got {value}, expected 0 to 1.*percent"
+    ):
+        train_classifier(build(images), images, TrainingConfig(**CONFIG), "spatial", wrong, output_dir=tmp_path)
+
+
 def test_what_does_not_belong_together_is_an_error(tmp_path, images, proportions):
     config = TrainingConfig(**CONFIG)
     with pytest.raises(ValueError, match="expected an array of shape"):
