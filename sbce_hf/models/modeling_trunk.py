@@ -78,21 +78,20 @@ class TrunkMixin(HasTrunk):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the trunk computes its activations again for the gradient instead of keeping them.
+        """Whether the trunk computes activations again for the gradient instead of keeping them; set by transformers.
 
-        transformers sets this. timm decides what is kept, at every layer or stage, and with its own function. Batch
-        norm that is trained then updates its running statistics twice a step.
-
-        Raises:
-            ValueError: when set, if the trunk cannot do it.
+        Which ones is timm's choice. Batch norm that is trained then updates its running statistics twice a step.
+        Setting it raises a `ValueError` if the trunk cannot do it.
         """
         return self._gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
-        if not hasattr(self.trunk, "set_grad_checkpointing"):
+        # timm's wrapper of transformers leaves it to the model within.
+        network: Any = getattr(self.trunk, "model", self.trunk)
+        if not hasattr(network, "set_grad_checkpointing"):
             raise ValueError(f"trunk {self.config.trunk!r}: has no gradient checkpointing; train without it")
-        self.trunk.set_grad_checkpointing(enable)
+        network.set_grad_checkpointing(enable)
         self._gradient_checkpointing = enable
 
     def _freeze(self) -> None:
@@ -135,9 +134,8 @@ class TrunkMixin(HasTrunk):
 
 
 def wanted_levels(config: Any, levels: Iterable[Tensor], wanted: bool | None) -> tuple[Tensor, ...] | None:
-    """Feature levels as `hidden_states`, or none if neither the caller nor the config asks for them."""
-    wanted = config.output_hidden_states if wanted is None else wanted
-    return tuple(levels) if wanted else None
+    """Feature levels as `hidden_states`, if the caller asks for them or, unasked, the config."""
+    return tuple(levels) if (config.output_hidden_states if wanted is None else wanted) else None
 
 
 def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from common_model_tests import CommonModelTests, CompiledModelTests
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,8 +34,9 @@ from sbce_hf import (
     load_trunk_weights,
 )
 from sbce_hf.models import modeling_deeplab
+from sbce_hf.models.configuration_deeplab import voc_palette
 from sbce_hf.models.losses_segmentation import segmentation_loss
-from sbce_hf.models.modeling_deeplab import AtrousHead
+from sbce_hf.models.modeling_deeplab import AtrousHead, DeepLabModel
 from sbce_hf.models.modeling_trunk import create_trunk
 
 CLASSES = 21
@@ -91,6 +93,34 @@ def photo():
     return Image.fromarray(noise).resize((131, 83), Image.Resampling.BICUBIC)
 
 
+# --- what every model does ------------------------------------------------------------------------------------------
+
+
+class TestSegmenter(CompiledModelTests):
+    model_class = DeepLabForSemanticSegmentation
+    fields = {"trunk": "test_resnet", **HEADS["norm"]}
+    auto_classes = (AutoModelForSemanticSegmentation,)
+    trunk_class = DeepLabModel
+    pixel_output = "logits"
+
+    def targets(self):
+        return {"labels": torch.arange(64).div(22, rounding_mode="floor").expand(2, 64, 64)}
+
+
+class TestSegmenterOnEfficientNet(CommonModelTests):
+    model_class = DeepLabForSemanticSegmentation
+    fields = {"trunk": "test_efficientnet", **HEADS["plain"]}
+    auto_classes = (AutoModelForSemanticSegmentation,)
+    trunk_class = DeepLabModel
+    pixel_output = "logits"
+
+
+class TestTrunk(CommonModelTests):
+    model_class = trunk_class = DeepLabModel
+    fields = {"trunk": "test_convnext", "output_stride": None}
+    pixel_output = "last_hidden_state"
+
+
 # --- config ---------------------------------------------------------------------------------------------------------
 
 ASPP, LARGEFOV = [6, 12, 18, 24], [12]
@@ -145,6 +175,29 @@ def test_the_default_palette_is_the_voc_colour_map():
     aeroplane, person, monitor = (palette[index] for index in (1, 15, 20))
     assert palette[0] == [0, 0, 0] and aeroplane == [128, 0, 0]
     assert person == [192, 128, 128] and monitor == [0, 64, 128]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"num_labels": 6}, {"id2label": {index: f"thing {index}" for index in range(6)}}, {"num_labels": 2}],
+    ids=["more", "names", "fewer"],
+)
+def test_the_palette_follows_the_labels_that_from_pretrained_is_given(tmp_path, batch, labels):
+    own = [[0, 0, 0], [1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    build(**SMALL, palette=own).save_pretrained(tmp_path / "four")
+    model = DeepLabForSemanticSegmentation.from_pretrained(tmp_path / "four", ignore_mismatched_sizes=True, **labels)
+    number = labels.get("num_labels", 6)
+    loss = model.train()(batch["pixel_values"], labels=batch["labels"].clamp(max=number - 1)).loss
+    assert loss.isfinite()
+    model.save_pretrained(tmp_path / "others")
+    loaded = DeepLabForSemanticSegmentation.from_pretrained(tmp_path / "others")
+    assert loaded.config.palette == voc_palette(number) and loaded.config.num_labels == number
+    # As many labels as before keep the colours: only their names are new.
+    renamed = DeepLabConfig.from_pretrained(tmp_path / "four", id2label=dict(enumerate("abcd")))
+    assert renamed.palette == own
+    colours = voc_palette(number + 1)[1:]
+    given = DeepLabConfig.from_pretrained(tmp_path / "four", palette=colours, **labels)
+    assert given.palette == colours
 
 
 def test_a_misspelt_key_is_an_error_with_the_nearest_name(tmp_path):
@@ -376,11 +429,6 @@ def test_counts_are_summed_over_processes_in_training_only(batch, monkeypatch):
     assert len(calls) == 1
 
 
-def test_tuples_on_request(batch):
-    loss, logits = build().eval()(**batch, return_dict=False)
-    assert loss.shape == () and logits.shape == (2, 4, 8, 8)
-
-
 def test_loss_is_float32_under_autocast(batch):
     model = build().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -482,23 +530,6 @@ def test_missing_head_keys_load_as_configured(tmp_path, batch, head):
     trunk = loaded.deeplab.state_dict()
     assert all(torch.equal(value, trunk[key]) for key, value in model.deeplab.state_dict().items())
     assert loaded(**batch).loss.isfinite()
-
-
-@pytest.mark.parametrize("fields", [*HEADS.values(), {"trunk": "mobilenetv2_050"}], ids=str)
-def test_save_and_load_are_bit_identical(tmp_path, batch, fields):
-    model = spread(build(**fields))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-    model.save_pretrained(tmp_path)
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-    assert type(loaded) is DeepLabForSemanticSegmentation
-    ours, theirs = model.state_dict(), loaded.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
-    with torch.no_grad():
-        assert torch.equal(model(**batch).logits, loaded.eval()(**batch).logits)
 
 
 def test_trunk_weights_load_from_a_file(tmp_path):

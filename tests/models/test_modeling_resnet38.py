@@ -2,12 +2,13 @@ import json
 
 import pytest
 import torch
+from common_model_tests import CommonModelTests
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_resnet38 import PreActivationBlock, ResNet38
-from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceModel
 from sbce_hf.models.modeling_trunk import create_trunk, load_trunk_weights
 
 HEADS = ("temperature", "fc_list", "threshold", "mask_layer_downsample")
@@ -15,6 +16,12 @@ HEADS = ("temperature", "fc_list", "threshold", "mask_layer_downsample")
 
 def config(**fields):
     return SpatialBceConfig(**{"trunk": "resnet38", "num_labels": 20, "frozen_reduction": 2, **fields})
+
+
+class TestFirstStage(CommonModelTests):
+    model_class = trunk_class = SpatialBceModel
+    fields = {"trunk": "resnet38", "feature_index": 1}
+    pixel_output = "last_hidden_state"
 
 
 def on_meta(**fields):

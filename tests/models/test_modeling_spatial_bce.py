@@ -4,12 +4,14 @@ import math
 import pytest
 import timm
 import torch
+from common_model_tests import CommonModelTests, CompiledModelTests
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForImageClassification
 
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
-from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.models.modeling_trunk import count_frozen, create_trunk, load_trunk_weights
+from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceModel
+from sbce_hf.models.modeling_trunk import count_frozen, load_trunk_weights
 
 HEADS = ("embedding.weight", "class_maps.weight", "class_maps.bias", "threshold_head.weight", "logit_scale")
 
@@ -28,6 +30,50 @@ def batch():
         "labels": labels,
         "proportions": labels.double() * 0.3,
     }
+
+
+# --- what every model does ------------------------------------------------------------------------------------------
+
+VIT = {"trunk": "test_vit", "output_stride": None, "trunk_kwargs": {"img_size": 64}}
+
+
+class TestClassifier(CompiledModelTests):
+    model_class = SpatialBceForImageClassification
+    fields = {"trunk": "test_resnet", "embedding_dim": 8, "class_map_bias": True, "image_top_share": 0.1}
+    auto_classes = (AutoModelForImageClassification,)
+    trunk_class = SpatialBceModel
+    pixel_output = "pixel_logits"
+
+    def targets(self):
+        labels = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+        return {"labels": labels, "proportions": labels * 0.3}
+
+
+class TestClassifierOnTransformer(TestClassifier):
+    fields = {**TestClassifier.fields, **VIT, "trunk_kwargs": {"dynamic_img_size": True, "img_size": 64}}
+
+    def other_sizes(self):
+        return [(3, 96, 128), (1, 80, 112)]
+
+
+class TestTrunk(CommonModelTests):
+    model_class = trunk_class = SpatialBceModel
+    fields = {"trunk": "test_resnet"}
+    pixel_output = "last_hidden_state"
+
+    def test_a_trunk_without_gradient_checkpointing_is_an_error(self):
+        model = self.build()
+        model.trunk = nn.Identity()
+        with pytest.raises(ValueError, match="trunk 'test_resnet': has no gradient checkpointing"):
+            model.activation_checkpointing_enable()
+
+    def test_features_are_rectified(self, saved, pixels):
+        with torch.no_grad():
+            output = saved.model(pixels, output_hidden_states=True)
+            plain = self.build(feature_relu=False)
+            plain.load_state_dict(saved.model.state_dict())
+            assert torch.equal(output.last_hidden_state, output.hidden_states[0].relu())
+            assert torch.equal(plain(pixels).last_hidden_state, output.hidden_states[0])
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
@@ -73,6 +119,20 @@ def test_a_file_keeps_every_field_and_may_hold_keys_of_a_newer_transformers(tmp_
         SpatialBceConfig.from_pretrained(tmp_path)
 
 
+def test_a_published_palette_goes_with_its_labels(tmp_path):
+    build(embedding_dim=4, palette=[[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]).save_pretrained(tmp_path / "three")
+    for labels in ({"num_labels": 5}, {"id2label": dict(enumerate("abcde"))}):
+        model = SpatialBceForImageClassification.from_pretrained(
+            tmp_path / "three", ignore_mismatched_sizes=True, **labels
+        )
+        model.save_pretrained(tmp_path / "five")
+        loaded = SpatialBceConfig.from_pretrained(tmp_path / "five")
+        assert loaded.num_labels == 5 and loaded.palette is None
+    assert len(SpatialBceConfig.from_pretrained(tmp_path / "three").palette) == 4
+    with pytest.raises(Exception, match="SpatialBceConfig.palette: got .*, expected 3 colours"):
+        SpatialBceConfig(num_labels=2, palette=[[0, 0, 0]])
+
+
 def test_integers_pass_where_numbers_are_expected_and_nothing_else_does():
     assert SpatialBceConfig(kl_weight=1, logit_scale_init=5, initializer_range=0, kl_slope_leak=0).kl_weight == 1
     for key, value in (
@@ -103,7 +163,7 @@ TRUNKS = [
     ({"trunk": "mobilenetv2_050", "trunk_kwargs": {"pad_type": "same"}}, 8),
     ({"trunk": "mobilenetv2_050", "feature_index": 3, "output_stride": 16}, 16),
     ({"trunk": "test_convnext", "output_stride": None}, 32),
-    ({"trunk": "test_vit", "output_stride": None, "trunk_kwargs": {"img_size": 64}}, 16),
+    (VIT, 16),
 ]
 
 
@@ -129,14 +189,6 @@ def test_forward_is_deterministic_and_scaled(batch):
         model.logit_scale += math.log(2)
         torch.testing.assert_close(model(batch["pixel_values"]).pixel_logits, 2 * first.pixel_logits)
         torch.testing.assert_close(model(batch["pixel_values"]).thresholds, first.thresholds)
-
-
-def test_tuples_on_request(batch):
-    model = build().eval()
-    with torch.no_grad():
-        assert isinstance(model(batch["pixel_values"], return_dict=False), tuple)
-        trained = model(**batch, return_dict=False)
-        assert torch.equal(trained[0], model(**batch).loss), "Trainer and others take the first entry for the loss"
 
 
 def test_errors_of_forward(batch):
@@ -273,23 +325,6 @@ def test_initial_values_are_the_configured_ones():
     assert model.embedding.weight.abs().max() <= math.sqrt(6 / (64 + 96))
 
 
-@pytest.mark.parametrize("trunk", ["test_resnet", "mobilenetv2_050"])
-def test_save_and_load_are_bit_identical(tmp_path, batch, trunk):
-    model = build(trunk=trunk, class_map_bias=True)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-    model.to(memory_format=torch.channels_last).save_pretrained(tmp_path)
-    loaded = SpatialBceForImageClassification.from_pretrained(tmp_path).to(memory_format=torch.channels_last)
-    ours, theirs = model.state_dict(), loaded.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
-    with torch.no_grad():
-        a, b = model.eval()(batch["pixel_values"]), loaded.eval()(batch["pixel_values"])
-    assert torch.equal(a.pixel_logits, b.pixel_logits)
-
-
 @pytest.mark.parametrize("missing", [*[(key,) for key in HEADS], HEADS])
 def test_missing_heads_load_as_configured(tmp_path, batch, missing):
     model = build(class_map_bias=True, logit_scale_init=7.0)
@@ -315,13 +350,6 @@ def test_missing_heads_load_as_configured(tmp_path, batch, missing):
     trunk = loaded.spatial_bce.state_dict()
     assert all(torch.equal(value, trunk[key]) for key, value in model.spatial_bce.state_dict().items())
     assert loaded(**batch).loss.isfinite()
-
-
-def test_trunk_keeps_the_initial_weights_that_timm_gave_it():
-    torch.manual_seed(5)
-    reference = create_trunk(SpatialBceConfig(trunk="test_resnet")).state_dict()
-    trunk = build(seed=5).spatial_bce.trunk.state_dict()
-    assert all(torch.equal(value, trunk[key]) for key, value in reference.items())
 
 
 @pytest.mark.parametrize(
