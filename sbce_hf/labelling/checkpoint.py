@@ -1,11 +1,14 @@
 """Checkpoints on disk: classifiers, and segmentation networks of ours or any that transformers can load.
 
 A checkpoint may come from a stranger. It is data: what it is told to load, and how much memory it asks for, is looked
-at before transformers acts on it, and its own code is never run.
+at before transformers acts on it, and its own code is never run. What it lacks, transformers fills in with initial
+values and goes on; here nothing predicts with them.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +33,8 @@ from .views import IMAGE_MEAN, IMAGE_STD
 # Longest side to which a checkpoint may have photos resized, in pixels.
 MAX_SIDE = 4096
 
+logger = logging.getLogger(__name__)
+
 
 def read_config(checkpoint: Path) -> PreTrainedConfig:
     """The configuration of a checkpoint.
@@ -52,22 +57,43 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
 
 
 def read_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
-    """Load a classifier to train on.
+    """Load a classifier to train on; heads that it lacks get their initial values, with a warning.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: see [`read_config`]; or the weights are damaged, or another model's.
+        ValueError: see [`read_config`]; or the weights are damaged, or another model's, or the trunk's are missing.
     """
+    model, missing = _read_classifier(checkpoint)
+    trunk = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+    if trunk:
+        raise ValueError(
+            f"{checkpoint}: lacks weights of the trunk, {_listing(trunk)}: there is nothing to go on from. Fetch the "
+            "checkpoint again, or start a training without one"
+        )
+    if missing:
+        logger.warning("%s: lacks %s; they start from their initial values", checkpoint, _listing(missing))
+    return model
+
+
+def _read_classifier(checkpoint: Path) -> tuple[SpatialBceForImageClassification, list[str]]:
     weight_files(checkpoint)
     config = read_config(checkpoint)
     if not isinstance(config, SpatialBceConfig):
         raise ValueError(f"{checkpoint}: is a {config.model_type}, expected a classifier of this library")
-    return cast(SpatialBceForImageClassification, _load(SpatialBceForImageClassification, checkpoint, config))
+    model, missing = _load(SpatialBceForImageClassification, checkpoint, config)
+    return cast(SpatialBceForImageClassification, model), missing
 
 
 def load_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
-    """Load a classifier for inference, on this process's device; see [`read_classifier`]."""
-    return cast(SpatialBceForImageClassification, _for_inference(read_classifier(checkpoint)))
+    """Load a classifier for inference, on this process's device.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: see [`read_config`]; or the weights are damaged, another model's, or not complete.
+    """
+    model, missing = _read_classifier(checkpoint)
+    _require_all(checkpoint, missing, "train it first: sbce train-classifier --checkpoint")
+    return cast(SpatialBceForImageClassification, _for_inference(model))
 
 
 def read_preprocessing(checkpoint: Path) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
@@ -160,18 +186,68 @@ def load_segmenter(checkpoint: Path) -> tuple[PreTrainedModel, Any]:
 
     Raises:
         FileNotFoundError: see [`read_segmenter`].
-        ValueError: see [`read_segmenter`]; or the weights are damaged, or another model's.
+        ValueError: see [`read_segmenter`]; or the weights are damaged, another model's, or not complete.
     """
     config, processor = read_segmenter(checkpoint)
-    return _for_inference(_load(AutoModelForSemanticSegmentation, checkpoint, config)), processor
+    model, missing = _load(AutoModelForSemanticSegmentation, checkpoint, config)
+    _require_all(checkpoint, missing, "train it first: sbce train-segmenter")
+    return _for_inference(model), processor
 
 
-def _load(kind: Any, checkpoint: Path, config: PreTrainedConfig) -> PreTrainedModel:
+def _load(kind: Any, checkpoint: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of its weights that the checkpoint lacks, in the model's order."""
     check_loadable(kind, config, checkpoint)
+    options: dict[str, Any] = {"config": config, "use_safetensors": True, "trust_remote_code": False}
     try:
-        return kind.from_pretrained(checkpoint, config=config, use_safetensors=True, trust_remote_code=False)
+        with _without_report():
+            # Shapes are compared below, where they can be told.
+            model, found = kind.from_pretrained(
+                checkpoint, **options, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except RuntimeError as error:
         raise ValueError(f"{checkpoint}: the weights are not those of config.json's model: {error}") from error
+    if found["mismatched_keys"]:
+        name, got, expected = sorted(found["mismatched_keys"])[0]
+        raise ValueError(
+            f"{checkpoint}: the weights are not those of config.json's model: {name} is {tuple(got)}, expected "
+            f"{tuple(expected)}, and so {len(found['mismatched_keys'])} in all"
+        )
+    if found["unexpected_keys"]:
+        logger.warning("%s: holds more than the model: %s", checkpoint, _listing(sorted(found["unexpected_keys"])))
+    # transformers may have renamed weights while it loaded; its own list is in the model's names. Counters of batches
+    # do nothing here, and other programs leave them out.
+    lacking = {name for name in found["missing_keys"] if not name.endswith("num_batches_tracked")}
+    return model, [name for name in model.state_dict() if name in lacking]
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from logging a table of what a checkpoint lacks as "newly initialized": here that is told."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    # Not its level, by which transformers decides to log still more.
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    log.addFilter(is_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_error)
+
+
+def _require_all(checkpoint: Path, missing: Sequence[str], remedy: str) -> None:
+    if missing:
+        raise ValueError(
+            f"{checkpoint}: lacks {_listing(missing)}; its label maps would be random. Fetch the checkpoint again if "
+            f"it should be complete, or {remedy}"
+        )
+
+
+def _listing(names: Sequence[str]) -> str:
+    # A stranger's names may be long, or no names at all.
+    shown = ", ".join(repr(name[:120]) for name in names[:3])
+    return f"{len(names)} weights ({shown}{', ...' if len(names) > 3 else ''})"
 
 
 def _for_inference(model: Any) -> PreTrainedModel:

@@ -111,7 +111,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
 
     Raises:
         OSError: there is no such checkpoint, it cannot be downloaded, or a segmenter has no image processor.
-        ValueError: a model of another kind, or with too many classes.
+        ValueError: a model of another kind, or with too many classes, or without some of its weights.
     """
     folder = local_checkpoint(name)
     config = read_config(folder)
