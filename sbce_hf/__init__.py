@@ -25,7 +25,7 @@ _ROOMS = {
     "DeepLabForSemanticSegmentation": "models.modeling_deeplab",
     "DeepLabModel": "models.modeling_deeplab",
     "DeepLabImageProcessor": "models.image_processing_deeplab",
-    "load_trunk_weights": "models.modeling_trunk",
+    "load_trunk_weights": "models.modeling_trunk_weights",
     "RunConfig": "config",
     "load_recipe": "config",
     "load_images": "data",

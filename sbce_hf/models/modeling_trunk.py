@@ -4,17 +4,14 @@ A trunk is a timm feature extractor, or a module of this package that has the sa
 a list of feature maps, and `feature_info` tells their channels and strides.
 """
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol, cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 from transformers.utils.generic import can_return_tuple
 
@@ -205,83 +202,6 @@ def _create_resnet38(config: TrunkConfig, **overrides: Any) -> ResNet38:
         return ResNet38(**arguments)
     except TypeError as error:
         raise ValueError(f"trunk {RESNET38!r} with {arguments}: {error}; leave out trunk_kwargs") from error
-
-
-def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
-    """Load ImageNet weights into a built model's trunk, in place.
-
-    Args:
-        model: a model with a trunk; `post_init` would undo weights loaded before construction.
-        weights (`str`): `"pretrained"` for timm's own, or the path of a safetensors file: timm's checkpoint of the
-            same architecture, or what `sbce import` writes.
-
-    Raises:
-        FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
-        ValueError: the file is no safetensors file or holds other weights, or timm has none.
-    """
-    base: Any = model.base_model
-    config = cast(Any, model.config)
-    if weights != "pretrained":
-        _check_trunk_file(base.trunk, config.trunk, weights)
-    elif config.trunk == RESNET38:
-        raise ValueError(
-            f"trunk weights 'pretrained': timm has none of {RESNET38!r}. Make a file from its ImageNet weights with "
-            "`sbce import FILE --output resnet38.safetensors` and give that, or give 'random'"
-        )
-    try:
-        base.trunk.load_state_dict(_trunk_state(base.trunk, config, weights))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"trunk weights of {config.trunk!r} cannot be loaded: {error}. Connect to the Hub once, or give a "
-            "checkpoint file instead of 'pretrained'"
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
-
-
-def _trunk_state(trunk: nn.Module, config: TrunkConfig, weights: str) -> Mapping[str, Tensor]:
-    if config.trunk == RESNET38:
-        with safe_open(weights, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in trunk.state_dict() if name in file.keys()}  # noqa: SIM118
-    overrides: dict = {"pretrained": True}
-    if weights != "pretrained":
-        overrides["pretrained_cfg_overlay"] = {"file": str(weights)}
-    # Through features_only: its key names differ from the plain model's.
-    return create_trunk(config, **overrides).state_dict()
-
-
-def _check_trunk_file(trunk: nn.Module, name: str, path: str) -> None:
-    """Raise for a file that timm would read as a pickle, or would take though it lacks the trunk's weights."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"trunk weights: no file {path}; give a checkpoint file, 'pretrained' or 'random'")
-    remedy = f"`sbce import {path} --trunk {name} --output FILE.safetensors` checks and converts other files"
-    try:
-        if not path.endswith(".safetensors"):
-            raise ValueError(f"trunk weights {path}: expected a .safetensors file; {remedy}")
-        with safe_open(path, framework="pt") as file:
-            missing = missing_weights(trunk, file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"trunk weights {path}: is no safetensors file: {error}; {remedy}") from error
-    if missing:
-        raise ValueError(
-            f"trunk weights {path}: lacks {len(missing)} of trunk {name!r}, first {missing[0]!r}: it belongs to "
-            f"another architecture, or has other names than timm's; {remedy}"
-        )
-
-
-def missing_weights(trunk: nn.Module, names: Iterable[str]) -> list[str]:
-    """Names of the trunk's weights that a checkpoint of the plain model lacks; counters do not count.
-
-    timm's feature extractors flatten some modules' names and put `model.` in front of others.
-    """
-    there = {flat_name(name) for name in names}
-    needed = (name for name in trunk.state_dict() if not name.endswith("num_batches_tracked"))
-    return [name for name in needed if flat_name(name) not in there]
-
-
-def flat_name(name: str) -> str:
-    """What a weight's name in a plain timm model and in its feature extractor have in common."""
-    return name.removeprefix("model.").replace(".", "_")
 
 
 def _names(trunk: nn.Module) -> list[str]:

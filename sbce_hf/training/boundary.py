@@ -12,7 +12,7 @@ from ..data import TaggedImages
 from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
 from ..models.configuration_irn import IrnConfig
 from ..models.modeling_irn import IrnModel
-from ..models.modeling_trunk import load_trunk_weights
+from ..models.modeling_trunk_weights import load_trunk_weights
 from .loop import fit
 from .state import FitSummary
 from .window import Values, Window

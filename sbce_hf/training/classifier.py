@@ -18,7 +18,7 @@ from ..data.transforms import TrainingDataset
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..models.modeling_trunk import load_trunk_weights
+from ..models.modeling_trunk_weights import load_trunk_weights
 from .loop import TrainingHealthError, fit
 from .optimization import LOGIT_SCALE, parameter_groups, phase_for
 from .state import FitSummary

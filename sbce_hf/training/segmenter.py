@@ -26,7 +26,8 @@ from ..models.configuration_deeplab import DeepLabConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_buildable, check_foreign_config, check_loadable, read_json
 from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
-from ..models.modeling_trunk import MAX_PARAMETERS, load_trunk_weights
+from ..models.modeling_trunk import MAX_PARAMETERS
+from ..models.modeling_trunk_weights import load_trunk_weights
 from ..references import local_checkpoint
 from .device import use_cpu
 from .loop import TrainingHealthError, fit

@@ -16,7 +16,8 @@ from sbce_hf.importers.trunks import import_trunk
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.models.modeling_trunk import create_trunk, load_trunk_weights
+from sbce_hf.models.modeling_trunk import create_trunk
+from sbce_hf.models.modeling_trunk_weights import load_trunk_weights
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from torch import nn
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_resnet38 import PreActivationBlock, ResNet38
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceModel
-from sbce_hf.models.modeling_trunk import create_trunk, load_trunk_weights
+from sbce_hf.models.modeling_trunk import create_trunk
+from sbce_hf.models.modeling_trunk_weights import load_trunk_weights
 
 HEADS = ("temperature", "fc_list", "threshold", "mask_layer_downsample")
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.modeling_deeplab import DeepLabModel
-from sbce_hf.models.modeling_trunk import create_trunk, load_trunk_weights
+from sbce_hf.models.modeling_trunk import create_trunk
+from sbce_hf.models.modeling_trunk_weights import load_trunk_weights
 
 # The widths and depths of VGG16's five stages.
 STAGES = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
