@@ -1,0 +1,44 @@
+"""Every mode and number of a run, as checked dataclasses read from YAML.
+
+Nothing in this room imports anything heavy, so that a wrong key is reported before torch is loaded. Each other room
+takes the part that concerns it; only the files that see a run as a whole take a [`RunConfig`].
+"""
+
+from .data import AugmentationConfig, DataConfig
+from .labelling import CrfConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
+from .parsing import check_keys, from_mapping, merge, parse_override, to_mapping
+from .recipes import OFFICIAL, RECIPES, load_recipe, recipe_path
+from .run import RunConfig, SegmenterConfig
+from .training import (
+    BoundaryTrainingConfig,
+    CropTrainingConfig,
+    LoopConfig,
+    SegmenterTrainingConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "OFFICIAL",
+    "RECIPES",
+    "AugmentationConfig",
+    "BoundaryTrainingConfig",
+    "CrfConfig",
+    "CropTrainingConfig",
+    "DataConfig",
+    "IrnRefinementConfig",
+    "LabellingConfig",
+    "LoopConfig",
+    "PredictionConfig",
+    "ProportionConfig",
+    "RunConfig",
+    "SegmenterConfig",
+    "SegmenterTrainingConfig",
+    "TrainingConfig",
+    "check_keys",
+    "from_mapping",
+    "load_recipe",
+    "merge",
+    "parse_override",
+    "recipe_path",
+    "to_mapping",
+]

@@ -1,0 +1,95 @@
+"""Where images and tags come from, and how training images are varied."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .parsing import at_least
+
+
+@strict
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where images and tags come from.
+
+    Args:
+        source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"coco"` (COCO's folders), `"folder"`
+            (images and a tags table) or `"hub"` (a Hugging Face dataset).
+        data_dir: folder of a `voc`, `coco` or `folder` source.
+        tags_file: tags table (of `coco`: instances file), relative to `data_dir`; by default the one that is found
+            there.
+        classes: foreground classes, in the order of their label-map values 1, 2, ...; by default all the source has.
+            Other tags of a `voc` or `coco` source are left out; elsewhere a tag that is not listed is an error.
+        train_split: split whose tags are trained on and whose images are labelled.
+        score_split: split with masks on which label maps are scored in the report; `None` scores nothing.
+        max_images: use only the first so many images of a split.
+        strict: stop at the first unreadable image instead of skipping and listing it.
+        partial: use what is there of a `voc` or `coco` split instead of stopping because images are missing.
+        unlabelled: what value 255 in a COCO-Stuff mask is for the score: left out, or background.
+        dataset: name on the Hub or local path, for source `"hub"`.
+        dataset_config: its configuration.
+        revision: its git revision.
+        columns: maps the schema's columns (`image_id`, `image`, `labels`, `mask`) to the dataset's.
+        shapes_images: images of the training split of source `"shapes"`.
+        shapes_size: their height and width in pixels.
+        shapes_seed: their seed; independent of the run's, so that seeds can be compared on the same images.
+    """
+
+    source: Literal["shapes", "voc", "coco", "folder", "hub"] = "folder"
+    data_dir: str | None = None
+    tags_file: str | None = None
+    classes: tuple[str, ...] | None = None
+    train_split: str = "train"
+    score_split: str | None = None
+    max_images: int | None = None
+    strict: bool = False
+    partial: bool = False
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] | None = None
+    shapes_images: int = 320
+    shapes_size: int = 96
+    shapes_seed: int = 0
+
+    def validate_source(self) -> None:
+        """Each source has what it needs."""
+        if self.source in ("voc", "coco", "folder") and self.data_dir is None:
+            raise ValueError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
+        if self.source == "hub" and self.dataset is None:
+            raise ValueError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"data.classes: got {list(self.classes)}, expected each name once")
+        at_least("data", self.max_images, "max_images", 1)
+        at_least("data", self.shapes_images, "shapes_images", 1)
+        at_least("data", self.shapes_size, "shapes_size", 32)
+
+
+@strict
+@dataclass(kw_only=True)
+class AugmentationConfig:
+    """Training augmentation; every draw is seeded by (seed, epoch, index).
+
+    Args:
+        flip: mirror half of the images (the released program does not).
+        color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
+        randaugment: number of RandAugment operations; 0 is off, the release uses 2.
+        randaugment_magnitude: their strength, 0-30.
+        geometric: let RandAugment also shear, move and rotate. The proportions do not move with the image, so this is
+            only for reproducing the release.
+    """
+
+    flip: bool = True
+    color_jitter: float = 0.3
+    randaugment: int = 0
+    randaugment_magnitude: int = 9
+    geometric: bool = False
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        at_least("augmentation", self.color_jitter, "color_jitter", 0)
+        at_least("augmentation", self.randaugment, "randaugment", 0)
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(f"augmentation.randaugment_magnitude: got {self.randaugment_magnitude}, expected 0 to 30")

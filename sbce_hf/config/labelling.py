@@ -1,0 +1,194 @@
+"""From networks to label maps, and from label maps to foreground proportions."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .parsing import at_least
+from .training import BoundaryTrainingConfig
+
+
+@strict
+@dataclass(kw_only=True)
+class CrfConfig:
+    """Dense CRF (pydensecrf); standard deviations in pixels and grey values. Defaults are those for hard labels.
+
+    Args:
+        iterations: of mean field.
+        gt_prob: confidence in the given label; of no effect where probabilities are given.
+        gaussian_sxy: position deviation of the smoothness kernel.
+        gaussian_compat: its Potts weight.
+        bilateral_sxy: position deviation of the appearance kernel.
+        bilateral_srgb: its colour deviation.
+        bilateral_compat: its Potts weight.
+    """
+
+    iterations: int = 10
+    gt_prob: float = 0.7
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 40.0
+    bilateral_srgb: float = 5.0
+    bilateral_compat: float = 10.0
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        at_least("crf", self.iterations, "iterations", 1)
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            at_least("crf", getattr(self, name), name, 0, strictly=True)
+        if not 0 < self.gt_prob < 1:
+            raise ValueError(f"crf.gt_prob: got {self.gt_prob}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class LabellingConfig:
+    """From a checkpoint to label maps.
+
+    Args:
+        rule: `"paper"` and `"official"` use the adaptive thresholds (method of the paper, of the released program),
+            `"fixed"` compares `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
+        background_threshold: constant of the `"fixed"` rule.
+        image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
+        scales: of the views.
+        flip: add each view's mirror image.
+        batch_size: views of one size that go through the network together.
+        crf: dense CRF parameters; `None` skips the CRF.
+        crf_workers: processes that run the CRF and write label maps.
+        known_classes: `"tags"`, or `"predicted"` from the image-level logits.
+        class_threshold: image-level probability above which a class counts as predicted.
+    """
+
+    rule: Literal["paper", "official", "fixed"] = "paper"
+    background_threshold: float = 0.3
+    image_size: int | None = None
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    flip: bool = True
+    batch_size: int = 8
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    crf_workers: int = 2
+    known_classes: Literal["tags", "predicted"] = "tags"
+    class_threshold: float = 0.5
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        at_least("labelling", self.batch_size, "batch_size", 1)
+        at_least("labelling", self.crf_workers, "crf_workers", 1)
+        at_least("labelling", self.image_size, "image_size", 32)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"labelling.scales: got {list(self.scales)}, expected one or more numbers above 0")
+        for name in ("background_threshold", "class_threshold"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"labelling.{name}: got {getattr(self, name)}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class IrnRefinementConfig:
+    """Refinement of the last round's label maps: a boundary network trained on what is sure, and a random walk (IRN).
+
+    The area of a class is where it passes its adaptive threshold. Both shares are taken of that area, by rank, so that
+    they suit saturated class maps as well; the dense CRF of `labelling` follows each.
+
+    Args:
+        model: fields of `IrnConfig`.
+        trunk_weights: of the boundary network: `"random"`, `"pretrained"` (timm's) or a checkpoint file; `None` takes
+            the run's `trunk_weights`.
+        foreground_share: the highest pixels of a class, as many as this share of its area, are sure to be it.
+        background_share: pixels beyond this share of every class's area are sure to be background.
+        training: of the boundary network.
+        walk_radius: a step of the walk goes to pixels closer than this, on a grid of a quarter of the image's size.
+        walk_exponent: of the affinities.
+        walk_steps: length of the walk.
+        background_threshold: what arrives, divided by the maximum over the image's classes, is background below this
+            (published: 0.25 for VOC).
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    trunk_weights: str | None = None
+    foreground_share: float = 0.5
+    background_share: float = 1.5
+    training: BoundaryTrainingConfig = field(default_factory=BoundaryTrainingConfig)
+    walk_radius: int = 5
+    walk_exponent: float = 10.0
+    walk_steps: int = 256
+    background_threshold: float = 0.25
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        if not 0 < self.foreground_share <= 1 <= self.background_share:
+            raise ValueError(
+                f"irn.foreground_share and background_share: got {self.foreground_share} and "
+                f"{self.background_share}, expected 0 < foreground_share <= 1 <= background_share"
+            )
+        at_least("irn", self.walk_radius, "walk_radius", 2)
+        at_least("irn", self.walk_exponent, "walk_exponent", 0)
+        at_least("irn", self.walk_steps, "walk_steps", 0)
+        if not 0 < self.background_threshold < 1:
+            raise ValueError(f"irn.background_threshold: got {self.background_threshold}, expected between 0 and 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class PredictionConfig:
+    """From a segmentation network to label maps, without tags.
+
+    Args:
+        image_size: long side to which images are resized before the scales; `None` keeps their own size.
+        scales: of the views.
+        flip: add each view's mirror image.
+        merge: of the views' probabilities: their mean, or per class their maximum, which is then normalised.
+        window: side of the sliding window in pixels of scale 1; `None` takes the whole image at once.
+        overlap: share of a window that the next one covers again.
+        batch_size: views of one image and size that go through the network together.
+        crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF. Each window is refined
+            by itself.
+        crf_workers: processes that run the CRF and write label maps.
+    """
+
+    image_size: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = True
+    merge: Literal["mean", "max"] = "mean"
+    window: int | None = None
+    overlap: float = 0.5
+    batch_size: int = 8
+    crf: CrfConfig | None = None
+    crf_workers: int = 2
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        at_least("prediction", self.batch_size, "batch_size", 1)
+        at_least("prediction", self.crf_workers, "crf_workers", 1)
+        at_least("prediction", self.image_size, "image_size", 32)
+        at_least("prediction", self.window, "window", 64)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"prediction.scales: got {list(self.scales)}, expected one or more numbers above 0")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"prediction.overlap: got {self.overlap}, expected at least 0 and below 1")
+
+
+@strict
+@dataclass(kw_only=True)
+class ProportionConfig:
+    """Foreground proportions from label maps.
+
+    Args:
+        minimum: lower clamp of a present class's proportion; also at least one pixel. A class that the label map lost
+            would otherwise be pushed out for good.
+        maximum: upper clamp.
+        lost: what a tagged class gets of which the label map has no pixel: `"minimum"`, or `"previous"` for the
+            proportion that this round was trained with, so that one bad label map does not extinguish it.
+    """
+
+    minimum: float = 0.005
+    maximum: float = 0.95
+    lost: Literal["minimum", "previous"] = "minimum"
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        if not 0 < self.minimum < self.maximum < 1:
+            raise ValueError(
+                f"proportions.minimum and maximum: got {self.minimum} and {self.maximum}, expected 0 < min < max < 1"
+            )

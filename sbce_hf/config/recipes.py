@@ -1,0 +1,110 @@
+"""Recipe files, and what `official: true` stands for in them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .parsing import from_mapping, merge
+from .run import RunConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+_OFFICIAL_TRAINING = {
+    "head_lr_factor": 10.0,
+    "scale_lr_factor": 10.0,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "poly_power": 0.9,
+    "max_grad_norm": None,
+    "augmentation": {
+        "flip": False,
+        "color_jitter": 0.0,
+        "randaugment": 2,
+        "randaugment_magnitude": 9,
+        "geometric": True,
+    },
+}
+
+# What the recipe key `official: true` sets: the released program's choices, see [`load_recipe`]. What depends on the
+# data set and the machine stays the recipe's: trunk, image size, batch, learning rate, epochs, rounds, and the period
+# of the alternation.
+OFFICIAL: dict[str, Any] = {
+    "model": {
+        "embedding_dim": 128,
+        "class_map_bias": False,
+        "logit_scale_init": 10.0,
+        "normalization": "official",
+        "kl_weight": 1.0,
+        "kl_form": "bernoulli",
+        "kl_slope_leak": 0.0,
+        "kl_in_threshold_phase": True,
+        "detach_threshold_input": False,
+    },
+    "bce": _OFFICIAL_TRAINING,
+    "spatial": _OFFICIAL_TRAINING,
+    "labelling": {
+        "rule": "official",
+        "scales": [1.0, 0.5, 1.5, 2.0],
+        "flip": True,
+        "crf": {
+            "iterations": 10,
+            "gt_prob": 0.7,
+            "gaussian_sxy": 3.0,
+            "gaussian_compat": 3.0,
+            "bilateral_sxy": 40.0,
+            "bilateral_srgb": 5.0,
+            "bilateral_compat": 10.0,
+        },
+    },
+    "proportions": {"lost": "minimum"},
+    "final_scales": None,
+}
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a built-in recipe, or the given path itself.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        built_in = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise FileNotFoundError(f"recipe {name!r}: no file {path}; built-in recipes: {built_in}, or pass a .yaml file")
+    return path
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a recipe, apply overrides, check everything.
+
+    `official: true`, in the file or the overrides, stands for the values of [`OFFICIAL`]: they replace the file's and
+    are replaced by the overrides'. The config that is returned, and saved by a run, has the values only.
+
+    Args:
+        name: a built-in recipe's name or a YAML file.
+        overrides: nested mappings, merged over the file.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: invalid YAML, an unknown key or an impossible value.
+    """
+    import yaml
+
+    path = recipe_path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: got {values!r}, expected a mapping such as data: {{source: shapes}}")
+    values, overrides = dict(values), dict(overrides or {})
+    official = overrides.pop("official", values.pop("official", False))
+    if not isinstance(official, bool):
+        raise ValueError(f"official: got {official!r}, expected true or false")
+    if official:
+        values = merge(values, OFFICIAL)
+    wanted, section = (overrides.get("segmenter") or {}).get("architecture"), values.get("segmenter")
+    if wanted is not None and section and wanted != section.get("architecture", "deeplab"):
+        # The file's fields are those of another architecture.
+        values["segmenter"] = {key: value for key, value in section.items() if key != "model"}
+    return from_mapping(RunConfig, merge(values, overrides), where=path.name)

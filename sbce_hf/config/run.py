@@ -1,0 +1,108 @@
+"""A whole run, and its last stage."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .data import DataConfig
+from .labelling import IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
+from .parsing import at_least
+from .training import SegmenterTrainingConfig, TrainingConfig
+
+
+@strict
+@dataclass(kw_only=True)
+class SegmenterConfig:
+    """The last stage of a run: a segmentation network, trained on the label maps.
+
+    Args:
+        architecture: `"deeplab"`, or the `model_type` of a transformers model with an
+            `AutoModelForSemanticSegmentation`, such as `"segformer"`.
+        model: fields of the architecture's config, the classes excepted.
+        from_config: folder or `config.json` of a transformers model, which starts from random weights.
+        checkpoint: folder or Hub id of a transformers model, whose weights are the start.
+        weights: start of a DeepLab's trunk: `"classifier"` (the label maps' own), `"pretrained"` (timm's), `"random"`
+            or a checkpoint file.
+        training: see [`SegmenterTrainingConfig`].
+        prediction: see [`PredictionConfig`].
+        score_split: split on which segmenters are scored; `None` scores nothing.
+        compare: what else the same segmenter is trained on for the report's table: `"bce"` (stage 0's label maps) and
+            `"mask"` (true masks: a yardstick, the only training that reads them).
+    """
+
+    architecture: str = "deeplab"
+    model: dict[str, Any] = field(default_factory=dict)
+    from_config: str | None = None
+    checkpoint: str | None = None
+    weights: str = "classifier"
+    training: SegmenterTrainingConfig = field(default_factory=SegmenterTrainingConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    score_split: str | None = None
+    compare: tuple[Literal["bce", "mask"], ...] = ()
+
+    @property
+    def starts_from_classifier(self) -> bool:
+        """Whether the trunk is that of the classifier that made the label maps."""
+        return self.architecture == "deeplab" and self.weights == "classifier"
+
+    def validate_start(self) -> None:
+        """One start only."""
+        if self.from_config is not None and self.checkpoint is not None:
+            raise ValueError("segmenter: got from_config and checkpoint; expected one of them")
+        if self.architecture == "deeplab" and (self.from_config is not None or self.checkpoint is not None):
+            raise ValueError(
+                "segmenter.architecture: got deeplab with from_config or checkpoint; name the transformers "
+                "architecture, for example segformer"
+            )
+        if self.architecture != "deeplab" and self.from_config is None and self.checkpoint is None:
+            raise ValueError(
+                f"segmenter.architecture: got {self.architecture!r}; set from_config (random weights) or checkpoint, "
+                "or use deeplab"
+            )
+
+
+@strict
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole run: stage 0 (BCE), then `rounds` of Spatial-BCE training and labelling.
+
+    A recipe may also say `official: true`, see [`load_recipe`].
+
+    Args:
+        seed: of weights, order and augmentation.
+        data: see [`DataConfig`].
+        model: fields of `SpatialBceConfig`, the classes excepted.
+        trunk_weights: `"random"`, `"pretrained"` (timm's, needs the network once) or a checkpoint file.
+        bce: training of stage 0.
+        rounds: number of Spatial-BCE rounds.
+        spatial: training of each round.
+        labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
+        final_scales: of the views for the last round's label maps, instead of `labelling.scales`: the rounds before
+            need proportions only, which fewer views give sooner. `None` labels all rounds alike.
+        proportions: see [`ProportionConfig`].
+        irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
+        segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
+        contact_images: images on the report's contact sheet.
+    """
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=lambda: DataConfig(source="shapes"))
+    model: dict[str, Any] = field(default_factory=dict)
+    trunk_weights: str = "pretrained"
+    bce: TrainingConfig = field(default_factory=TrainingConfig)
+    rounds: int = 3
+    spatial: TrainingConfig = field(default_factory=TrainingConfig)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    final_scales: tuple[float, ...] | None = None
+    proportions: ProportionConfig = field(default_factory=ProportionConfig)
+    irn: IrnRefinementConfig | None = None
+    segmenter: SegmenterConfig | None = None
+    contact_images: int = 8
+
+    def validate_ranges(self) -> None:
+        """Ranges."""
+        at_least("run", self.rounds, "rounds", 1)
+        at_least("run", self.contact_images, "contact_images", 0)
+        if self.final_scales is not None and (not self.final_scales or min(self.final_scales) <= 0):
+            raise ValueError(f"final_scales: got {list(self.final_scales)}, expected one or more numbers above 0")
