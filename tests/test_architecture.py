@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "sbce_hf"
 # A file imports only from its own room and from rooms before it.
 ORDER = [
     "models",
+    "errors",
     "config",
     "files",
     "processes",

@@ -5,12 +5,13 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .parsing import at_least
+from ..errors import UserError
+from .ranges import Checked, number
 
 
 @strict
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """Where images and tags come from.
 
     Args:
@@ -36,13 +37,15 @@ class DataConfig:
         shapes_seed: their seed; independent of the run's, so that seeds can be compared on the same images.
     """
 
+    SECTION = "data"
+
     source: Literal["shapes", "voc", "coco", "folder", "hub"] = "folder"
     data_dir: str | None = None
     tags_file: str | None = None
     classes: tuple[str, ...] | None = None
     train_split: str = "train"
     score_split: str | None = None
-    max_images: int | None = None
+    max_images: int | None = number(None, at_least=1)
     strict: bool = False
     partial: bool = False
     unlabelled: Literal["ignore", "background"] = "ignore"
@@ -50,26 +53,23 @@ class DataConfig:
     dataset_config: str | None = None
     revision: str | None = None
     columns: dict[str, str] | None = None
-    shapes_images: int = 320
-    shapes_size: int = 96
-    shapes_seed: int = 0
+    shapes_images: int = number(320, at_least=1, limit=1_000_000)
+    shapes_size: int = number(96, at_least=32, limit=4096)
+    shapes_seed: int = number(0, at_least=0)
 
     def validate_source(self) -> None:
         """Each source has what it needs."""
         if self.source in ("voc", "coco", "folder") and self.data_dir is None:
-            raise ValueError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
+            raise UserError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
         if self.source == "hub" and self.dataset is None:
-            raise ValueError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
+            raise UserError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"data.classes: got {list(self.classes)}, expected each name once")
-        at_least("data", self.max_images, "max_images", 1)
-        at_least("data", self.shapes_images, "shapes_images", 1)
-        at_least("data", self.shapes_size, "shapes_size", 32)
+            raise UserError(f"data.classes: got {list(self.classes)}, expected each name once")
 
 
 @strict
 @dataclass(kw_only=True)
-class AugmentationConfig:
+class AugmentationConfig(Checked):
     """Training augmentation; every draw is seeded by (seed, epoch, index).
 
     Args:
@@ -81,15 +81,10 @@ class AugmentationConfig:
             only for reproducing the release.
     """
 
-    flip: bool = True
-    color_jitter: float = 0.3
-    randaugment: int = 0
-    randaugment_magnitude: int = 9
-    geometric: bool = False
+    SECTION = "augmentation"
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("augmentation", self.color_jitter, "color_jitter", 0)
-        at_least("augmentation", self.randaugment, "randaugment", 0)
-        if not 0 <= self.randaugment_magnitude <= 30:
-            raise ValueError(f"augmentation.randaugment_magnitude: got {self.randaugment_magnitude}, expected 0 to 30")
+    flip: bool = True
+    color_jitter: float = number(0.3, at_least=0)
+    randaugment: int = number(0, at_least=0, limit=100)
+    randaugment_magnitude: int = number(9, at_least=0, at_most=30)
+    geometric: bool = False

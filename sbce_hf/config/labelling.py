@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .parsing import at_least
+from ..errors import UserError
+from .ranges import MAX_SIDE, Checked, number, view_scales
 from .training import BoundaryTrainingConfig
 
 
 @strict
 @dataclass(kw_only=True)
-class CrfConfig:
+class CrfConfig(Checked):
     """Dense CRF (pydensecrf); standard deviations in pixels and grey values. Defaults are those for hard labels.
 
     Args:
@@ -24,26 +25,20 @@ class CrfConfig:
         bilateral_compat: its Potts weight.
     """
 
-    iterations: int = 10
-    gt_prob: float = 0.7
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 40.0
-    bilateral_srgb: float = 5.0
-    bilateral_compat: float = 10.0
+    SECTION = "crf"
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("crf", self.iterations, "iterations", 1)
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            at_least("crf", getattr(self, name), name, 0, strictly=True)
-        if not 0 < self.gt_prob < 1:
-            raise ValueError(f"crf.gt_prob: got {self.gt_prob}, expected between 0 and 1")
+    iterations: int = number(10, at_least=1, limit=10_000)
+    gt_prob: float = number(0.7, above=0, below=1)
+    gaussian_sxy: float = number(3.0, above=0)
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = number(40.0, above=0)
+    bilateral_srgb: float = number(5.0, above=0)
+    bilateral_compat: float = 10.0
 
 
 @strict
 @dataclass(kw_only=True)
-class LabellingConfig:
+class LabellingConfig(Checked):
     """From a checkpoint to label maps.
 
     Args:
@@ -60,32 +55,23 @@ class LabellingConfig:
         class_threshold: image-level probability above which a class counts as predicted.
     """
 
-    rule: Literal["paper", "official", "fixed"] = "paper"
-    background_threshold: float = 0.3
-    image_size: int | None = None
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
-    flip: bool = True
-    batch_size: int = 8
-    crf: CrfConfig | None = field(default_factory=CrfConfig)
-    crf_workers: int = 2
-    known_classes: Literal["tags", "predicted"] = "tags"
-    class_threshold: float = 0.5
+    SECTION = "labelling"
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("labelling", self.batch_size, "batch_size", 1)
-        at_least("labelling", self.crf_workers, "crf_workers", 1)
-        at_least("labelling", self.image_size, "image_size", 32)
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"labelling.scales: got {list(self.scales)}, expected one or more numbers above 0")
-        for name in ("background_threshold", "class_threshold"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"labelling.{name}: got {getattr(self, name)}, expected between 0 and 1")
+    rule: Literal["paper", "official", "fixed"] = "paper"
+    background_threshold: float = number(0.3, above=0, below=1)
+    image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
+    scales: tuple[float, ...] = view_scales((1.0, 0.5, 1.5, 2.0))
+    flip: bool = True
+    batch_size: int = number(8, at_least=1, limit=100_000)
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    crf_workers: int = number(2, at_least=1, limit=1024)
+    known_classes: Literal["tags", "predicted"] = "tags"
+    class_threshold: float = number(0.5, above=0, below=1)
 
 
 @strict
 @dataclass(kw_only=True)
-class IrnRefinementConfig:
+class IrnRefinementConfig(Checked):
     """Refinement of the last round's label maps: a boundary network trained on what is sure, and a random walk (IRN).
 
     The area of a class is where it passes its adaptive threshold. Both shares are taken of that area, by rank, so that
@@ -105,33 +91,30 @@ class IrnRefinementConfig:
             (published: 0.25 for VOC).
     """
 
+    SECTION = "irn"
+
     model: dict[str, Any] = field(default_factory=dict)
     trunk_weights: str | None = None
     foreground_share: float = 0.5
     background_share: float = 1.5
     training: BoundaryTrainingConfig = field(default_factory=BoundaryTrainingConfig)
-    walk_radius: int = 5
-    walk_exponent: float = 10.0
-    walk_steps: int = 256
-    background_threshold: float = 0.25
+    walk_radius: int = number(5, at_least=2, limit=100)
+    walk_exponent: float = number(10.0, at_least=0)
+    walk_steps: int = number(256, at_least=0, limit=1_000_000)
+    background_threshold: float = number(0.25, above=0, below=1)
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
+    def validate_shares(self) -> None:
+        """What is sure to be a class lies inside its area, what is sure to be background outside."""
         if not 0 < self.foreground_share <= 1 <= self.background_share:
-            raise ValueError(
+            raise UserError(
                 f"irn.foreground_share and background_share: got {self.foreground_share} and "
                 f"{self.background_share}, expected 0 < foreground_share <= 1 <= background_share"
             )
-        at_least("irn", self.walk_radius, "walk_radius", 2)
-        at_least("irn", self.walk_exponent, "walk_exponent", 0)
-        at_least("irn", self.walk_steps, "walk_steps", 0)
-        if not 0 < self.background_threshold < 1:
-            raise ValueError(f"irn.background_threshold: got {self.background_threshold}, expected between 0 and 1")
 
 
 @strict
 @dataclass(kw_only=True)
-class PredictionConfig:
+class PredictionConfig(Checked):
     """From a segmentation network to label maps, without tags.
 
     Args:
@@ -147,31 +130,22 @@ class PredictionConfig:
         crf_workers: processes that run the CRF and write label maps.
     """
 
-    image_size: int | None = None
-    scales: tuple[float, ...] = (1.0,)
+    SECTION = "prediction"
+
+    image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
+    scales: tuple[float, ...] = view_scales((1.0,))
     flip: bool = True
     merge: Literal["mean", "max"] = "mean"
-    window: int | None = None
-    overlap: float = 0.5
-    batch_size: int = 8
+    window: int | None = number(None, at_least=64, limit=MAX_SIDE)
+    overlap: float = number(0.5, at_least=0, below=1)
+    batch_size: int = number(8, at_least=1, limit=100_000)
     crf: CrfConfig | None = None
-    crf_workers: int = 2
-
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("prediction", self.batch_size, "batch_size", 1)
-        at_least("prediction", self.crf_workers, "crf_workers", 1)
-        at_least("prediction", self.image_size, "image_size", 32)
-        at_least("prediction", self.window, "window", 64)
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"prediction.scales: got {list(self.scales)}, expected one or more numbers above 0")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"prediction.overlap: got {self.overlap}, expected at least 0 and below 1")
+    crf_workers: int = number(2, at_least=1, limit=1024)
 
 
 @strict
 @dataclass(kw_only=True)
-class ProportionConfig:
+class ProportionConfig(Checked):
     """Foreground proportions from label maps.
 
     Args:
@@ -182,13 +156,15 @@ class ProportionConfig:
             proportion that this round was trained with, so that one bad label map does not extinguish it.
     """
 
+    SECTION = "proportions"
+
     minimum: float = 0.005
     maximum: float = 0.95
     lost: Literal["minimum", "previous"] = "minimum"
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
+    def validate_order(self) -> None:
+        """The clamps are in order."""
         if not 0 < self.minimum < self.maximum < 1:
-            raise ValueError(
+            raise UserError(
                 f"proportions.minimum and maximum: got {self.minimum} and {self.maximum}, expected 0 < min < max < 1"
             )

@@ -1,21 +1,23 @@
 """Between plain values and config dataclasses."""
 
-import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ..errors import UserError
+from .ranges import shortened, shown
+from .yaml_text import MAX_DEPTH, read_yaml
+
 T = TypeVar("T")
 
 
-def at_least(section: str, value: float | None, name: str, low: float, strictly: bool = False) -> None:
-    """Raise a `ValueError` that names the field if its value is below `low`, or just that low where it must not."""
-    if value is not None and (value < low or (strictly and value == low)):
-        raise ValueError(f"{section}.{name}: got {value}, expected {'more than' if strictly else 'at least'} {low}")
+# YAML 1.1, unlike YAML 1.2 and everybody's habit, takes these for text. Plain digits in quotes stay text.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
@@ -27,10 +29,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
         where: dotted path and file for error messages.
 
     Raises:
-        ValueError: an unknown key (with the nearest known one), a value of the wrong type or out of range.
+        UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: got {values!r}, expected a mapping of {cls.__name__}'s fields")
+        raise UserError(f"{where}: got {shown(values)}, expected a mapping of {cls.__name__}'s fields")
     hints = typing.get_type_hints(cls)
     check_keys(values, hints, where)
     arguments = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
@@ -38,16 +40,16 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
         return cls(**arguments)
     except Exception as error:
         # strict wraps every error in its own type; the cause carries the message.
-        raise ValueError(f"{where}: {error.__cause__ or error}") from error
+        raise UserError(f"{where}: {shortened(str(error.__cause__ or error))}") from error
 
 
 def check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    """Raise a `ValueError` that names the first unknown key and its nearest known one."""
+    """Raise a `UserError` that names the first unknown key and its nearest known one."""
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -57,9 +59,38 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return from_mapping(typing.cast(type, option), value, where)
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
             return tuple(_convert(typing.get_args(option)[0], item, where) for item in value)
-    if float in options and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        if typing.get_origin(option) is dict and typing.get_args(option)[1] is Any:
+            return _with_numbers(value)
+    if float in options:
+        return _as_float(text_to_number(value), where)
+    if int in options:
+        number = text_to_number(value)
+        # 1e3 is a whole number to everybody but YAML.
+        return int(number) if isinstance(number, float) and number.is_integer() else number
     return value
+
+
+def _as_float(value: Any, where: str) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(f"{where}: got {shown(value)}, expected a finite number") from error
+
+
+def _with_numbers(value: Any) -> Any:
+    """Numbers for text that is one, in values whose fields only their own config knows."""
+    if isinstance(value, Mapping):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_numbers(item) for item in value]
+    return text_to_number(value)
+
+
+def text_to_number(value: Any) -> Any:
+    """The number that a text such as `"1e-3"` is; every other value as it is."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -80,18 +111,15 @@ def parse_override(text: str) -> dict[str, Any]:
     """Turn `"spatial.lr=1e-3"` into nested mappings; the value is YAML.
 
     Raises:
-        ValueError: no `=`.
+        UserError: no `=`, or a value that is no YAML.
     """
-    import yaml
-
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise ValueError(f"--set {text!r}: expected key=value, for example spatial.lr=0.001")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):
-        # YAML 1.1 reads 1e-3 as a string.
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
-    for key in reversed(path.split(".")):
+        raise UserError(f"--set {shown(text)}: expected key=value, for example spatial.lr=0.001")
+    keys = path.split(".")
+    if len(keys) > MAX_DEPTH:
+        raise UserError(f"--set {shown(text)}: more than {MAX_DEPTH} levels deep")
+    parsed = text_to_number(read_yaml(value, f"--set {shown(text)}"))
+    for key in reversed(keys):
         parsed = {key: parsed}
     return parsed

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .parsing import from_mapping, merge
+from .ranges import shown
 from .run import RunConfig
+from .yaml_text import read_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -86,25 +89,25 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: invalid YAML, an unknown key or an impossible value.
+        UserError: invalid YAML, an unknown key or an impossible value.
     """
-    import yaml
-
     path = recipe_path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    values = read_yaml(text, str(path)) or {}
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path}: got {values!r}, expected a mapping such as data: {{source: shapes}}")
+        raise UserError(f"{path}: got {shown(values)}, expected a mapping such as data: {{source: shapes}}")
     values, overrides = dict(values), dict(overrides or {})
     official = overrides.pop("official", values.pop("official", False))
     if not isinstance(official, bool):
-        raise ValueError(f"official: got {official!r}, expected true or false")
+        raise UserError(f"official: got {shown(official)}, expected true or false")
     if official:
         values = merge(values, OFFICIAL)
-    wanted, section = (overrides.get("segmenter") or {}).get("architecture"), values.get("segmenter")
-    if wanted is not None and section and wanted != section.get("architecture", "deeplab"):
+    override, section = overrides.get("segmenter"), values.get("segmenter")
+    wanted = override.get("architecture") if isinstance(override, Mapping) else None
+    if wanted is not None and isinstance(section, Mapping) and wanted != section.get("architecture", "deeplab"):
         # The file's fields are those of another architecture.
         values["segmenter"] = {key: value for key, value in section.items() if key != "model"}
     return from_mapping(RunConfig, merge(values, overrides), where=path.name)

@@ -5,15 +5,16 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ..errors import UserError
 from .data import DataConfig
 from .labelling import IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
-from .parsing import at_least
+from .ranges import Checked, number, view_scales
 from .training import SegmenterTrainingConfig, TrainingConfig
 
 
 @strict
 @dataclass(kw_only=True)
-class SegmenterConfig:
+class SegmenterConfig(Checked):
     """The last stage of a run: a segmentation network, trained on the label maps.
 
     Args:
@@ -30,6 +31,8 @@ class SegmenterConfig:
         compare: what else the same segmenter is trained on for the report's table: `"bce"` (stage 0's label maps) and
             `"mask"` (true masks: a yardstick, the only training that reads them).
     """
+
+    SECTION = "segmenter"
 
     architecture: str = "deeplab"
     model: dict[str, Any] = field(default_factory=dict)
@@ -49,14 +52,14 @@ class SegmenterConfig:
     def validate_start(self) -> None:
         """One start only."""
         if self.from_config is not None and self.checkpoint is not None:
-            raise ValueError("segmenter: got from_config and checkpoint; expected one of them")
+            raise UserError("segmenter: got from_config and checkpoint; expected one of them")
         if self.architecture == "deeplab" and (self.from_config is not None or self.checkpoint is not None):
-            raise ValueError(
+            raise UserError(
                 "segmenter.architecture: got deeplab with from_config or checkpoint; name the transformers "
                 "architecture, for example segformer"
             )
         if self.architecture != "deeplab" and self.from_config is None and self.checkpoint is None:
-            raise ValueError(
+            raise UserError(
                 f"segmenter.architecture: got {self.architecture!r}; set from_config (random weights) or checkpoint, "
                 "or use deeplab"
             )
@@ -64,7 +67,7 @@ class SegmenterConfig:
 
 @strict
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     """A whole run: stage 0 (BCE), then `rounds` of Spatial-BCE training and labelling.
 
     A recipe may also say `official: true`, see [`load_recipe`].
@@ -86,23 +89,18 @@ class RunConfig:
         contact_images: images on the report's contact sheet.
     """
 
-    seed: int = 0
+    SECTION = "run"
+
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
     data: DataConfig = field(default_factory=lambda: DataConfig(source="shapes"))
     model: dict[str, Any] = field(default_factory=dict)
     trunk_weights: str = "pretrained"
     bce: TrainingConfig = field(default_factory=TrainingConfig)
-    rounds: int = 3
+    rounds: int = number(3, at_least=1, limit=100)
     spatial: TrainingConfig = field(default_factory=TrainingConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
-    final_scales: tuple[float, ...] | None = None
+    final_scales: tuple[float, ...] | None = view_scales(None)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     irn: IrnRefinementConfig | None = None
     segmenter: SegmenterConfig | None = None
-    contact_images: int = 8
-
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("run", self.rounds, "rounds", 1)
-        at_least("run", self.contact_images, "contact_images", 0)
-        if self.final_scales is not None and (not self.final_scales or min(self.final_scales) <= 0):
-            raise ValueError(f"final_scales: got {list(self.final_scales)}, expected one or more numbers above 0")
+    contact_images: int = number(8, at_least=0, limit=10_000)

@@ -5,13 +5,14 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ..errors import UserError
 from .data import AugmentationConfig
-from .parsing import at_least
+from .ranges import MAX_SIDE, Checked, number
 
 
 @strict
 @dataclass(kw_only=True)
-class LoopConfig:
+class LoopConfig(Checked):
     """What every training has: length, batch, optimiser, bookkeeping.
 
     Args:
@@ -31,32 +32,27 @@ class LoopConfig:
         log_every: iterations between logged values.
     """
 
-    epochs: int = 20
-    batch_size: int = 12
-    lr: float = 1e-3
-    head_lr_factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    poly_power: float = 0.9
-    max_grad_norm: float | None = None
+    SECTION = "training"
+
+    epochs: int = number(20, at_least=1, limit=100_000)
+    batch_size: int = number(12, at_least=1, limit=100_000)
+    lr: float = number(1e-3, above=0)
+    head_lr_factor: float = number(10.0, at_least=0)
+    momentum: float = number(0.9, at_least=0)
+    weight_decay: float = number(5e-4, at_least=0)
+    poly_power: float = number(0.9, at_least=0)
+    max_grad_norm: float | None = number(None, above=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_accumulation_steps: int = 1
-    num_workers: int = 2
-    checkpoint_every: int = 100
-    checkpoints_total_limit: int = 1
-    log_every: int = 10
+    gradient_accumulation_steps: int = number(1, at_least=1)
+    num_workers: int = number(2, at_least=0, limit=1024)
+    checkpoint_every: int = number(100, at_least=1)
+    checkpoints_total_limit: int = number(1, at_least=1)
+    log_every: int = number(10, at_least=1)
 
     def validate_loop(self) -> None:
-        """Ranges."""
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "log_every"):
-            at_least("training", getattr(self, name), name, 1)
-        for name in ("head_lr_factor", "momentum", "weight_decay", "poly_power", "num_workers"):
-            at_least("training", getattr(self, name), name, 0)
-        at_least("training", self.lr, "lr", 0, strictly=True)
-        at_least("training", self.max_grad_norm, "max_grad_norm", 0, strictly=True)
-        at_least("training", self.checkpoints_total_limit, "checkpoints_total_limit", 1)
+        """The batch can be divided."""
         if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
+            raise UserError(
                 f"training.batch_size: got {self.batch_size}, expected a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
@@ -75,19 +71,16 @@ class TrainingConfig(LoopConfig):
         augmentation: see [`AugmentationConfig`].
     """
 
-    image_size: int = 369
-    scale_lr_factor: float = 10.0
-    period: int = 100
+    image_size: int = number(369, at_least=32, limit=MAX_SIDE)
+    scale_lr_factor: float = number(10.0, at_least=0)
+    period: int = number(100, at_least=1)
     weights_iterations: int = 80
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        at_least("training", self.period, "period", 1)
-        at_least("training", self.scale_lr_factor, "scale_lr_factor", 0)
-        at_least("training", self.image_size, "image_size", 32)
+    def validate_period(self) -> None:
+        """The alternation fits into its period."""
         if not 0 <= self.weights_iterations <= self.period:
-            raise ValueError(
+            raise UserError(
                 f"training.weights_iterations: got {self.weights_iterations}, expected 0 to period ({self.period})"
             )
 
@@ -106,20 +99,17 @@ class CropTrainingConfig(LoopConfig):
         color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
     """
 
-    crop_size: int = 321
-    image_size: int | None = None
+    crop_size: int = number(321, at_least=32, limit=MAX_SIDE)
+    image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
     min_scale: float = 0.5
-    max_scale: float = 1.5
+    max_scale: float = number(1.5, limit=64)
     flip: bool = True
-    color_jitter: float = 0.3
+    color_jitter: float = number(0.3, at_least=0)
 
-    def validate_crops(self) -> None:
-        """Ranges."""
-        at_least("training", self.crop_size, "crop_size", 32)
-        at_least("training", self.image_size, "image_size", 32)
-        at_least("training", self.color_jitter, "color_jitter", 0)
+    def validate_scales(self) -> None:
+        """The random scale can be drawn."""
         if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(
+            raise UserError(
                 f"training.min_scale and max_scale: got {self.min_scale} and {self.max_scale}, expected 0 < min <= max"
             )
 
@@ -134,16 +124,13 @@ class SegmenterTrainingConfig(CropTrainingConfig):
         bias_weight_decay: of every bias.
     """
 
+    SECTION = "segmenter.training"
+
     epochs: int = 20
     batch_size: int = 10
     lr: float = 2.5e-4
-    head_bias_lr_factor: float = 20.0
-    bias_weight_decay: float = 0.0
-
-    def validate_ranges(self) -> None:
-        """Ranges."""
-        for name in ("head_bias_lr_factor", "bias_weight_decay"):
-            at_least("segmenter.training", getattr(self, name), name, 0)
+    head_bias_lr_factor: float = number(20.0, at_least=0)
+    bias_weight_decay: float = number(0.0, at_least=0)
 
 
 @strict
