@@ -5,8 +5,6 @@ Index spaces: ``C`` foreground classes; label vectors are `float32` of shape `(C
 """
 
 import hashlib
-import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,15 +13,23 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from PIL.ExifTags import Base
+from PIL import Image
+
+from ..errors import UserError
+from .decoding import decode_image, decode_indices, named, upright_size
+
+__all__ = [
+    "IGNORE_INDEX",
+    "SkippedImage",
+    "TaggedImages",
+    "decode_image",
+    "decode_indices",
+    "features",
+    "label_features",
+    "palette",
+]
 
 IGNORE_INDEX = 255
-
-# EXIF orientations that exchange width and height.
-_TURNED = (5, 6, 7, 8)
-
-ImageSource = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
 
 def palette(num_entries: int = 256) -> list[int]:
@@ -70,87 +76,6 @@ def label_features(class_names: Sequence[str], with_image: bool = False) -> Feat
     columns: dict[str, Any] = {"image_id": Value("string")} | ({"image": ImageFeature()} if with_image else {})
     columns |= {"label_map": ImageFeature(), "labels": List(ClassLabel(names=list(class_names)))}
     return Features(columns | {name: List(Value("float64")) for name in ("thresholds", "proportions", "uncertainty")})
-
-
-def _open(source: ImageSource) -> Image.Image:
-    if isinstance(source, Mapping):
-        source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # PIL's own conversion clips at 255: every 16-bit photo would be white.
-        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
-    """Decode any image to upright 8-bit RGB.
-
-    Rotated as EXIF says. Transparent pixels are blended onto white, as most viewers show cut-outs. 16-bit grey is
-    scaled by 1/257 and 32-bit grey from its own minimum and maximum, not clipped.
-
-    Args:
-        source: a path, encoded bytes, or the mapping with `bytes` and `path` of an undecoded `datasets.Image`.
-        min_side: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, as long as no side becomes
-            shorter than this many pixels.
-
-    Raises:
-        ValueError: the image is missing, truncated or of a kind that PIL cannot read.
-    """
-    try:
-        with _open(source) as image:
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except Exception as error:
-        # PIL reports damage through OSError, SyntaxError, ValueError, struct.error, zlib.error and its own types.
-        raise ValueError(f"unreadable image: {type(error).__name__}: {error}") from error
-
-
-def upright_size(source: ImageSource) -> tuple[int, int]:
-    """Width and height of an image as [`decode_image`] returns it; a JPEG's header suffices for that.
-
-    Raises:
-        ValueError: see [`decode_image`].
-    """
-    try:
-        with _open(source) as image:
-            if image.format in ("JPEG", "MPO"):
-                turned = image.getexif().get(Base.Orientation) in _TURNED
-                return (image.height, image.width) if turned else image.size
-    except Exception as error:
-        raise ValueError(f"unreadable image: {type(error).__name__}: {error}") from error
-    return decode_image(source).size
-
-
-def decode_indices(source: ImageSource) -> NDArray[np.integer]:
-    """Decode a single-channel index image, palette or grey, to its stored values, never to its luminance.
-
-    Returns:
-        array of shape `(H, W)` as stored: EXIF is not applied, a mask has to be upright like the image on screen.
-
-    Raises:
-        ValueError: unreadable, or more than one channel.
-    """
-    try:
-        with _open(source) as image:
-            values = np.asarray(image)
-            mode = image.mode
-    except Exception as error:
-        raise ValueError(f"unreadable mask: {type(error).__name__}: {error}") from error
-    if values.ndim != 2 or mode == "F":
-        raise ValueError(f"mask of mode {mode}: expected one channel of class indices (a palette or 8-bit grey PNG)")
-    return values.astype(np.uint8) if mode == "1" else values
 
 
 @dataclass(frozen=True)
@@ -212,23 +137,19 @@ class TaggedImages:
         """Decode image `index`; see [`decode_image`].
 
         Raises:
-            ValueError: unreadable; names the image.
+            UnreadableError: see [`decode_image`]; names the image.
         """
-        try:
+        with named(f"image {self.dataset['image_id'][index]!r}"):
             return decode_image(self.dataset["image"][index], min_side)
-        except ValueError as error:
-            raise ValueError(f"image {self.dataset['image_id'][index]!r}: {error}") from error
 
     def upright_size(self, index: int) -> tuple[int, int]:
         """Width and height of image `index`; see [`upright_size`].
 
         Raises:
-            ValueError: unreadable; names the image.
+            UnreadableError: see [`decode_image`]; names the image.
         """
-        try:
+        with named(f"image {self.dataset['image_id'][index]!r}"):
             return upright_size(self.dataset["image"][index])
-        except ValueError as error:
-            raise ValueError(f"image {self.dataset['image_id'][index]!r}: {error}") from error
 
     def labels(self, index: int) -> NDArray[np.float32]:
         """Label vector of shape `(C,)`, 1 for a present class."""
@@ -247,20 +168,20 @@ class TaggedImages:
         """Ground-truth label map of image `index`, `uint8` of shape `(H, W)`.
 
         Raises:
-            ValueError: no mask, an unknown value in it, or a size that is not the upright image's; names the image.
+            UserError: no mask, an unknown value in it, or a size that is not the upright image's; names the image.
         """
         name = f"mask of image {self.dataset['image_id'][index]!r}"
         values = self._stored_values(index, name)
         if values is None or self.mask_values is None or self.mask_known is None:
-            raise ValueError(f"{name}: there is none; use with_masks() to select the images that have one")
+            raise UserError(f"{name}: there is none; use with_masks() to select the images that have one")
         unknown = sorted(set(np.unique(values).tolist()) - self.mask_known - {IGNORE_INDEX})
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{name}: got value {unknown[0]}, expected one of {sorted(self.mask_known)} or {IGNORE_INDEX} (ignore)"
             )
         width, height = self.upright_size(index)
         if values.shape != (height, width):
-            raise ValueError(
+            raise UserError(
                 f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
                 "image (after the rotation its EXIF data ask for)"
             )
@@ -275,10 +196,8 @@ class TaggedImages:
         source = self.dataset["mask"][index] if "mask" in self.dataset.column_names else None
         if source is None or not _is_given(source):
             return None
-        try:
+        with named(name):
             return decode_indices(source)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
 
     def select(self, indices: Sequence[int]) -> "TaggedImages":
         """The images at `indices`, in that order."""

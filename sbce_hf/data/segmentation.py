@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..config import CropTrainingConfig
+from .decoding import is_of_the_file
 from .schema import IGNORE_INDEX, TaggedImages
 from .transforms import jitter_colors
 from .validation import listing
@@ -124,7 +125,8 @@ def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) 
     try:
         values = label_maps.read(image_id)
     except Exception as error:
-        # PIL reports damage through OSError, SyntaxError, ValueError, struct.error, zlib.error and its own types.
+        if not is_of_the_file(error):
+            raise
         raise ValueError(f"{name}: {type(error).__name__}: {error}; correct it or leave the image out") from error
     if values.ndim != 2 or values.dtype != np.uint8:
         raise ValueError(

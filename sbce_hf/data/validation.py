@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import DataConfig
+from .decoding import UnreadableError
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
 
 logger = logging.getLogger(__name__)
@@ -227,8 +228,11 @@ def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImag
         try:
             # The smallest JPEG scale still reads the whole file, in half the time.
             decode_image(source, min_side=1)
-        except ValueError as error:
+        except UnreadableError as error:
             return [source["path"] or image_id], str(error)
+        except (OSError, MemoryError) as error:
+            error.add_note(f"while reading image {source['path'] or image_id}")
+            raise
         return [image_id, *_fingerprint(source)], None
 
     identities, unreadable = {}, {}

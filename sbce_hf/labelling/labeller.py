@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import LabellingConfig, to_mapping
+from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from .crf import CrfPool
@@ -211,7 +212,7 @@ def read_images(images: TaggedImages, group: range, strict: bool) -> tuple[dict[
     for i in group:
         try:
             readable[i] = images.image(i)
-        except (OSError, ValueError) as error:
+        except UnreadableError as error:
             if strict:
                 raise
             skipped[i] = str(error)

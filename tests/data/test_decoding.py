@@ -1,0 +1,138 @@
+"""What a file is to blame for may cost a photo; what the machine is to blame for stops with its own error."""
+
+import errno
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbce_hf.data.decoding import UnreadableError, decode_image, decode_indices, upright_size
+from sbce_hf.data.photos import load_photos
+from sbce_hf.data.segmentation import check_label_maps
+from sbce_hf.labelling.labeller import read_images
+
+OF_THE_MACHINE = [
+    MemoryError("no memory"),
+    *(OSError(getattr(errno, name), name) for name in ("EMFILE", "ENFILE", "ESTALE", "EIO", "ENOSPC", "ENOMEM")),
+]
+OF_THE_FILE = [
+    OSError("image file is truncated"),
+    FileNotFoundError(errno.ENOENT, "gone"),
+    PermissionError(errno.EACCES, "not yours"),
+    IsADirectoryError(errno.EISDIR, "a folder"),
+    SyntaxError("broken PNG file"),
+    Image.DecompressionBombError("too large"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.effect_noise((20, 30), 80).convert("RGB").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Lets opening one file fail."""
+    opened = Image.open
+
+    def let(name, error):
+        def patched(source, *arguments, **options):
+            if str(source).endswith(name):
+                raise error
+            return opened(source, *arguments, **options)
+
+        monkeypatch.setattr(Image, "open", patched)
+
+    return let
+
+
+@pytest.mark.parametrize("decode", [decode_image, upright_size, decode_indices])
+@pytest.mark.parametrize("error", OF_THE_MACHINE, ids=repr)
+def test_errors_of_the_machine_are_passed_on(folder, fails, decode, error):
+    fails("b.png", error)
+    with pytest.raises(type(error)) as caught:
+        decode(folder / "b.png")
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("decode", [decode_image, upright_size, decode_indices])
+@pytest.mark.parametrize("error", OF_THE_FILE, ids=repr)
+def test_errors_of_the_file_say_that_it_is_unreadable(folder, fails, decode, error):
+    fails("b.png", error)
+    with pytest.raises(UnreadableError, match=f"unreadable (image|mask): {type(error).__name__}") as caught:
+        decode(folder / "b.png")
+    assert caught.value.__cause__ is error
+
+
+def test_too_many_open_files_is_not_a_damaged_photo(folder):
+    decode_image(folder / "a.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            decode_image(folder / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize("error", OF_THE_MACHINE, ids=repr)
+def test_no_photo_is_dropped_while_a_data_set_is_checked(folder, fails, error):
+    fails("b.png", error)
+    with pytest.raises(type(error)) as caught:
+        load_photos([folder], ("cat",))
+    assert caught.value is error and "b.png" in "".join(error.__notes__)
+
+
+def test_a_damaged_photo_is_dropped_while_a_data_set_is_checked(folder):
+    (folder / "b.png").write_bytes(b"no image")
+    images = load_photos([folder], ("cat",))
+    assert images.image_ids == ["a", "c"]
+    assert [(s.file, s.reason.split(":")[0]) for s in images.skipped] == [(str(folder / "b.png"), "unreadable image")]
+
+
+@pytest.mark.parametrize("error", OF_THE_MACHINE, ids=repr)
+def test_no_photo_is_dropped_while_labelling(folder, fails, error):
+    images = load_photos([folder], ("cat",))
+    fails("b.png", error)
+    with pytest.raises(type(error)) as caught:
+        read_images(images, range(3), strict=False)
+    assert caught.value is error and "image 'b'" in "".join(error.__notes__)
+
+
+def test_a_photo_that_went_away_is_dropped_while_labelling(folder):
+    images = load_photos([folder], ("cat",))
+    (folder / "b.png").unlink()
+    readable, skipped = read_images(images, range(3), strict=False)
+    assert set(readable) == {0, 2} and skipped[1].startswith("image 'b': unreadable image: FileNotFoundError")
+    with pytest.raises(UnreadableError, match="image 'b'"):
+        read_images(images, range(3), strict=True)
+
+
+class FailingLabelMaps:
+    class_names = ("cat",)
+    complete = True
+
+    def __init__(self, error):
+        self.error = error
+
+    def __contains__(self, image_id):
+        return True
+
+    def read(self, image_id):
+        if image_id == "b":
+            raise self.error
+        return np.zeros((30, 20), np.uint8)
+
+
+def test_label_maps_are_not_called_damaged_either(folder):
+    images = load_photos([folder], ("cat",))
+    for error in OF_THE_MACHINE:
+        with pytest.raises(type(error)) as caught:
+            check_label_maps(images, FailingLabelMaps(error))
+        assert caught.value is error
+    with pytest.raises(ValueError, match="label map of image 'b': SyntaxError: broken"):
+        check_label_maps(images, FailingLabelMaps(SyntaxError("broken")))
