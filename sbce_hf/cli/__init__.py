@@ -11,9 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import demo, importing, labelling, predicting, preparing, publishing, running, training
-
-# What a user can mend is told without a traceback.
-USER_ERRORS = (ValueError, OSError)
+from .mistakes import DEFECT, told_in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        # TrainingHealthError is recognised by name: importing it would import torch.
-        if options.debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ == "TrainingHealthError"):
+        line = told_in_one_line(error)
+        if line is None:
+            error.add_note(DEFECT)
+        if line is None or options.debug:
             raise
-        print(f"sbce: error: {error}", file=sys.stderr)
+        print(f"sbce: error: {line}", file=sys.stderr)
         return 1
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .common import add_command
 
 
@@ -36,7 +37,7 @@ def _import(options: argparse.Namespace) -> int:
 
     is_trunk = options.trunk is not None or is_params(source)
     if is_trunk and options.classes is not None:
-        raise ValueError("--classes: got class names, expected none, as a trunk has no classes")
+        raise UserError("--classes: got class names, expected none, as a trunk has no classes")
     output = check_output(options.output, is_trunk)
     if is_trunk:
         from ..importers.trunks import import_trunk

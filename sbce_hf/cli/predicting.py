@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .common import CHECKPOINT, add_command
 
 
@@ -64,4 +65,4 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--scales {text!r}: expected numbers separated by commas, as in 0.75,1,1.25") from error
+        raise UserError(f"--scales {text!r}: expected numbers separated by commas, as in 0.75,1,1.25") from error

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .common import config_from
 from .pushing import add_push_command, push, push_folder
 
@@ -35,7 +36,7 @@ def add_labels(push_commands: Any) -> None:
 
 def _push(options: argparse.Namespace) -> int:
     if options.with_images != (options.recipe is not None):
-        raise ValueError("--with-images and --recipe: expected both or none; the recipe says where the photos are")
+        raise UserError("--with-images and --recipe: expected both or none; the recipe says where the photos are")
     config = config_from(options) if options.recipe else None
 
     from ..data import load_images

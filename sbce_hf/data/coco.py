@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
+from ..errors import UserError
 from .coco_instances import InstancePainter, read_json
 from .schema import IGNORE_INDEX, TaggedImages
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_folder
@@ -106,7 +107,7 @@ def _read(config: DataConfig, split: str) -> tuple[Listing, list[_Row]]:
     path = _annotation_file(config, split)
     rows = [row for row in _read_rows(path) if any(NAMES[c] in class_names for c in row.categories)]
     if not rows:
-        raise ValueError(f"{path}: no image has an annotation of the classes {listing(class_names)}")
+        raise UserError(f"{path}: no image has an annotation of the classes {listing(class_names)}")
     folder = _image_folder(root, split, [row.file for row in rows])
     there = present_files(
         [folder / row.file for row in rows], f"images of split {split!r}", config.partial, f"fetch {IMAGES_ARCHIVE}"
@@ -142,7 +143,7 @@ def _read_rows(path: Path) -> Iterable[_Row]:
     for index, category in enumerate(data["categories"]):
         number, name = _fields(path, f"categories[{index}]", category, {"id": int, "name": str})
         if NAMES.get(number) != name:
-            raise ValueError(
+            raise UserError(
                 f"{path}, categories[{index}]: got {name!r} with id {number}, expected COCO's {NAMES.get(number)!r}; "
                 "this source reads COCO's 80 categories. Turn other data into a folder with tags.csv (source folder)"
             )
@@ -150,19 +151,19 @@ def _read_rows(path: Path) -> Iterable[_Row]:
     for index, image in enumerate(data["images"]):
         number, file = _fields(path, f"images[{index}]", image, {"id": int, "file_name": str})
         if Path(file).name != file or number in images:
-            raise ValueError(
+            raise UserError(
                 f"{path}, images[{index}]: got id {number} and file_name {file!r}, expected an id of its own and a "
                 "name without folders"
             )
         images[number] = file, set()
     if not data["annotations"]:
-        raise ValueError(f"{path}: no annotations; COCO's test splits have none, train2014 and val2014 do")
+        raise UserError(f"{path}: no annotations; COCO's test splits have none, train2014 and val2014 do")
     for index, annotation in enumerate(data["annotations"]):
         where = f"annotations[{index}]"
         number, category = _fields(path, where, annotation, {"image_id": int, "category_id": int})
         if number not in images or category not in NAMES:
             wrong = f"image_id {number}" if number not in images else f"category_id {category}"
-            raise ValueError(f"{path}, {where}: unknown {wrong}; is the file damaged? Fetch {ANNOTATIONS_ARCHIVE}")
+            raise UserError(f"{path}, {where}: unknown {wrong}; is the file damaged? Fetch {ANNOTATIONS_ARCHIVE}")
         images[number][1].add(category)
     return (_Row(number, file, frozenset(categories)) for number, (file, categories) in images.items())
 
@@ -171,7 +172,7 @@ def _fields(path: Path, where: str, entry: Any, kinds: Mapping[str, type]) -> li
     values = [entry.get(name) if isinstance(entry, Mapping) else None for name in kinds]
     if any(type(value) is not kind for value, kind in zip(values, kinds.values(), strict=True)):
         expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
-        raise ValueError(f"{path}, {where}: got {str(entry)[:200]}, expected an object with {expected}")
+        raise UserError(f"{path}, {where}: got {str(entry)[:200]}, expected an object with {expected}")
     return values
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from ..errors import UserError
+
 # Polygon parts as flat arrays x, y, x, y, ... in pixels, or a run-length encoding as in the file.
 Outline = list[NDArray[np.float64]] | dict[str, Any]
 
@@ -38,10 +40,10 @@ def read_json(path: Path, outlines_of: Collection[int] = ()) -> dict[str, list[A
     try:
         data = json.loads(path.read_text(encoding="utf-8"), object_hook=compact)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}; fetch it again") from error
+        raise UserError(f"{path}: not valid JSON: {error}; fetch it again") from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
-            raise ValueError(f"{path}: no list {name!r}; expected a COCO instances file (not captions or keypoints)")
+            raise UserError(f"{path}: no list {name!r}; expected a COCO instances file (not captions or keypoints)")
     return dict(data)
 
 
@@ -53,7 +55,7 @@ def _outline(outline: Any, where: str) -> Outline:
     except (TypeError, ValueError):
         parts = [np.array([np.nan])]
     if any(part.ndim != 1 or part.size % 2 or not np.isfinite(part).all() for part in parts):
-        raise ValueError(
+        raise UserError(
             f"{where}: segmentation {str(outline)[:100]}, expected polygons [[x, y, x, y, ...], ...] or a run-length "
             'encoding {"size": [height, width], "counts": ...}'
         )
@@ -100,7 +102,7 @@ class InstancePainter:
                 if image["id"] in wanted
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: an image without height and width ({error!r})") from error
+            raise UserError(f"{self.path}: an image without height and width ({error!r})") from error
 
     def __call__(self, image_id: str) -> NDArray[np.uint8]:
         """Label map of an image, `uint8` of shape `(H, W)`.
@@ -117,7 +119,7 @@ class InstancePainter:
             try:
                 label_map[_region(outline, height, width)] = value
             except (KeyError, OverflowError, TypeError, ValueError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{self.path}, image {image_id!r}: run-length encoding of another size or damaged ({error})"
                 ) from error
         return label_map

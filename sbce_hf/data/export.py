@@ -15,6 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
+from ..errors import UserError
 from .schema import TaggedImages
 
 # The size that `datasets` gives its own shards.
@@ -46,16 +47,16 @@ def export_parquet(
         OSError: an image cannot be read, or a file not be written.
     """
     if not re.fullmatch(r"\w+", split):
-        raise ValueError(f"split {split!r}: expected a name of letters, digits and _, as datasets requires")
+        raise UserError(f"split {split!r}: expected a name of letters, digits and _, as datasets requires")
     folder = Path(directory) / "data"
     if num_shards is None:
         num_shards = 1 + sum(_size(source) for source in images.dataset["image"]) // SHARD_BYTES
     if not 1 <= num_shards <= max(len(images), 1):
-        raise ValueError(f"num_shards: got {num_shards}, expected 1 to {len(images)} (images)")
+        raise UserError(f"num_shards: got {num_shards}, expected 1 to {len(images)} (images)")
     paths = [folder / f"{split}-{number:05d}-of-{num_shards:05d}.parquet" for number in range(num_shards)]
     others = sorted(set(folder.glob(f"{split}-?????-of-?????.parquet")) - set(paths))
     if others:
-        raise ValueError(
+        raise UserError(
             f"{others[0]}: from an export with another number of shards, which would be read with this one; delete "
             f"the {len(others)} files"
         )

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..config import DataConfig
+from ..errors import UserError
 from .schema import SkippedImage, TaggedImages, features
 from .validation import checked_images, class_indices, listing, require_files, require_folder
 
@@ -52,7 +53,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     table = _find_table(root, config.tags_file)
     on_disk = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES}
     if not on_disk:
-        raise ValueError(f"{folder}: no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"{folder}: no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
     rows = list(_read_table(table, on_disk))
     _check_duplicates(rows)
     class_names = config.classes or tuple(sorted({tag for row in rows for tag in row.tags}))
@@ -89,7 +90,7 @@ def _find_table(root: Path, tags_file: str | None) -> Path:
             'separated by ;) or a .jsonl file with lines like {"file_name": "a.jpg", "tags": ["cat"]}'
         )
     if len(found) > 1:
-        raise ValueError(f"{root}: has both {' and '.join(TABLES)}; choose one with data.tags_file")
+        raise UserError(f"{root}: has both {' and '.join(TABLES)}; choose one with data.tags_file")
     return found[0]
 
 
@@ -101,7 +102,7 @@ def _read_table(path: Path, on_disk: set[str]) -> Iterator[_Row]:
             # Tables of the imagefolder convention count from the table's own folder.
             file = file.removeprefix("images/")
         if not file or file.startswith("/") or ".." in Path(file).parts:
-            raise ValueError(f"{where}: file {file!r}: expected a path relative to {path.parent / 'images'}")
+            raise UserError(f"{where}: file {file!r}: expected a path relative to {path.parent / 'images'}")
         names = (tag.strip() for tag in tags)
         yield _Row(Path(file).as_posix(), tuple(name for name in names if name), split, where)
 
@@ -112,13 +113,13 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, list[str], str | None]]:
         reader = csv.DictReader(stream)
         header = [(name or "").strip() for name in reader.fieldnames or []]
         if not {"file", "tags"} <= set(header):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line 1: got the header {','.join(header)!r}, expected file,tags (and maybe split)"
             )
         reader.fieldnames = header
         for row in reader:
             if row.get(None) or row["tags"] is None:
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {reader.line_num}: expected {len(header)} fields ({','.join(header)}); "
                     "separate tags by ;"
                 )
@@ -133,10 +134,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, str, list[str], str | None]]:
         try:
             record: Any = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not valid JSON: {error}") from error
+            raise UserError(f"{path}, line {line}: not valid JSON: {error}") from error
         file, tags = (record.get("file_name"), record.get("tags")) if isinstance(record, dict) else (None, None)
         if not isinstance(file, str) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise ValueError(
+            raise UserError(
                 f'{path}, line {line}: expected {{"file_name": "a.jpg", "tags": ["cat"]}}, got {text[:200]}'
             )
         yield line, file, tags, record.get("split")
@@ -147,7 +148,7 @@ def _check_duplicates(rows: Sequence[_Row]) -> None:
     for row in rows:
         other = seen.setdefault(row.image_id, row)
         if other is not row:
-            raise ValueError(
+            raise UserError(
                 f"{row.where}: image id {row.image_id!r} of {row.file!r} is taken by {other.file!r} ({other.where}); "
                 "list every image once and give files different stems"
             )
@@ -160,5 +161,5 @@ def _select_split(rows: Sequence[_Row], split: str, table: Path) -> list[_Row]:
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         known = f"splits: {listing(splits)}" if splits else "it has no split column, so there is only 'train'"
-        raise ValueError(f"{table}: no rows of split {split!r}; {known}")
+        raise UserError(f"{table}: no rows of split {split!r}; {known}")
     return chosen

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from datasets import Image as ImageFeature
 
 from ..config import DataConfig, check_keys
+from ..errors import UserError
 from ..references import split_revision
 from .schema import TaggedImages, features
 from .validation import checked_images, class_indices
@@ -66,14 +67,14 @@ def _open(config: DataConfig, split: str) -> Dataset:
         saved = datasets.load_from_disk(name)
         if isinstance(saved, DatasetDict):
             if split not in saved:
-                raise ValueError(f"{name}: no split {split!r}; splits: {', '.join(saved)}")
+                raise UserError(f"{name}: no split {split!r}; splits: {', '.join(saved)}")
             return saved[split]
         if split not in ("train", str(saved.split)):
-            raise ValueError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
+            raise UserError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
         return saved
     identifier, revision = split_revision(name)
     if revision is not None and config.revision is not None:
-        raise ValueError(f"data.revision: got {config.revision!r}, but data.dataset {name!r} names one; give it once")
+        raise UserError(f"data.revision: got {config.revision!r}, but data.dataset {name!r} names one; give it once")
     return datasets.load_dataset(identifier, config.dataset_config, split=split, revision=revision or config.revision)
 
 
@@ -83,7 +84,7 @@ def _columns(dataset: Dataset, config: DataConfig) -> dict[str, str]:
     columns = {name: given.get(name, name) for name in COLUMNS}
     for name, column in columns.items():
         if column not in dataset.column_names and (name in given or name in ("image", "labels")):
-            raise ValueError(
+            raise UserError(
                 f"data.columns.{name}: {config.dataset} has no column {column!r}, only "
                 f"{', '.join(dataset.column_names)}; name the right one, for example "
                 f"--set data.columns.{name}={dataset.column_names[0]}"
@@ -107,7 +108,7 @@ def _labels(dataset: Dataset, column: str, classes: Sequence[str] | None) -> tup
         return _indices(tags, classes or sorted({tag for row in tags for tag in row}), column)
     if isinstance(inner, Value) and inner is not feature:
         return _multi_hot(rows, classes, column), tuple(classes or ())
-    raise ValueError(
+    raise UserError(
         f"data.columns.labels: column {column!r} is {feature}; expected {List(ClassLabel(names=['...']))}, a list of "
         "strings or a multi-hot list"
     )
@@ -121,13 +122,13 @@ def _indices(
 
 def _multi_hot(rows: Iterable[Sequence[float]], classes: Sequence[str] | None, column: str) -> list[list[int]]:
     if classes is None:
-        raise ValueError(
+        raise UserError(
             f"data.classes: missing, but the numbers in column {column!r} carry no names; name the classes"
         )
     labels = []
     for i, row in enumerate(rows):
         if row is None or len(row) != len(classes) or not set(row) <= {0, 1}:
-            raise ValueError(
+            raise UserError(
                 f"column {column!r}, row {i}: got {row}, expected a multi-hot vector of {len(classes)} zeros "
                 "and ones, one per class in data.classes"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..config import DataConfig
+from ..errors import UserError
 from .folder import SUFFIXES
 from .schema import TaggedImages, features
 from .validation import checked_images
@@ -41,7 +42,7 @@ def load_photos(
             one if `strict`.
     """
     if not paths:
-        raise ValueError("photos: got no paths, expected image files or folders")
+        raise UserError("photos: got no paths, expected image files or folders")
     found: dict[str, Path] = {}
     seen: set[Path] = set()
     for image_id, file in _listed([Path(path) for path in paths], exclude):
@@ -50,7 +51,7 @@ def load_photos(
         seen.add(file.resolve())
         other = found.setdefault(image_id, file)
         if other is not file:
-            raise ValueError(
+            raise UserError(
                 f"photos: {other} and {file} would both be called {image_id!r}; give the folder that holds both "
                 "instead of its parts, or rename one"
             )
@@ -70,7 +71,7 @@ def _listed(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[tuple[st
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             files = [file for file in files if not any(file.resolve().is_relative_to(f.resolve()) for f in exclude)]
             if not files:
-                raise ValueError(f"{path}: no photos; expected files ending in {', '.join(sorted(SUFFIXES))}")
+                raise UserError(f"{path}: no photos; expected files ending in {', '.join(sorted(SUFFIXES))}")
             yield from ((file.relative_to(path).with_suffix("").as_posix(), file) for file in files)
         elif path.is_file():
             yield path.stem, path

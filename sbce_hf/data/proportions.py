@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..config import ProportionConfig
+from ..errors import UserError
 from .schema import IGNORE_INDEX, TaggedImages
 
 
@@ -130,7 +131,7 @@ class ProportionTable:
             proportions = np.array(table["proportions"].to_pylist(), dtype=np.float64)
             lost = np.array(table["lost"].to_pylist(), dtype=bool)
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: not a table of proportions ({error}); delete it and label the images again"
             ) from error
         return cls(names, ids, proportions.reshape(len(ids), len(names)), lost.reshape(len(ids), len(names)))
@@ -143,19 +144,19 @@ class ProportionTable:
                 image, before any training starts.
         """
         if self.class_names != images.class_names:
-            raise ValueError(
+            raise UserError(
                 f"proportions are of classes {_names(self.class_names)}, the images' are {_names(images.class_names)}"
             )
         rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
         joined = np.empty((len(images), len(self.class_names)))
         for index, image_id in enumerate(images.image_ids):
             if image_id not in rows:
-                raise ValueError(f"image {image_id!r} has no proportions; label the whole data set again")
+                raise UserError(f"image {image_id!r} has no proportions; label the whole data set again")
             joined[index] = self.proportions[rows[image_id]]
             bad = ~((joined[index] >= 0) & (joined[index] <= 1))
             if bad.any():
                 name, value = self.class_names[bad.argmax()], joined[index, bad.argmax()]
-                raise ValueError(f"image {image_id!r}, class {name!r}: got proportion {value}, expected 0 to 1")
+                raise UserError(f"image {image_id!r}, class {name!r}: got proportion {value}, expected 0 to 1")
         return joined
 
 

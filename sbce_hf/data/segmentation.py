@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..config import CropTrainingConfig
+from ..errors import UserError
 from .decoding import is_of_the_file
 from .schema import IGNORE_INDEX, TaggedImages
 from .transforms import jitter_colors
@@ -85,7 +86,7 @@ def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[Tagge
             value that is no class, says nothing, or is not of its image's size; names the image.
     """
     if label_maps.class_names != images.class_names:
-        raise ValueError(
+        raise UserError(
             f"label maps: have the classes {list(label_maps.class_names)}, expected the images' "
             f"{list(images.class_names)} in this order; label these images, or set data.classes to the label maps'"
         )
@@ -93,12 +94,12 @@ def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[Tagge
     kept = [index for index, image_id in enumerate(ids) if image_id in label_maps]
     missing = [image_id for image_id in ids if image_id not in label_maps]
     if missing and not label_maps.complete:
-        raise ValueError(
+        raise UserError(
             f"label maps: {len(missing)} of {len(ids)} images have none ({listing(missing)}), and the store is not "
             "complete; run the command that labels again, it continues where it stopped"
         )
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"label maps: none of the {len(ids)} images has one (first image: {ids[0]!r}); expected label maps of the "
             "same image ids"
         )
@@ -127,27 +128,27 @@ def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) 
     except Exception as error:
         if not is_of_the_file(error):
             raise
-        raise ValueError(f"{name}: {type(error).__name__}: {error}; correct it or leave the image out") from error
+        raise UserError(f"{name}: {type(error).__name__}: {error}; correct it or leave the image out") from error
     if values.ndim != 2 or values.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"{name}: got {values.dtype} of shape {values.shape}, expected 8-bit values of shape (H, W), as a "
             "palette or grey PNG has"
         )
     occurring = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
     unknown = occurring[(occurring > images.num_classes) & (occurring != IGNORE_INDEX)]
     if unknown.size:
-        raise ValueError(
+        raise UserError(
             f"{name}: got value {unknown[0]}, expected 0 (background) to {images.num_classes}, as there are "
             f"{images.num_classes} classes, or {IGNORE_INDEX} (ignore); correct it or leave the image out"
         )
     if occurring.tolist() == [IGNORE_INDEX]:
-        raise ValueError(
+        raise UserError(
             f"{name}: got {IGNORE_INDEX} (ignore) for every pixel, expected at least one with a class or background; "
             "leave the image out"
         )
     width, height = images.upright_size(index)
     if values.shape != (height, width):
-        raise ValueError(
+        raise UserError(
             f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its image "
             "(after the rotation its EXIF data ask for); make it from this image"
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import DataConfig
+from ..errors import UserError
 from .decoding import UnreadableError
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
 
@@ -123,7 +124,7 @@ def class_indices(tags: Iterable[str], class_names: Sequence[str], where: str) -
         if tag not in known:
             near = difflib.get_close_matches(tag, class_names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"classes: {', '.join(class_names)}"
-            raise ValueError(f"{where}: tag {tag!r} is no class; {hint} Correct the tag or add it to data.classes")
+            raise UserError(f"{where}: tag {tag!r} is no class; {hint} Correct the tag or add it to data.classes")
         indices.add(known[tag])
     return sorted(indices)
 
@@ -163,7 +164,7 @@ def checked_images(
             no image of the training split has, or a bad mask or none at all in the score split.
     """
     if not class_names:
-        raise ValueError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
+        raise UserError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
     _check_ids(dataset["image_id"], split)
     if config.max_images is not None:
         dataset = dataset.select(range(min(config.max_images, len(dataset))))
@@ -171,9 +172,9 @@ def checked_images(
     if unreadable:
         first = next(iter(unreadable.values()))
         if config.strict:
-            raise ValueError(f"{first.file}: {first.reason} (data.strict stops at the first one)")
+            raise UserError(f"{first.file}: {first.reason} (data.strict stops at the first one)")
         if len(unreadable) == len(dataset):
-            raise ValueError(f"data: none of the {len(dataset)} images of split {split!r} is readable; {first}")
+            raise UserError(f"data: none of the {len(dataset)} images of split {split!r} is readable; {first}")
         logger.warning(
             "skipping %d unreadable images: %s", len(unreadable), listing([s.file for s in unreadable.values()])
         )
@@ -203,15 +204,15 @@ def _check_ids(image_ids: Iterable[str], split: str) -> None:
     seen: set[str] = set()
     for image_id in image_ids:
         if image_id in seen:
-            raise ValueError(f"data: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
+            raise UserError(f"data: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
         # Label maps are stored under this name.
         if not image_id or "\\" in image_id or "\0" in image_id or not _is_inside(image_id):
-            raise ValueError(
+            raise UserError(
                 f"data: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
             )
         seen.add(image_id)
     if not seen:
-        raise ValueError(f"data: split {split!r} has no images")
+        raise UserError(f"data: split {split!r} has no images")
 
 
 def _is_inside(name: str) -> bool:
@@ -259,7 +260,7 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
     counts = images.label_matrix().sum(axis=0)
     absent = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
     if len(absent) == images.num_classes:
-        raise ValueError(f"data: none of the {len(images)} images of split {split!r} has a tag; tag at least some")
+        raise UserError(f"data: none of the {len(images)} images of split {split!r} has a tag; tag at least some")
     if absent and fixed_classes:
         logger.warning(
             "%d of %d classes have no image in split %r and cannot be learned: %s",
@@ -270,7 +271,7 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
         )
     elif absent:
         present = [name for name in images.class_names if name not in absent]
-        raise ValueError(
+        raise UserError(
             f"data: no image of split {split!r} ({len(images)} images) has the tag {listing(absent)}; a class without "
             f"images cannot be learned. Add images, raise data.max_images, or set data.classes to {present}"
         )
@@ -279,9 +280,7 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
 def _check_masks(images: TaggedImages) -> None:
     masked = images.with_masks()
     if len(masked) == 0:
-        raise ValueError(
-            "data.score_split: the split has no masks to score on; name another, or null to score nothing"
-        )
+        raise UserError("data.score_split: the split has no masks to score on; name another, or null to score nothing")
     if len(masked) < len(images):
         logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
+from ..errors import UserError
 from .schema import IGNORE_INDEX, TaggedImages, decode_indices
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_files, require_folder
 
@@ -128,12 +129,12 @@ def _read_tags_file(path: Path, image_ids: Sequence[str]) -> list[list[str]]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(table, Mapping) or not all(isinstance(tags, list) for tags in table.values()):
-        raise ValueError(f"{path}: expected a JSON object that maps image ids to lists of class names")
+        raise UserError(f"{path}: expected a JSON object that maps image ids to lists of class names")
     missing = [image_id for image_id in image_ids if image_id not in table]
     if missing:
-        raise ValueError(f"{path}: no tags for {len(missing)} images: {listing(missing)}; an untagged image needs []")
+        raise UserError(f"{path}: no tags for {len(missing)} images: {listing(missing)}; an untagged image needs []")
     return [table[image_id] for image_id in image_ids]
 
 
@@ -142,7 +143,7 @@ def _read_annotation(path: Path) -> list[str]:
         # Direct children only: a person's <part> has a <name> too.
         names = [element.text for element in ElementTree.parse(path).iterfind("object/name")]
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not valid XML: {error}") from error
+        raise UserError(f"{path}: not valid XML: {error}") from error
     return [(name or "").strip() for name in names]
 
 
@@ -150,10 +151,10 @@ def _tags_of_mask(path: Path) -> list[str]:
     try:
         values = set(np.unique(decode_indices(str(path))).tolist()) - {0, IGNORE_INDEX}
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     unknown = sorted(values - set(range(1, 1 + len(VOC_CLASSES))))
     if unknown:
-        raise ValueError(f"{path}: got value {unknown[0]}, expected 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}")
+        raise UserError(f"{path}: got value {unknown[0]}, expected 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}")
     return [VOC_CLASSES[value - 1] for value in values]
 
 
