@@ -19,7 +19,7 @@ from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk_weights import load_trunk_weights
-from .loop import TrainingHealthError, fit
+from .loop import TrainingHealthError, fit, stage_folder
 from .optimization import LOGIT_SCALE, parameter_groups, phase_for
 from .state import FitSummary
 from .window import Values, Window
@@ -215,7 +215,10 @@ def train_classifier(
         "proportions": None if kind == "bce" else hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16],
         "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
     }
-    cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
+    folder = stage_folder(output_dir, config, images=len(images), seed=seed, name=kind, inputs=inputs)
+    if folder.summary() is None:
+        # Pooling is the stage's matter. A finished stage leaves the model as it was given.
+        cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
     task = ClassifierTask(kind, config, names)
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:

@@ -61,6 +61,15 @@ class Task(Protocol):
         """Look at the logged values; raise a [`TrainingHealthError`] if training has failed."""
 
 
+def stage_folder(
+    output_dir: Path, config: LoopConfig, *, images: int, seed: int, name: str, inputs: Mapping[str, Any] | None = None
+) -> StageFolder:
+    """The folder in which [`fit`] trains, with its arguments: shows whether the stage is finished."""
+    training = {key: value for key, value in to_mapping(config).items() if key not in FREE_SETTINGS}
+    settings = {"name": name, "seed": seed, "images": images, "training": training, "inputs": inputs or {}}
+    return StageFolder(Path(output_dir), settings)
+
+
 def fit(
     model: Any,
     task: Task,
@@ -93,9 +102,7 @@ def fit(
         ValueError: the folder holds a training with other settings, or the batch cannot be divided.
         TrainingHealthError: the loss is not finite, or the task finds that training has failed.
     """
-    training = {key: value for key, value in to_mapping(config).items() if key not in FREE_SETTINGS}
-    settings = {"name": name, "seed": seed, "images": len(dataset), "training": training, "inputs": inputs or {}}
-    folder = StageFolder(Path(output_dir), settings)
+    folder = stage_folder(output_dir, config, images=len(dataset), seed=seed, name=name, inputs=inputs)
     if (summary := folder.summary()) is not None:
         logger.info("%s: finished before, in %s", name, folder.path)
         return summary

@@ -6,7 +6,7 @@ from sbce_hf.config import AugmentationConfig, DataConfig, TrainingConfig
 from sbce_hf.data import load_images
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.training.classifier import ClassHealth, ClassifierTask, train_classifier
+from sbce_hf.training.classifier import IMAGE_TOP_SHARE, ClassHealth, ClassifierTask, train_classifier
 from sbce_hf.training.loop import TrainingHealthError
 from sbce_hf.training.state import read_metrics
 from sbce_hf.training.window import Window
@@ -108,6 +108,22 @@ def test_logged_class_values_are_means_over_present_pairs(images):
     assert values["mean_q"][0].tolist() == pytest.approx([0.2, 0.5, 0, 0], rel=1e-6)
     soft = ((p > 0.02) & (p < 0.98)).float().mean(dim=(-2, -1))
     assert values["soft_share"][0][1] == pytest.approx((soft[0, 1] + soft[2, 1]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bce", "spatial"])
+def test_a_finished_stage_leaves_the_model_as_it_was_given(tmp_path, images, proportions, kind):
+    config = TrainingConfig(**{**CONFIG, "epochs": 1})
+    arguments = images, config, kind, proportions
+    given = 0.37
+    trained = build(images, image_top_share=given)
+    summary = train_classifier(trained, *arguments, output_dir=tmp_path)
+    assert trained.config.image_top_share == IMAGE_TOP_SHARE[kind]
+
+    model = build(images, image_top_share=given).eval()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    assert train_classifier(model, *arguments, output_dir=tmp_path) == summary
+    assert model.config.image_top_share == given and not model.training
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
 def test_another_input_in_the_same_folder_is_an_error(tmp_path, images, proportions):
