@@ -75,7 +75,7 @@ class ClassHealth:
             return
         self._images += window.weights["mean_p"]
         for key in self.KEYS:
-            self._sums[key] += np.nan_to_num(window.means[key]) * window.weights[key]
+            self._sums[key] += window.total(key)
         epoch, self._epoch = self._epoch, int(window.epoch)
         # None in the first window, also that of a restarted process.
         if epoch is None or epoch == self._epoch:

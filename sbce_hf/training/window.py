@@ -28,6 +28,10 @@ class Window:
     means: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
 
+    def total(self, key: str) -> np.ndarray:
+        """The sum that a mean was made of, to be added to others; 0 where the weight is 0."""
+        return np.nan_to_num(self.means[key] * self.weights[key], posinf=np.inf, neginf=-np.inf)
+
     def flat(self, class_names: Sequence[str]) -> dict[str, float]:
         """Name every figure: per-class values as `key/<class>`, and their mean over all classes as `key`.
 
@@ -37,7 +41,7 @@ class Window:
         for key, mean in self.means.items():
             weight = self.weights[key]
             if weight.sum() > 0:
-                line[key] = float(np.nansum(mean * weight) / weight.sum())
+                line[key] = float(self.total(key).sum() / weight.sum())
             if mean.ndim:
                 pairs = zip(class_names, mean, strict=True)
                 line |= {f"{key}/{name}": float(value) for name, value in pairs if not np.isnan(value)}
