@@ -1,0 +1,12 @@
+"""What the repository says about itself: what is packaged."""
+
+import tomllib
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def test_the_package_says_that_it_is_typed():
+    packaged = PROJECT["tool"]["setuptools"]["package-data"]["sbce_hf"]
+    assert "py.typed" in packaged and (REPOSITORY / "sbce_hf" / "py.typed").is_file()
