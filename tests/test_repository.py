@@ -10,3 +10,8 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_the_package_says_that_it_is_typed():
     packaged = PROJECT["tool"]["setuptools"]["package-data"]["sbce_hf"]
     assert "py.typed" in packaged and (REPOSITORY / "sbce_hf" / "py.typed").is_file()
+
+
+def test_no_kind_of_warning_is_hidden_as_a_whole():
+    filters = PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    assert all(message for _, message, *_ in (entry.split(":") for entry in filters))
