@@ -2,9 +2,17 @@ import os
 from pathlib import Path
 
 import pytest
+from slow import SLOW
 
 REPOSITORY = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if test in SLOW or test.partition("::")[0] in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
-"""What the repository says about itself: what is packaged."""
+"""What the repository says about itself: what is packaged, hidden and slow."""
 
+import ast
 import tomllib
 from pathlib import Path
+
+import pytest
+from slow import SLOW
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -10,6 +14,14 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_the_package_says_that_it_is_typed():
     packaged = PROJECT["tool"]["setuptools"]["package-data"]["sbce_hf"]
     assert "py.typed" in packaged and (REPOSITORY / "sbce_hf" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_every_slow_test_exists(name):
+    file, _, function = name.partition("::")
+    tree = ast.parse((REPOSITORY / file).read_text())
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert not function or function in names
 
 
 def test_no_kind_of_warning_is_hidden_as_a_whole():
