@@ -13,6 +13,7 @@ from sbce_hf import cli
 from sbce_hf.config import DataConfig, ProportionConfig
 from sbce_hf.data.proportions import clamp_proportions
 from sbce_hf.errors import UserError
+from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.training.loop import TrainingHealthError
 from sbce_hf.training.window import Window
 
@@ -66,8 +67,9 @@ class _Parser:
         (raises(MemoryError()), "MemoryError"),
         (own_check, "expected the same"),
         (own_check_in_a_thread, "expected the same"),
-        # The dataclass's own error, made of one of ours, is no ValueError.
+        # The dataclass's own errors are no ValueErrors.
         (lambda: DataConfig(data_dir="x", max_images=0), "data.max_images: got 0, expected at least 1"),
+        (lambda: SpatialBceConfig(trunk=3), "Field 'trunk' expected str, got int (value: 3)"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, command, message):

@@ -11,6 +11,8 @@ import dis
 import os
 from collections.abc import Iterator
 
+from huggingface_hub.errors import StrictDataclassError
+
 from ..errors import UserError
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -24,9 +26,12 @@ DEFECT = "This is a defect of sbce_hf: please report it, with the lines above an
 def told_in_one_line(error: BaseException) -> str | None:
     """The line for an error that the user can mend; `None` for a defect.
 
-    An error that another program made of one of ours, as the checks of dataclasses do, is told in our words.
+    An error that another program made of one of ours is told in our words.
     """
     for link in _chain(error):
+        if isinstance(link, StrictDataclassError) and link.__cause__ is not None:
+            # A field of a recipe or a checkpoint; the error around it is about the dataclass, not for a user.
+            return str(link.__cause__)
         if _is_the_users(link):
             notes = [f" ({note})" for note in getattr(link, "__notes__", ())]
             return (str(link) or type(link).__name__) + "".join(notes)
