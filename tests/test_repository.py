@@ -1,6 +1,7 @@
 """What the repository says about itself: what is packaged, hidden and slow."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -27,3 +28,11 @@ def test_every_slow_test_exists(name):
 def test_no_kind_of_warning_is_hidden_as_a_whole():
     filters = PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"]
     assert all(message for _, message, *_ in (entry.split(":") for entry in filters))
+
+
+def test_ci_installs_the_oldest_versions_that_are_promised():
+    lines = (REPOSITORY / ".ci" / "oldest.txt").read_text().splitlines()
+    installed = dict(line.split("==") for line in lines if not line.startswith("#"))
+    promised = dict(line.split(">=") for line in PROJECT["project"]["dependencies"])
+    # Trailing zeros are left out of the promise, as in 2.7 for 2.7.0.
+    assert all(re.fullmatch(rf"{re.escape(low)}(\.0)*", installed[name]) for name, low in promised.items())
