@@ -104,7 +104,7 @@ def _losses(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[
 def _walks(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
     import torch
 
-    from sbce_hf.labelling.random_walk import random_walk
+    from sbce_hf.postprocess.random_walk import random_walk
 
     side = options.size // 4
     maps, boundaries = torch.rand(2, side, side), torch.rand(side, side) ** 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from sbce_hf.demo import LAUNCH, build_demo, message_page
+from sbce_hf.demo.page import LAUNCH, build_demo, message_page
 
 
 def named_checkpoint() -> str | None:

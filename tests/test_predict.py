@@ -13,8 +13,8 @@ from sbce_hf.config import DataConfig, PredictionConfig, RunConfig, SegmenterCon
 from sbce_hf.data import load_images
 from sbce_hf.data.schema import palette
 from sbce_hf.evaluation.confusion import score_store
-from sbce_hf.labelling.segmentation import segment
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.inference.segmenter import segment
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.single import load_segmenter, predict_split
 
 NAMES = ("disc", "square", "triangle", "ring")

@@ -1,8 +1,8 @@
 import pytest
 from huggingface_hub import constants
 
-from sbce_hf.labelling.hub_store import open_label_maps
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.hub_store import open_label_maps
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.references import is_cached, local_checkpoint, split_revision
 
 

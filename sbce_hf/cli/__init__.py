@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import demo, importing, labelling, predicting, preparing, publishing, running, training
+from . import convert, demo, label, predict, prepare, push, run, train
 from .mistakes import DEFECT, told_in_one_line
 
 
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="sbce", description="Image tags in, pixel-level label maps out: Adaptive Spatial-BCE."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (running, training, labelling, predicting, demo, preparing, importing, publishing):
+    for module in (run, train, label, predict, demo, prepare, convert, push):
         module.add(commands)
     return parser

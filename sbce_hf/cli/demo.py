@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from ..demo import LAUNCH, build_demo
+        from ..demo.page import LAUNCH, build_demo
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -10,10 +10,10 @@ from accelerate import Accelerator, PartialState
 from datasets import Features, Image
 
 from ..data.schema import IGNORE_INDEX, TaggedImages
-from ..labelling.hub_store import HubLabelMaps
-from ..labelling.store import LabelStore
-from ..labelling.thresholds import class_iou
+from ..labels.hub_store import HubLabelMaps
+from ..labels.store import LabelStore
 from ..processes import shared, summed
+from .iou import class_iou
 
 _DESCRIPTION = "Mean intersection over union of label maps, from confusion counts summed over images."
 _INPUTS = """

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from ..files import file_digest, read_json
-from ..labelling.store import LabelStore
+from ..labels.store import LabelStore
 from ..runs.provenance import without_local_paths
 from ..runs.stage import RECORD
 from ..runs.stages import find_run

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.schema import TaggedImages, decode_indices, label_features
-from ..labelling.store import LabelStore
+from ..labels.store import LabelStore
 
 SHARD_ROWS, SHARD_BYTES = 10_000, 256_000_000
 # Rows that are in memory at a time; readers seek to these groups.

@@ -21,8 +21,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from ..data.schema import TaggedImages, label_features, palette
 from ..evaluation.report import markdown_table, percent
 from ..files import write_atomic
-from ..labelling.hub_store import INFO, SPLIT
-from ..labelling.store import LabelStore
+from ..labels.hub_store import INFO, SPLIT
+from ..labels.store import LabelStore
 from .cards import TEMPLATES, UNKNOWN
 from .errors import explained
 from .label_info import LabelSetInfo, grown, read_info

@@ -7,8 +7,8 @@ round_1/   the same with labels/<rule>; starts from the weights and the proporti
 import time
 from typing import Literal
 
-from ..data.proportions import ProportionTable
-from ..labelling.store import LabelStore
+from ..labels.proportions import ProportionTable
+from ..labels.store import LabelStore
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.classifier import create_classifier, train_classifier
 from .bench import Bench

@@ -20,7 +20,7 @@ from ..references import is_cached
 from ..training.classifier import create_classifier
 from ..training.device import use_cpu
 from ..training.memory import MemoryEstimate, estimate_memory
-from ..training.order import BatchOrder
+from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
 from .refine import create_network

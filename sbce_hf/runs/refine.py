@@ -13,8 +13,8 @@ from accelerate import PartialState
 
 from ..config import IrnRefinementConfig, RunConfig, to_mapping
 from ..files import file_digest, weights_digest
-from ..labelling.irn import SeedMethod, WalkMethod
-from ..labelling.store import LabelStore
+from ..inference.irn import SeedMethod, WalkMethod
+from ..labels.store import LabelStore
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..training.boundary import create_boundary_network, train_boundary
 from ..training.device import use_cpu

@@ -17,8 +17,8 @@ from ..evaluation.curves import plot_curves
 from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
 from ..evaluation.report import ReportContext, render_report
 from ..files import digest, read_json, write_atomic, write_json
-from ..labelling.store import LabelStore
-from ..training.state import read_metrics
+from ..labels.store import LabelStore
+from ..training.folder import read_metrics
 from .bench import QUALITY_PAGE, REPORT, Bench
 from .scoring import LABELLED, read_quality, score_rows
 from .settings import labelling_of

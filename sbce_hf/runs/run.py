@@ -12,7 +12,7 @@ import yaml
 from ..config import RunConfig, to_mapping
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import write_atomic
-from ..labelling.store import LabelStore
+from ..labels.store import LabelStore
 from ..training.classifier import create_classifier
 from ..training.segmenter import create_segmenter
 from .bench import CONFIG, REPORT, Bench

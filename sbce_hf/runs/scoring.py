@@ -15,7 +15,7 @@ from ..evaluation.confusion import score_store
 from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quality
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import digest, read_json, write_json
-from ..labelling.store import LabelStore
+from ..labels.store import LabelStore
 from ..processes import shared, summed
 from .bench import Bench
 from .refine import IRN

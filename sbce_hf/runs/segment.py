@@ -13,14 +13,14 @@ from pathlib import Path
 
 from ..config import RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
-from ..data.segmentation import LabelMaps, MaskLabels
 from ..files import weights_digest
-from ..labelling.checkpoint import read_classifier
-from ..labelling.hub_store import open_label_maps
-from ..labelling.store import LabelStore
+from ..inference.checkpoints import read_classifier
+from ..labels.hub_store import open_label_maps
+from ..labels.label_maps import LabelMaps, MaskLabels
+from ..labels.store import LabelStore
 from ..references import local_checkpoint
+from ..training.folder import FitSummary
 from ..training.segmenter import create_segmenter, train_segmenter
-from ..training.state import FitSummary
 from .bench import Bench
 from .single import predict_with_checkpoint
 from .stage import Stage

@@ -15,24 +15,24 @@ from tqdm import tqdm
 from ..config import LabellingConfig, PredictionConfig, RunConfig, from_mapping, to_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
-from ..data.proportions import ProportionTable, clamp_proportions
 from ..evaluation.confusion import score_store
+from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
-from ..labelling.checkpoint import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
-from ..labelling.hub_store import HubLabelMaps, open_label_maps
-from ..labelling.labeller import LabelSummary, label_images
-from ..labelling.methods import Method
-from ..labelling.overlay import overlay
-from ..labelling.segmentation import foreground_classes, predict_images
-from ..labelling.store import LabelStore
-from ..labelling.thresholds import ClassMaps
-from ..labelling.views import class_maps
+from ..inference.checkpoints import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
+from ..inference.classifier import LabelSummary, label_images
+from ..inference.segmenter import foreground_classes, predict_images
+from ..inference.views import class_maps
+from ..labels.hub_store import HubLabelMaps, open_label_maps
+from ..labels.proportions import ProportionTable, clamp_proportions
+from ..labels.store import LabelStore
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_trunk import create_trunk
+from ..postprocess.methods import Method
+from ..postprocess.rules import ClassMaps
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
-from ..training.state import FitSummary
+from ..training.folder import FitSummary
 
 
 def label_with_checkpoint(

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
+from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
 from ..files import read_json, write_json
-from ..labelling.thresholds import scan_fixed_threshold_on_ground_truth
 from ..processes import shared, summed
 from .bench import Bench
 from .settings import labelling_of

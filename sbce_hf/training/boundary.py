@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..config import BoundaryTrainingConfig
 from ..data import TaggedImages
-from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
+from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_irn import IrnConfig
 from ..models.modeling_irn import IrnModel
 from ..models.modeling_trunk_weights import load_trunk_weights
+from .crops import SegmentationDataset
+from .folder import FitSummary
 from .loop import fit
-from .state import FitSummary
-from .window import Values, Window
+from .metrics import Values, Window
 
 
 class BoundaryTask:

@@ -19,10 +19,10 @@ from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk_weights import load_trunk_weights
+from .folder import FitSummary
 from .loop import TrainingHealthError, fit, stage_folder
+from .metrics import Values, Window
 from .optimization import LOGIT_SCALE, parameter_groups, phase_for
-from .state import FitSummary
-from .window import Values, Window
 
 Kind = Literal["bce", "spatial"]
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ..config import LoopConfig, to_mapping
 from .device import create_accelerator, tune_allocator
+from .folder import FitSummary, Progress, StageFolder
+from .metrics import Values, Window, WindowMeans
 from .optimization import poly_factor
-from .order import BatchOrder, Draws, EpochDataset
-from .state import FitSummary, Progress, StageFolder
-from .window import Values, Window, WindowMeans
+from .sampler import BatchOrder, Draws, EpochDataset
 
 logger = logging.getLogger(__name__)
 

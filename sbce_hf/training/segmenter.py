@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 
 from ..config import SegmenterConfig, SegmenterTrainingConfig, check_keys
 from ..data import IGNORE_INDEX, TaggedImages
-from ..data.segmentation import LabelMaps, SegmentationDataset, check_label_maps
+from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_deeplab import DeepLabConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_buildable, check_foreign_config, check_loadable, read_json
@@ -29,11 +29,12 @@ from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
 from ..models.modeling_trunk import MAX_PARAMETERS
 from ..models.modeling_trunk_weights import load_trunk_weights
 from ..references import local_checkpoint
+from .crops import SegmentationDataset
 from .device import use_cpu
+from .folder import FitSummary
 from .loop import TrainingHealthError, fit
+from .metrics import Values, Window
 from .optimization import segmenter_parameter_groups
-from .state import FitSummary
-from .window import Values, Window
 
 BACKGROUND = "background"
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sbce_hf.data.decoding import UnreadableError, decode_image, decode_indices, upright_size
 from sbce_hf.data.photos import load_photos
-from sbce_hf.data.segmentation import check_label_maps
-from sbce_hf.labelling.labeller import read_images
+from sbce_hf.inference.classifier import read_images
+from sbce_hf.labels.label_maps import check_label_maps
 
 OF_THE_MACHINE = [
     MemoryError("no memory"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sbce_hf.data.schema import TaggedImages, features
 from sbce_hf.evaluation.confusion import MeanIoU, confusion_matrix, score_store
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.store import LabelStore
 
 NAMES = ("ant", "bee")
 

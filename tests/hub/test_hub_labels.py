@@ -18,7 +18,6 @@ from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.data import load_images
 from sbce_hf.data.schema import label_features
-from sbce_hf.data.segmentation import check_label_maps
 from sbce_hf.files import write_json
 from sbce_hf.hub import label_shards
 from sbce_hf.hub.errors import HubError
@@ -26,8 +25,9 @@ from sbce_hf.hub.label_info import source_of
 from sbce_hf.hub.label_shards import grey_png
 from sbce_hf.hub.labels import KEPT_BELOW, default_config_name, render_label_folder
 from sbce_hf.hub.publish import publish_folder
-from sbce_hf.labelling.hub_store import HubLabelMaps, open_label_maps
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.hub_store import HubLabelMaps, open_label_maps
+from sbce_hf.labels.label_maps import check_label_maps
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.single import estimate_proportions, evaluate_labels
 
 NAMES = ("ant", "bee", "cat")

@@ -12,8 +12,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from sbce_hf.cli import main
 from sbce_hf.config import DataConfig, SegmenterConfig, load_recipe
 from sbce_hf.data import load_images
-from sbce_hf.labelling.explain import load_checkpoint
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.demo.explain import load_checkpoint
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.references import is_cached, local_checkpoint
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.segmenter import create_segmenter

@@ -23,9 +23,9 @@ from transformers import (
 from tripwire import tripwire
 
 from sbce_hf.config import SegmenterConfig
+from sbce_hf.demo.explain import load_checkpoint
 from sbce_hf.importers.trunks import import_trunk
-from sbce_hf.labelling.checkpoint import load_classifier, load_segmenter
-from sbce_hf.labelling.explain import load_checkpoint
+from sbce_hf.inference.checkpoints import load_classifier, load_segmenter
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_irn import IrnConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig

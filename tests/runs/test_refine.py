@@ -16,9 +16,9 @@ from PIL import Image
 from sbce_hf.cli import main
 from sbce_hf.config import IrnRefinementConfig, from_mapping, load_recipe, to_mapping
 from sbce_hf.data import load_images
-from sbce_hf.data.segmentation import check_label_maps
 from sbce_hf.files import file_digest, weights_digest
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.label_maps import check_label_maps
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.run import run
 
 SECTION = {

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sbce_hf.config import load_recipe
-from sbce_hf.data.proportions import ProportionTable
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.proportions import ProportionTable
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.run import run
 from sbce_hf.runs.scoring import read_scores
 

@@ -10,7 +10,7 @@ from transformers import SegformerConfig
 
 from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.run import run
 from sbce_hf.training.loop import TrainingHealthError
 

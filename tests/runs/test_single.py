@@ -3,9 +3,9 @@ import pytest
 
 from sbce_hf.config import DataConfig, ProportionConfig, RunConfig, TrainingConfig
 from sbce_hf.data import load_images
-from sbce_hf.data.proportions import ProportionTable
-from sbce_hf.labelling.checkpoint import load_classifier
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.inference.checkpoints import load_classifier
+from sbce_hf.labels.proportions import ProportionTable
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.single import estimate_proportions
 
 

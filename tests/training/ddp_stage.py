@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from sbce_hf.config import BoundaryTrainingConfig, DataConfig, LabellingConfig, TrainingConfig
 from sbce_hf.data import load_images
-from sbce_hf.data.segmentation import MaskLabels
+from sbce_hf.labels.label_maps import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.runs.single import label_with_checkpoint

@@ -6,7 +6,7 @@ import torch
 
 from sbce_hf.config import BoundaryTrainingConfig, DataConfig
 from sbce_hf.data import load_images
-from sbce_hf.data.segmentation import MaskLabels
+from sbce_hf.labels.label_maps import MaskLabels
 from sbce_hf.models.modeling_irn import IrnModel
 from sbce_hf.training.boundary import create_boundary_network, train_boundary
 

@@ -7,9 +7,9 @@ from sbce_hf.data import load_images
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.training.classifier import IMAGE_TOP_SHARE, ClassHealth, ClassifierTask, train_classifier
+from sbce_hf.training.folder import read_metrics
 from sbce_hf.training.loop import TrainingHealthError
-from sbce_hf.training.state import read_metrics
-from sbce_hf.training.window import Window
+from sbce_hf.training.metrics import Window
 
 CONFIG = {
     "epochs": 3,

@@ -8,9 +8,9 @@ import torch
 from ddp_stage import BATCH, IMAGES, LABELLED, STAGES, FewPositives, boundary, label, run
 from safetensors.torch import load_file
 
-from sbce_hf.labelling.store import LabelStore
-from sbce_hf.training.order import BatchOrder
-from sbce_hf.training.state import read_metrics
+from sbce_hf.labels.store import LabelStore
+from sbce_hf.training.folder import read_metrics
+from sbce_hf.training.sampler import BatchOrder
 
 
 @pytest.fixture(scope="module")

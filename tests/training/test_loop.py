@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_stage import CONFIG, NoisyDataset, TinyModel, TinyTask, run
 
 from sbce_hf.training.device import tune_allocator
+from sbce_hf.training.folder import read_metrics
 from sbce_hf.training.loop import TrainingHealthError
-from sbce_hf.training.order import BatchOrder
-from sbce_hf.training.state import read_metrics
+from sbce_hf.training.sampler import BatchOrder
 
 ITERATIONS = 60  # 6 epochs of 42 // 4
 

@@ -18,13 +18,15 @@ from transformers import (
 import sbce_hf.training.segmenter as module
 from sbce_hf.config import DataConfig, SegmenterConfig, SegmenterTrainingConfig, from_mapping
 from sbce_hf.data import load_images
-from sbce_hf.data.segmentation import MaskLabels
-from sbce_hf.labelling.store import LabelStore
+from sbce_hf.labels.label_maps import MaskLabels
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.training.folder import read_metrics
 from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.metrics import Window
 from sbce_hf.training.optimization import segmenter_parameter_groups
 from sbce_hf.training.segmenter import (
     SegmenterTask,
@@ -33,8 +35,6 @@ from sbce_hf.training.segmenter import (
     create_segmenter,
     train_segmenter,
 )
-from sbce_hf.training.state import read_metrics
-from sbce_hf.training.window import Window
 
 CONFIG = {
     "epochs": 8,

@@ -1,0 +1,111 @@
+"""`sbce run`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import add_recipe_command, command_line, config_from
+
+if TYPE_CHECKING:
+    from ..runs.plan import Plan
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    run = add_recipe_command(
+        commands, "run", _start, "tags to label maps and a report, in one resumable run directory"
+    )
+    run.add_argument("--output-dir", metavar="DIR", help="run directory (default: runs/<recipe>-seed<seed>)")
+    run.add_argument("--dry-run", action="store_true", help="only say what would be done and what is missing")
+
+
+def _start(options: argparse.Namespace) -> int:
+    return _plan(options) if options.dry_run else _run(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = config_from(options)
+
+    from ..runs.plan import make_plan
+
+    plan = make_plan(config, _run_dir(options, config.seed))
+    print(render_plan(plan))
+    return 1 if plan.problems else 0
+
+
+def _run_dir(options: argparse.Namespace, seed: int) -> Path:
+    return Path(options.output_dir or f"runs/{Path(options.recipe).stem}-seed{seed}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = config_from(options)
+    run_dir = _run_dir(options, config.seed)
+
+    from accelerate import PartialState
+
+    from ..evaluation.report import score_table, segmenter_table
+    from ..runs.run import run
+
+    summary = run(config, run_dir, command_line(options))
+    if not PartialState().is_main_process:
+        return 0
+    if summary.scores:
+        print(score_table(summary.scores))
+    if summary.segmenter_scores:
+        print(segmenter_table(summary.segmenter_scores))
+    print(f"label maps: {summary.label_maps} ({summary.num_images} images, {summary.num_skipped} skipped)")
+    print(f"classifier: {summary.model_dir}")
+    if summary.segmenter_dir is not None:
+        print(f"segmenter:  {summary.segmenter_dir}")
+    print(f"report:     {summary.report}")
+    return 0
+
+
+def render_plan(plan: "Plan") -> str:
+    """The plan as text for a terminal."""
+    from ..runs.provenance import hardware
+
+    config = plan.config
+    classes = "?" if plan.class_names is None else f"{len(plan.class_names)}: {', '.join(plan.class_names)}"
+    scales = (config.labelling.scales, config.final_scales or config.labelling.scales)
+    views, last = (len(chosen) * (2 if config.labelling.flip else 1) for chosen in scales)
+    crf = "on" if config.labelling.crf else "off"
+    lines = [
+        f"plan for {plan.run_dir} (nothing is written)",
+        f"machine    {hardware()}, {plan.processes} process{'es' if plan.processes > 1 else ''}",
+        f"data       {config.data.source}, classes {classes}",
+        *(f"split      {split}" for split in plan.splits),
+        *(f"needs      {need}" for need in plan.needs),
+        f"directory  {plan.state}",
+        f"labelling  rule {config.labelling.rule}, {views} views an image ({last} in the last round), CRF {crf}",
+        "",
+        *_stage_table(plan),
+        "",
+        "memory: estimated for one process, in GiB: weights, gradients, momentum, activations",
+    ]
+    if plan.problems:
+        lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]
+        lines += [f"- {problem}" for problem in plan.problems]
+    return "\n".join(lines)
+
+
+def _stage_table(plan: "Plan") -> list[str]:
+    header = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained", "frozen", "memory")
+    rows: list[tuple[str, ...]] = [header]
+    for stage in plan.stages:
+        training = stage.training
+        cells = (
+            stage.name,
+            stage.images,
+            training.epochs,
+            stage.iterations,
+            training.batch_size,
+            stage.size,
+            "float32" if training.mixed_precision == "no" else training.mixed_precision,
+            None if stage.trained is None else f"{stage.trained / 1e6:.2f} M",
+            None if stage.frozen is None else f"{stage.frozen / 1e6:.2f} M",
+            None if stage.memory is None else f"{stage.memory.total / 2**30:.2f}",
+        )
+        rows.append(tuple("?" if cell is None else str(cell) for cell in cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -1,0 +1,1 @@
+"""The visitor's page: one photo, its label map and what explains it."""

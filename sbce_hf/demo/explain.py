@@ -1,0 +1,258 @@
+"""One photo through a checkpoint: its label map and everything that explains it.
+
+Maps, rule and dense CRF are those of [`label_images`] and [`segment`]; nothing is computed in a second way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..config import CrfConfig, LabellingConfig, PredictionConfig
+from ..inference.checkpoints import load_classifier, load_segmenter, read_config, read_preprocessing, trained_side
+from ..inference.views import IMAGE_MEAN, IMAGE_STD, class_maps
+from ..labels.store import MAX_CLASSES
+from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceOutput
+from ..postprocess.rules import apply_rule
+from ..references import local_checkpoint
+
+
+@dataclass(frozen=True)
+class ClassReading:
+    """What the network says about one known class of a photo.
+
+    Args:
+        name: of the class.
+        value: of its pixels in the label map.
+        image_probability: that the class is on the photo, in [0, 1]; from the image alone, whatever the tags say.
+        threshold: the adaptive threshold `t` in (0, 1), or the rule's constant.
+        mean_probability: mean of the class map, in [0, 1].
+        share: of the photo's pixels that got the class in the end, in [0, 1].
+        probabilities: `(H, W)` float32, the class map in [0, 1].
+        above: `(H, W)` bool, where the class exceeds its threshold.
+    """
+
+    name: str
+    value: int
+    image_probability: float
+    threshold: float
+    mean_probability: float
+    share: float
+    probabilities: np.ndarray
+    above: np.ndarray
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A photo's label map and how it came about.
+
+    Args:
+        label_map: `(H, W)` uint8 of the photo's size.
+        readings: of the known classes, the most probable first; empty for a segmentation network.
+        image_probabilities: class name to probability in [0, 1], the highest first; empty where the network was not
+            asked, because no class is known, or has no such number.
+    """
+
+    label_map: np.ndarray
+    readings: tuple[ClassReading, ...] = ()
+    image_probabilities: dict[str, float] = field(default_factory=dict)
+
+
+def class_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The model's `id2label` in order; a segmentation network's includes background."""
+    id2label = cast(dict[int, str], model.config.id2label)
+    return tuple(id2label[index] for index in range(len(id2label)))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that [`explain`] takes.
+
+    Args:
+        name: what it was loaded from.
+        model: in evaluation mode, on its device.
+        config: how photos are labelled; its type says whether the model is a classifier or a segmentation network.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+    """
+
+    name: str
+    model: PreTrainedModel
+    config: LabellingConfig | PredictionConfig
+    image_mean: tuple[float, ...] = IMAGE_MEAN
+    image_std: tuple[float, ...] = IMAGE_STD
+
+    @property
+    def needs_tags(self) -> bool:
+        """Whether the model is a classifier."""
+        return isinstance(self.config, LabellingConfig)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each label-map value; 0 is background for a classifier, and whatever it is for a segmenter."""
+        names = class_names(self.model)
+        return ("background", *names) if self.needs_tags else names
+
+
+def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
+    """Load a classifier of this library, or any `AutoModelForSemanticSegmentation`, on this process's device.
+
+    Args:
+        name: a model folder, or a Hub id with an optional `@revision`.
+        image_size: side to which photos are resized, as in training; by default what the checkpoint's image processor
+            says, or the photo's own size.
+
+    Raises:
+        OSError: there is no such checkpoint, it cannot be downloaded, or a segmenter has no image processor.
+        ValueError: a model of another kind, or with too many classes, or without some of its weights.
+    """
+    folder = local_checkpoint(name)
+    config = read_config(folder)
+    if config.model_type == SpatialBceConfig.model_type:
+        checkpoint = _load_classifier(name, folder, image_size)
+    elif any(architecture.endswith("ForSemanticSegmentation") for architecture in config.architectures or ()):
+        model, processor = load_segmenter(folder)
+        prediction = PredictionConfig(image_size=image_size or trained_side(processor))
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        checkpoint = Checkpoint(name, model, prediction, image_mean=mean, image_std=std)
+    else:
+        raise ValueError(
+            f"{name}: config.json says architectures {config.architectures}, expected "
+            "SpatialBceForImageClassification or any ...ForSemanticSegmentation"
+        )
+    if len(checkpoint.names) > MAX_CLASSES + 1:
+        raise ValueError(
+            f"{name}: got {len(checkpoint.names)} labels, expected at most {MAX_CLASSES + 1} (8-bit maps)"
+        )
+    return checkpoint
+
+
+def _load_classifier(name: str, folder: Path, image_size: int | None) -> Checkpoint:
+    side, mean, std = read_preprocessing(folder)
+    labelling = LabellingConfig(image_size=image_size or side, scales=(1.0,))
+    return Checkpoint(name, load_classifier(folder), labelling, image_mean=mean, image_std=std)
+
+
+def explain(
+    checkpoint: Checkpoint, photo: Image.Image, tags: Sequence[str] | None, crf: CrfConfig | None
+) -> Explanation:
+    """Label a photo with whatever the checkpoint is.
+
+    Args:
+        checkpoint: a classifier, or a segmentation network, which takes no notice of `tags`.
+        photo: RGB.
+        tags: names of the classes on it; `None` predicts them.
+        crf: dense CRF parameters; `None` skips the CRF.
+
+    Raises:
+        ValueError: see [`explain_tags`].
+    """
+    statistics: dict[str, Any] = {"image_mean": checkpoint.image_mean, "image_std": checkpoint.image_std}
+    if isinstance(checkpoint.config, PredictionConfig):
+        return explain_segmenter(checkpoint.model, photo, replace(checkpoint.config, crf=crf), **statistics)
+    classifier = cast(SpatialBceForImageClassification, checkpoint.model)
+    return explain_tags(classifier, photo, tags, replace(checkpoint.config, crf=crf), **statistics)
+
+
+def explain_tags(
+    model: SpatialBceForImageClassification,
+    photo: Image.Image,
+    tags: Sequence[str] | None,
+    config: LabellingConfig,
+    *,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+) -> Explanation:
+    """Label a photo with a classifier and its tags.
+
+    Args:
+        model: a trained classifier; left in evaluation mode. One call at a time: a hook reads its outputs.
+        photo: RGB.
+        tags: names of the classes on it; `None` predicts them from the photo. Without any, all is background.
+        config: views, rule, dense CRF; `known_classes` is not used.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+
+    Raises:
+        ValueError: a tag that is no class of the model, or class maps that are not finite.
+    """
+    names = class_names(model)
+    unknown = [tag for tag in tags or () if tag not in names]
+    if unknown:
+        raise ValueError(f"tag {unknown[0]!r}: the model has no such class; its classes are {', '.join(names)}")
+    labels = None if tags is None else np.array([[name in tags for name in names]], np.float32)
+    config = replace(config, known_classes="predicted" if tags is None else "tags")
+    image_logits: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, __: Any, output: SpatialBceOutput) -> None:
+        image_logits.append(cast(Tensor, output.logits).float())
+
+    # Class maps carry no image-level logits, and a second pass over the views would double the waiting time.
+    with model.register_forward_hook(keep):
+        maps = class_maps(model, [photo], labels, config, image_mean=image_mean, image_std=image_std)[0]
+    labelled = apply_rule(config.rule, maps, config.background_threshold)
+    classes = maps.classes.tolist()
+    label_map = labelled.label_map
+    if config.crf is not None:
+        # Here, so that classifiers work without a CRF where pydensecrf could not be compiled.
+        from ..postprocess.crf import dense_crf
+
+        label_map = dense_crf(np.asarray(photo), label_map, classes, config.crf)
+    if not image_logits:
+        return Explanation(label_map)
+    # Every view has one row (and its mirror image another), so the mean over rows is the mean over views.
+    probabilities = torch.cat(image_logits).mean(dim=0).sigmoid().cpu().numpy()
+    readings = [
+        ClassReading(
+            name=names[c],
+            value=c + 1,
+            image_probability=float(probabilities[c]),
+            threshold=float(labelled.thresholds[k]),
+            mean_probability=float(p.mean(dtype=np.float64)),
+            share=float((label_map == c + 1).mean()),
+            probabilities=p,
+            above=labelled.scores[k] > 0,
+        )
+        for k, (c, p) in enumerate(zip(classes, maps.probabilities, strict=True))
+    ]
+    readings.sort(key=lambda reading: -reading.image_probability)
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    return Explanation(label_map, tuple(readings), {names[c]: float(probabilities[c]) for c in order})
+
+
+def explain_segmenter(
+    model: PreTrainedModel,
+    photo: Image.Image,
+    config: PredictionConfig,
+    *,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+) -> Explanation:
+    """Label a photo with a segmentation network, which needs no tags.
+
+    Args:
+        model: see [`segment`].
+        photo: RGB.
+        config: views and dense CRF; the CRF refines the whole photo, with a window too.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+
+    Raises:
+        ValueError: see [`segment`].
+    """
+    # Here, because it needs pydensecrf, which classifiers do not.
+    from ..inference.segmenter import segment
+
+    probabilities = segment(model, photo, config, image_mean, image_std)
+    if config.crf is not None:
+        from ..postprocess.crf import dense_crf_from_probabilities
+
+        return Explanation(dense_crf_from_probabilities(np.asarray(photo), probabilities, config.crf))
+    return Explanation(probabilities.argmax(axis=0).astype(np.uint8))

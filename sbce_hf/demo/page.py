@@ -1,0 +1,298 @@
+"""The page on which a visitor tries a checkpoint: a photo and its tags in, a label map with its reasons out."""
+
+import html
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image, ImageChops, ImageFilter
+
+from ..config import CrfConfig
+from ..data.schema import decode_image, palette
+from ..data.shapes import THINGS, draw_scene
+from ..evaluation.contact_sheet import class_colours, heat_map
+from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
+
+# Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
+MAX_SIDE = 512
+# Seconds after which a visitor's files are deleted.
+KEEP_SECONDS = 3600
+MAX_HEAT_MAPS = 12
+EXAMPLE_SIZE, EXAMPLE_SEED = 320, 5
+# A gallery's cells are square and its height is fixed; photos are neither, and a phone has room for one column.
+CSS = """
+#heat-maps .grid-wrap {max-height: none; min-height: 0}
+#heat-maps .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); padding-top: 36px}
+#heat-maps .thumbnail-lg {aspect-ratio: auto; height: auto}
+footer {display: none !important}
+"""
+# Options of `launch()` that belong to the page.
+LAUNCH: dict[str, Any] = {
+    "theme": gr.themes.Soft(),
+    "css": CSS,
+    "max_file_size": "20mb",
+    "show_error": True,
+}
+
+TABLE_HEADER = ["class", "image p", "threshold t", "mean p", "share"]
+ADAPTIVE = """
+For every class the network gives each pixel a probability *p*. To turn these into a label map, something has to say
+where a class begins. Usually that is one constant for all photos and classes, tuned on drawn masks. Here the network
+itself says it: a second output, the **threshold *t***, learned from image tags alone, different for every photo and
+class. A pixel gets the class with the largest *p - t*, if that is above 0, else background.
+
+In the class maps, bright is a high *p*, and the white line is where *p = t*. The label map may differ from that line
+where two classes compete, and after the dense CRF, which moves borders to edges of the photo.
+*Adaptive Spatial-BCE Loss for Weakly Supervised Semantic Segmentation*, ECCV 2022.
+
+In the table, *image p* is how sure the network is that the class is on the photo at all, *mean p* the mean of its
+class map, and *share* its part of the final label map.
+"""
+
+
+def read_photo(path: str | None) -> Image.Image:
+    """A visitor's file as an upright RGB photo, made smaller until its longer side is at most [`MAX_SIDE`].
+
+    Raises:
+        gradio.Error: no file, or one that is no photo.
+    """
+    if path is None:
+        raise _error("There is no photo yet: upload one, paste one, or click the example.")
+    try:
+        photo = decode_image(path, min_side=MAX_SIDE)
+    except ValueError as error:
+        message = "This file is damaged, or no photo that can be read. Try a JPEG, PNG or WebP file."
+        raise _error(message) from error
+    photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
+    return photo
+
+
+def encode_label_map(label_map: np.ndarray) -> bytes:
+    """A `(H, W)` uint8 label map as a palette PNG that stores exactly these indices."""
+    image = Image.fromarray(label_map)
+    image.putpalette(palette())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def example(names: Sequence[str]) -> tuple[Image.Image, list[str]]:
+    """A drawn scene of two of the library's invented things, and those of its tags that are among `names`."""
+    shown = [name for name in THINGS if name in names] or list(THINGS)
+    things = [(c, THINGS[name]) for c, name in enumerate(shown[:2])]
+    pixels, _ = draw_scene(EXAMPLE_SIZE, things, np.random.default_rng(EXAMPLE_SEED))
+    return Image.fromarray(pixels), [name for name in shown[:2] if name in names]
+
+
+def overlay(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> tuple[Image.Image, list]:
+    """The value of `gradio.AnnotatedImage`: every label that occurs, background excepted."""
+    values = [value for value in np.unique(label_map).tolist() if names[value] != "background"]
+    return photo, [((label_map == value) * 0.6, names[value]) for value in values]
+
+
+def outlined_heat_map(photo: Image.Image, reading: ClassReading) -> Image.Image:
+    """The class map over the grey photo; a white line where it crosses its threshold."""
+    above = Image.fromarray(reading.above.astype(np.uint8) * 255)
+    line = ImageChops.difference(above.filter(ImageFilter.MaxFilter(3)), above.filter(ImageFilter.MinFilter(3)))
+    painted = heat_map(photo, reading.probabilities)
+    painted.paste("white", mask=line)
+    return painted
+
+
+def table_rows(readings: Sequence[ClassReading]) -> list[list[str]]:
+    """One row of [`TABLE_HEADER`] per known class."""
+    return [
+        [
+            reading.name,
+            f"{100 * reading.image_probability:.0f} %",
+            f"{reading.threshold:.3f}",
+            f"{reading.mean_probability:.3f}",
+            f"{100 * reading.share:.1f} %",
+        ]
+        for reading in readings
+    ]
+
+
+def remarks(photo: Image.Image, found: Explanation, names: Sequence[str], predicted: bool) -> str:
+    """What is to say about a result: the label map's size, its shares, and why there may be nothing on it."""
+    shares = np.bincount(found.label_map.ravel(), minlength=len(names)) / found.label_map.size
+    order = [value for value in np.argsort(-shares, kind="stable").tolist() if shares[value] > 0]
+    parts = ["**" + ", ".join(f"{names[value]} {100 * shares[value]:.1f} %" for value in order) + "**"]
+    if predicted and not found.readings:
+        nearest = [f"{name} {100 * p:.0f} %" for name, p in list(found.image_probabilities.items())[:3]]
+        parts.append(
+            f"No class reached 50 %, so all is background. Choose tags instead. The nearest: {', '.join(nearest)}."
+        )
+    if len(found.readings) > MAX_HEAT_MAPS:
+        parts.append(f"Heat maps of the {MAX_HEAT_MAPS} most probable classes are shown.")
+    parts.append(f"{photo.width} x {photo.height} pixels; larger photos are resized to {MAX_SIDE} on the longer side.")
+    return html.escape("  \n".join(parts))
+
+
+def crf_installed() -> bool:
+    """Whether the dense CRF can run here."""
+    return importlib.util.find_spec("pydensecrf") is not None
+
+
+def build_demo(checkpoint: str, image_size: int | None = None) -> gr.Blocks:
+    """The page for one checkpoint.
+
+    Args:
+        checkpoint: a model folder, or a Hub id with an optional `@revision`.
+        image_size: see [`load_checkpoint`].
+
+    Raises:
+        OSError: there is no such checkpoint.
+        ValueError: a model that the page cannot show.
+    """
+    loaded = load_checkpoint(checkpoint, image_size)
+    return _page(loaded, classifier=loaded.needs_tags)
+
+
+def message_page(message: str) -> gr.Blocks:
+    """A page that only says what is wrong, for a Space whose checkpoint is missing."""
+    with gr.Blocks(title="sbce_hf", analytics_enabled=False) as page:
+        gr.Markdown(f"# No checkpoint to show\n\n{message}")
+    return page
+
+
+def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
+    names = loaded.names
+    with gr.Blocks(
+        title="Label maps from image tags", analytics_enabled=False, delete_cache=(600, KEEP_SECONDS)
+    ) as page:
+        gr.Markdown(_introduction(loaded, classifier))
+        with gr.Row():
+            with gr.Column(min_width=300):
+                photo = gr.Image(
+                    label="Photo", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="photo"
+                )
+                # gradio opens the file itself, and its message about a damaged one names a temporary path.
+                photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+                tags, predict = _tag_inputs(names[1:]) if classifier else (gr.State([]), gr.State(False))
+                crf = gr.Checkbox(
+                    label="Dense CRF: follow the edges of the photo",
+                    info=None if crf_installed() else "Not available: pydensecrf is not installed here.",
+                    value=classifier and crf_installed(),
+                    interactive=crf_installed(),
+                )
+                button = gr.Button("Label the photo", variant="primary", elem_id="run")
+                _add_example(names, photo, tags)
+            with gr.Column(min_width=300):
+                # Lighter than in the file: VOC's dark blue and maroon hide a photo instead of tinting it.
+                colours = np.minimum(class_colours(len(names) - 1).astype(int) + 90, 255).astype(np.uint8)
+                painted = gr.AnnotatedImage(
+                    label="Label map",
+                    color_map={
+                        name: f"#{colour.tobytes().hex()}" for name, colour in zip(names, colours, strict=True)
+                    },
+                    height=320,
+                    elem_id="overlay",
+                )
+                said = gr.Markdown("The label map appears here.", elem_id="said")
+                download = gr.DownloadButton("Download the label map (PNG, exact indices)", interactive=False)
+        outputs: list[Any] = [painted, said, download]
+        if classifier:
+            outputs += _reasons()
+        if classifier:
+            with gr.Accordion("What is the adaptive threshold?", open=False):
+                gr.Markdown(ADAPTIVE)
+        button.click(
+            _handler(loaded, classifier, download),
+            [photo, tags, predict, crf],
+            outputs,
+            api_name="label",
+            show_progress_on=painted,
+            concurrency_limit=1,
+        )
+    # Every request waits its turn: the model is one, and files of equal content have equal names.
+    return page.queue(max_size=20, api_open=False)
+
+
+def _introduction(loaded: Checkpoint, classifier: bool) -> str:
+    first = (
+        "Say what is on a photo, and this network draws it: a classifier trained on image tags alone, without "
+        "a single drawn mask."
+        if classifier
+        else "A segmentation network: it needs no tags."
+    )
+    shown = [name for name in loaded.names if name != "background"]
+    known = html.escape(", ".join(shown[:30])) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")
+    return (
+        f"# Label maps from image tags\n\n{first}  \nCheckpoint `{loaded.name}`, {len(shown)} classes: {known}.  \n"
+        f"Photos and results are deleted from the server after about {KEEP_SECONDS // 60} minutes."
+    )
+
+
+def _tag_inputs(names: Sequence[str]) -> tuple[gr.Dropdown, gr.Checkbox]:
+    tags = gr.Dropdown(
+        list(names), multiselect=True, value=[], label="Tags", info="What is on the photo?", elem_id="tags"
+    )
+    predict = gr.Checkbox(label="Predict the tags instead", value=False, elem_id="predict")
+    predict.change(
+        lambda on: gr.update(interactive=not on), predict, tags, api_visibility="private", show_progress="hidden"
+    )
+    return tags, predict
+
+
+def _add_example(names: Sequence[str], photo: gr.Image, tags: Any) -> None:
+    picture, known = example(names)
+    label = "Example, drawn by the program"
+    if known:
+        gr.Examples([[picture, known]], [photo, tags], label=label, api_visibility="private")
+    else:
+        label += " (its kites and lanterns are no classes of this checkpoint)"
+        gr.Examples([[picture]], [photo], label=label, api_visibility="private")
+
+
+def _reasons() -> list[Any]:
+    gallery = gr.Gallery(
+        label="Class maps with their thresholds",
+        columns=3,
+        format="jpeg",
+        visible=False,
+        elem_id="heat-maps",
+    )
+    table = gr.Dataframe(headers=TABLE_HEADER, label="Numbers", interactive=False, visible=False, elem_id="numbers")
+    return [gallery, table]
+
+
+def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) -> Callable[..., list[Any]]:
+    def label(path: str | None, tags: list[str] | None, predict: bool, crf: bool) -> list[Any]:
+        photo = read_photo(path)
+        if classifier and not predict and not tags:
+            gr.Warning("No tag was chosen, so everything is background. Choose tags, or let them be predicted.")
+        try:
+            found = explain(loaded, photo, None if predict else tags or [], CrfConfig() if crf else None)
+        except ValueError as error:
+            raise _error(str(error)) from error
+        if classifier and predict and not found.readings:
+            gr.Warning("No class was recognised, so everything is background.")
+        file = save_bytes_to_cache(encode_label_map(found.label_map), "label_map.png", download.GRADIO_CACHE)
+        said = remarks(photo, found, loaded.names, predict)
+        shown: list[Any] = [
+            overlay(photo, found.label_map, loaded.names),
+            said,
+            gr.update(value=file, interactive=True),
+        ]
+        if classifier:
+            heat_maps = [
+                (outlined_heat_map(photo, reading), f"{reading.name}: t = {reading.threshold:.3f}")
+                for reading in found.readings[:MAX_HEAT_MAPS]
+            ]
+            shown += [
+                gr.update(value=heat_maps, visible=bool(heat_maps)),
+                gr.update(value=table_rows(found.readings), visible=bool(heat_maps)),
+            ]
+        return shown
+
+    return label
+
+
+def _error(message: str) -> gr.Error:
+    # The visitor's mistake is not the server's: no traceback in its log.
+    return gr.Error(message, duration=None, print_exception=False)

@@ -1,0 +1,1 @@
+"""A network and images in, class maps or label maps out."""

@@ -1,0 +1,141 @@
+"""IRN around a classifier's class maps (Ahn et al., CVPR 2019): seeds for the boundary network, and the walk after it.
+
+Both are a [`methods.Method`]. Where the released program takes normalised class maps, these take what lies above the
+adaptive thresholds; seeds are taken by rank around them instead of by two constants.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..config import IrnRefinementConfig, to_mapping
+from ..data.schema import IGNORE_INDEX
+from ..models.modeling_irn import STRIDE, IrnModel
+from ..postprocess.crf import CrfPool
+from ..postprocess.methods import Answer, then_crf
+from ..postprocess.random_walk import random_walk
+from ..postprocess.rules import ClassMaps, label_by_share, sigmoid
+from .views import IMAGE_MEAN, IMAGE_STD, normalize, to_pixels
+
+# Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
+_MULTIPLE = 32
+# A class that passes its threshold nowhere stays background.
+_TINY = 1e-5
+
+
+class SeedMethod:
+    """Keeps what is sure and marks the rest with 255: the labels that the boundary network is trained on.
+
+    Sure are the highest pixels of each class, and as background what lies beyond a larger area of every class, each
+    after the dense CRF.
+
+    Args:
+        config: its shares are used.
+    """
+
+    name = "seeds"
+    # Both label maps it is made from are after the CRF, where there is one.
+    stores: Mapping[str, bool] = {"seeds": True}
+
+    def __init__(self, config: IrnRefinementConfig) -> None:
+        self.config = config
+        self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
+
+    def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
+        """Find the seeds of one image; see [`methods.Method`]."""
+        inner, outer = (
+            then_crf(image, label_by_share(maps, share).label_map, maps, crf)[-1]
+            for share in (self.config.foreground_share, self.config.background_share)
+        )
+        return Answer([lambda: _combine(inner, outer)], sigmoid(maps.threshold_logits.astype(np.float64)))
+
+
+def _combine(inner: Callable[[], np.ndarray | None], outer: Callable[[], np.ndarray | None]) -> np.ndarray | None:
+    sure, possible = inner(), outer()
+    if sure is None or possible is None:
+        return None
+    seeds = np.where(sure > 0, sure, np.where(possible == 0, 0, IGNORE_INDEX)).astype(np.uint8)
+    return None if (seeds == IGNORE_INDEX).all() else seeds
+
+
+class WalkMethod:
+    """Lets each class walk up to the boundaries, and compares what arrives with a constant, as published.
+
+    A class starts with `relu(s_c * z_c - logit t_c)`, divided by its maximum: nothing where the adaptive rule finds
+    background. In logits, because a saturated sigmoid has no order left.
+
+    Args:
+        model: a trained boundary network, on its device. Left in evaluation mode.
+        config: of the walk.
+        crf: whether a dense CRF follows.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+    """
+
+    name = "irn"
+
+    def __init__(
+        self,
+        model: IrnModel,
+        config: IrnRefinementConfig,
+        crf: bool,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
+    ) -> None:
+        self.model, self.config = model.eval(), config
+        self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
+        self.image_mean, self.image_std = image_mean, image_std
+        self.stores: Mapping[str, bool] = {"irn": False, "irn_crf": True} if crf else {"irn": False}
+
+    def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
+        """Refine the class maps of one image; see [`methods.Method`]."""
+        thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
+        label_map = np.zeros(image.shape[:2], np.uint8)
+        if len(maps.classes):
+            label_map = np.array([0, *maps.classes + 1], np.uint8)[self._walk(image, maps)]
+        return Answer(then_crf(image, label_map, maps, crf), thresholds)
+
+    @torch.inference_mode()
+    def _walk(self, image: np.ndarray, maps: ClassMaps) -> np.ndarray:
+        """Index of the winner among background and known classes, `(H, W)` int64."""
+        config, (height, width) = self.config, self._size(image)
+        boundaries = self._boundaries(image, height, width)
+        above = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
+        # On the boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
+        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        start = F.pad(_resize(above, (height, width)), padding, mode="replicate")
+        start = _resize(start, boundaries.shape).relu()
+        start = start / start.amax(dim=(1, 2), keepdim=True).clamp(min=_TINY) * (1 - boundaries)
+        arrived = random_walk(start, boundaries, config.walk_radius, config.walk_exponent, config.walk_steps)
+        arrived = _resize(arrived, [STRIDE * side for side in boundaries.shape])[:, :height, :width]
+        arrived = _resize(arrived, image.shape[:2])
+        arrived = arrived / arrived.amax().clamp(min=_TINY)
+        background = torch.full_like(arrived[:1], config.background_threshold)
+        return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
+
+    def _size(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width at which boundaries are looked for: as in training, before its random scale."""
+        height, width = image.shape[:2]
+        factor = (self.config.training.image_size or max(height, width)) / max(height, width)
+        return max(1, round(factor * height)), max(1, round(factor * width))
+
+    def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
+        """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
+        pixels = to_pixels(Image.fromarray(image), (height, width)).to(self.model.device)
+        pixels = normalize(pixels, self.image_mean, self.image_std)
+        pixels = F.pad(pixels, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
+        view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
+        logits = (view + mirrored.flip(-1)) / 2
+        return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, `(K, h, w)`."""
+    if maps.shape[1:] == tuple(size):
+        return maps
+    return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,292 @@
+"""A segmentation network and images in, probabilities or stores of label maps out; no tags are needed."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..config import PredictionConfig, to_mapping
+from ..data.schema import TaggedImages
+from ..labels.store import LabelStore
+from ..postprocess.crf import CrfPool
+from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
+from .views import IMAGE_MEAN, IMAGE_STD, MIN_SIDE, normalize, to_pixels
+from .windows import Window, average_bands, cover
+
+STORE, CRF_STORE = "labels", "labels_crf"
+
+
+def foreground_classes(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The classes of a segmentation network without background, in the order of the label values 1, 2, ...
+
+    Raises:
+        ValueError: fewer than two labels, or label 0 is not background. Everywhere in this library it is.
+    """
+    id2label = cast(dict[int, str], config.id2label)
+    names = [id2label.get(label, "") for label in range(len(id2label))]
+    if len(names) < 2 or names[0].casefold() != "background":
+        raise ValueError(
+            f"the model's labels are {names[:4]}{'...' if len(names) > 4 else ''}, expected 'background' as label 0 "
+            "and classes from 1 on; a network that was trained on other labels cannot be used here"
+        )
+    return tuple(names[1:])
+
+
+def segment(
+    model: PreTrainedModel,
+    image: Image.Image,
+    config: PredictionConfig,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+) -> np.ndarray:
+    """Probabilities of every label at every pixel of one image; its CRF, if `config` has one, is not applied.
+
+    As in DeepLab's evaluation, the logits of each view are upsampled to the view's size, turned into probabilities
+    there, and these are resized to the image's size and merged. With a sliding window this is done for each window,
+    and the overlapping ones are averaged.
+
+    Args:
+        model: any transformers model whose output has `logits` of shape `(B, K, h, w)`. Left in evaluation mode.
+        image: of any size and mode.
+        config: views and window.
+        image_mean: per channel, of values in [0, 1]; the image processor's.
+        image_std: per channel.
+
+    Returns:
+        `(K, H, W)` float32; sums to 1 over the labels.
+
+    Raises:
+        ValueError: the network's output has no such logits, or they are not finite.
+    """
+    predictions = _predict_windows(model, image, config, image_mean, image_std)
+    return np.concatenate([band.cpu().numpy() for band in average_bands(predictions, image.width)], axis=1)
+
+
+def predict_images(
+    model: PreTrainedModel,
+    images: TaggedImages,
+    config: PredictionConfig,
+    *,
+    output_dir: Path,
+    key: str,
+    strict: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+) -> LabelSummary:
+    """Predict the label maps of images; their tags are not looked at.
+
+    Killed at any moment and called again, it ends with the same bytes: images do not share batches. With several
+    processes, image `i` belongs to process `i % world`.
+
+    With a sliding window, the probabilities of one row of windows are held and no more: finished rows of the image
+    become label values. So that this holds with a CRF too, it refines each window by itself, in worker processes, and
+    a pixel gets the answer of the window whose middle is nearest.
+
+    Args:
+        model: see [`segment`]; label 0 is background. On its device.
+        images: of which the classes are the model's.
+        config: views, window, CRF.
+        output_dir: gets the store `labels` and, with a CRF, `labels_crf`.
+        key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
+        strict: raise at an unreadable image instead of skipping and listing it.
+        rank: of this process, from 0.
+        world: number of processes.
+        image_mean: see [`segment`].
+        image_std: see [`segment`].
+
+    Returns:
+        [`LabelSummary`]. The records in the stores hold the classes that each label map shows.
+
+    Raises:
+        ValueError: the model's classes are not the images' or label 0 is not background, the stores were made from
+            something else, an unreadable image if `strict`, or an output that [`segment`] rejects.
+        OSError: a store cannot be written.
+        RuntimeError: a CRF process died.
+    """
+    classes = foreground_classes(cast(PreTrainedConfig, model.config))
+    if classes != tuple(images.class_names):
+        raise ValueError(
+            f"the model's classes are {list(classes)}, the images' {list(images.class_names)}; expected the same "
+            "names in the same order (data.classes sets the images')"
+        )
+    if not 0 <= rank < world:
+        raise ValueError(f"rank: got {rank}, expected 0 to {world - 1} (world {world})")
+    stores = [
+        LabelStore.create(
+            Path(output_dir) / name,
+            classes,
+            key=key,
+            num_images=len(images),
+            details={"config": to_mapping(config), "crf": name == CRF_STORE},
+            rank=rank,
+        )
+        for name in ([STORE, CRF_STORE] if config.crf else [STORE])
+    ]
+    todo = groups_to_do(images.image_ids, stores, 1, rank, world)
+    num_labelled = 0
+    progress = tqdm(total=len(todo), desc="predict", unit="image", disable=None)
+    pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
+    with progress, pool as crf:
+        predict = partial(_predict, model, config=config, image_mean=image_mean, image_std=image_std, crf=crf)
+        # Label maps that wait for their CRF are small.
+        for item in delayed(_predict_all(images, todo, strict, predict), 2 * config.crf_workers if crf else 0):
+            _write(item, stores)
+            progress.update()
+            num_labelled += item.skipped is None
+    return finish(stores, len(images), num_labelled)
+
+
+def _factor(image: Image.Image, config: PredictionConfig) -> float:
+    """From pixels of the image to pixels of scale 1."""
+    return 1.0 if config.image_size is None else config.image_size / max(image.size)
+
+
+def _windows(image: Image.Image, config: PredictionConfig) -> list[Window]:
+    side = max(image.size) if config.window is None else max(1, round(config.window / _factor(image, config)))
+    return cover(image.height, image.width, side, config.overlap)
+
+
+@torch.inference_mode()
+def _predict_windows(
+    model: PreTrainedModel,
+    image: Image.Image,
+    config: PredictionConfig,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> Iterator[tuple[Window, Tensor]]:
+    """Each window with its probabilities `(K, h, w)`; the windows of a batch go through the network together."""
+    model.eval()
+    windows, per_batch = _windows(image, config), max(1, config.batch_size // (1 + config.flip))
+    num_labels = cast(Any, model.config).num_labels
+    for start in range(0, len(windows), per_batch):
+        chunk = windows[start : start + per_batch]
+        crops = [image.crop(window.box) for window in chunk]
+        size = (chunk[0].height, chunk[0].width)
+        merged = torch.zeros(len(chunk), num_labels, *size, device=model.device)
+        for view in _view_sizes(size, _factor(image, config), config.scales):
+            pixels = torch.stack([to_pixels(crop, view) for crop in crops]).to(model.device)
+            batch = normalize(pixels, image_mean, image_std).to(model.dtype)
+            for index, logits in enumerate(_logits(model, batch, config.flip)):
+                # Behind the windows come their mirror images. Mirroring back here equals doing so at image size.
+                own = logits.flip(-1) if index >= len(chunk) else logits
+                probabilities, into = _probabilities(own, view, size), merged[index % len(chunk)]
+                if config.merge == "mean":
+                    into += probabilities
+                else:
+                    torch.maximum(into, probabilities, out=into)
+        merged /= merged.sum(dim=1, keepdim=True)
+        yield from zip(chunk, merged, strict=True)
+
+
+def _view_sizes(size: tuple[int, int], factor: float, scales: Sequence[float]) -> list[tuple[int, int]]:
+    height, width = size
+    sizes = ([max(MIN_SIDE, round(side * factor * scale)) for side in (height, width)] for scale in scales)
+    return [(view_height, view_width) for view_height, view_width in sizes]
+
+
+def _logits(model: PreTrainedModel, batch: Tensor, flip: bool) -> Tensor:
+    """Logits `(B, K, h, w)`, float32, of a batch and, if `flip`, then of its mirror images."""
+    output = model(pixel_values=torch.cat([batch, batch.flip(-1)]) if flip else batch, return_dict=True)
+    logits, num_labels = getattr(output, "logits", None), cast(Any, model.config).num_labels
+    if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
+        got = "none" if logits is None else f"shape {tuple(logits.shape)}"
+        raise ValueError(
+            f"logits of {type(model).__name__}: got {got}, expected (batch, {num_labels}, height, width), as models "
+            "for semantic segmentation return them"
+        )
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            f"logits of {type(model).__name__}: not finite; its training diverged, or its weights are damaged"
+        )
+    return logits.float()
+
+
+def _probabilities(logits: Tensor, view: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Softmax at the view's size of logits `(K, h, w)`, resized to `size`."""
+    values = F.interpolate(logits[None], view, mode="bilinear", align_corners=False).softmax(dim=1)
+    if size != view:
+        values = F.interpolate(values, size, mode="bilinear", align_corners=False)
+    return values[0]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """An image that is skipped, or its label map before the CRF and the CRF's answers to come, window by window."""
+
+    image_id: str
+    skipped: str | None = None
+    label_map: np.ndarray | None = None
+    refined: Sequence[tuple[Window, Future]] = ()
+
+
+def _predict_all(
+    images: TaggedImages, groups: Sequence[range], strict: bool, predict: Callable[[str, Image.Image], _Prediction]
+) -> Iterator[_Prediction]:
+    ids = images.image_ids
+    for group in groups:
+        readable, skipped = read_images(images, group, strict)
+        for i in group:
+            yield _Prediction(ids[i], skipped=skipped[i]) if i in skipped else predict(ids[i], readable[i])
+
+
+def _predict(
+    model: PreTrainedModel,
+    image_id: str,
+    image: Image.Image,
+    *,
+    config: PredictionConfig,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    crf: CrfPool | None,
+) -> _Prediction:
+    refined: list[tuple[Window, Future]] = []
+
+    def submitted(predictions: Iterator[tuple[Window, Tensor]]) -> Iterator[tuple[Window, Tensor]]:
+        for window, probabilities in predictions:
+            if crf:
+                photo = np.asarray(image.crop(window.box))
+                refined.append((window, crf.submit_probabilities(photo, probabilities.cpu().numpy())))
+            yield window, probabilities
+
+    predictions = submitted(_predict_windows(model, image, config, image_mean, image_std))
+    # Made at once: finished rows, kept one by one between the large blocks, would leave memory that nothing fits into.
+    label_map, top = np.empty((image.height, image.width), np.uint8), 0
+    try:
+        for band in average_bands(predictions, image.width):
+            label_map[top : top + band.shape[1]] = band.argmax(dim=0).cpu().numpy()
+            top += band.shape[1]
+    except ValueError as error:
+        raise ValueError(f"image {image_id!r}: {error}") from error
+    return _Prediction(image_id, label_map=label_map, refined=refined)
+
+
+def _write(item: _Prediction, stores: Sequence[LabelStore]) -> None:
+    if item.skipped is not None or item.label_map is None:
+        for store in stores:
+            store.skip(item.image_id, str(item.skipped))
+        return
+    label_maps = [item.label_map]
+    if item.refined:
+        label_maps.append(np.empty_like(item.label_map))
+        for window, future in item.refined:
+            label_maps[1][window.core] = future.result()[window.own_core]
+    for store, label_map in zip(stores, label_maps, strict=True):
+        if item.image_id not in store:
+            shares = np.bincount(label_map.ravel(), minlength=1)[1:] / label_map.size
+            present = np.flatnonzero(shares)
+            # There are no thresholds, but readers of stores expect one entry per class.
+            record = {"classes": present.tolist(), "thresholds": [None] * len(present)}
+            store.write(item.image_id, label_map, {**record, "proportions": shares[present].tolist()})

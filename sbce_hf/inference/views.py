@@ -1,0 +1,177 @@
+"""Images through the network at several scales and mirrored, merged into one set of class maps per image."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..config import LabellingConfig
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.rules import ClassMaps
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+# Below this a trunk of stride 32 has no feature map left to speak of.
+MIN_SIDE = 32
+
+
+def view_sizes(height: int, width: int, config: LabellingConfig) -> list[tuple[int, int]]:
+    """Height and width of an image's views, one per scale.
+
+    They are not rounded to the stride: at scale 1 the network must see the size it was trained on.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        config: `image_size` and `scales`.
+    """
+    base = (height, width) if config.image_size is None else (config.image_size, config.image_size)
+    sizes = [tuple(max(MIN_SIDE, round(side * scale)) for side in base) for scale in config.scales]
+    return cast(list[tuple[int, int]], sizes)
+
+
+@torch.inference_mode()
+def class_maps(
+    model: SpatialBceForImageClassification,
+    images: Sequence[Image.Image],
+    labels: np.ndarray | None,
+    config: LabellingConfig,
+    *,
+    image_ids: Sequence[str] | None = None,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+) -> list[ClassMaps]:
+    """Average class-map logits and threshold logits over views (paper, sec. 4.1).
+
+    Args:
+        model: used in evaluation mode, and left in it.
+        images: `n` RGB images of any sizes.
+        labels: `(n, C)`, above 0 for a known class; not used, and may be `None`, if `config.known_classes` is
+            `"predicted"`.
+        config: scales, mirror images, batch size and what the known classes are.
+        image_ids: names for the result and for error messages; by default their positions.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+
+    Returns:
+        One [`ClassMaps`] per image, at the image's own size. Images without a known tag do not go through the network.
+
+    Raises:
+        ValueError: no labels where they are needed or of another shape, or the network answers with NaN or infinity.
+    """
+    model.eval()
+    ids = [str(i) for i in range(len(images))] if image_ids is None else list(image_ids)
+    known = (
+        None if config.known_classes == "predicted" else _known_from_tags(labels, len(images), len(model.logit_scale))
+    )
+    used = [i for i in range(len(images)) if known is None or known[i].any()]
+    outputs = _forward_views(model, [images[i] for i in used], config, image_mean, image_std)
+    scales = model.logit_scale.detach().exp().float().cpu().numpy()
+    found: dict[int, ClassMaps] = {}
+    for i, views in zip(used, outputs, strict=True):
+        maps = [view[0] for view in views]
+        image_logits, threshold_logits = (torch.stack([view[part] for view in views]).mean(dim=0) for part in (1, 2))
+        if not all(bool(values.isfinite().all()) for values in [*maps, threshold_logits]):
+            raise ValueError(
+                f"image {ids[i]!r}: the model's class maps are not finite; its training diverged, or its weights are "
+                "damaged"
+            )
+        present = image_logits.sigmoid() > config.class_threshold if known is None else torch.from_numpy(known[i])
+        classes = np.flatnonzero(present.cpu().numpy())
+        found[i] = ClassMaps(
+            image_id=ids[i],
+            classes=classes,
+            logits=_merge(maps, classes, (images[i].height, images[i].width)),
+            threshold_logits=threshold_logits.float().cpu().numpy()[classes],
+            scales=scales[classes],
+        )
+    return [found[i] if i in found else _no_classes(ids[i], image) for i, image in enumerate(images)]
+
+
+def _known_from_tags(labels: np.ndarray | None, num_images: int, num_classes: int) -> np.ndarray:
+    if labels is None or labels.shape != (num_images, num_classes):
+        got = "none" if labels is None else f"shape {labels.shape}"
+        raise ValueError(
+            f"labels: got {got}, expected shape {(num_images, num_classes)}; or set labelling.known_classes to "
+            "'predicted'"
+        )
+    return np.asarray(labels) > 0
+
+
+# One view, or it and its mirror image: maps (C, h, w), image logits (C,), threshold logits (C,).
+View = tuple[Tensor, Tensor, Tensor]
+
+
+def _forward_views(
+    model: SpatialBceForImageClassification,
+    images: Sequence[Image.Image],
+    config: LabellingConfig,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> list[list[View]]:
+    """The views of each image, at the resolution of the feature maps; views of one size share a batch."""
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        for size in view_sizes(image.height, image.width, config):
+            by_size[size].append(i)
+    views: list[list[View]] = [[] for _ in images]
+    per_batch = max(1, config.batch_size // (1 + config.flip))
+    for size, members in by_size.items():
+        for start in range(0, len(members), per_batch):
+            chunk = members[start : start + per_batch]
+            pixels = torch.stack([to_pixels(images[i], size) for i in chunk]).to(model.device)
+            batch = normalize(pixels, image_mean, image_std).to(model.dtype)
+            for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
+                views[i].append(view)
+    return views
+
+
+def _forward(model: SpatialBceForImageClassification, batch: Tensor, flip: bool) -> list[View]:
+    if flip:
+        batch = torch.cat([batch, batch.flip(-1)])
+    output = model(batch.contiguous(memory_format=torch.channels_last), return_dict=True)
+    maps, logits, thresholds = output.pixel_logits.float(), output.logits.float(), output.threshold_logits.float()
+    if flip:
+        # Mirroring back and averaging here equals doing so at image size, bilinear interpolation being symmetric.
+        half = len(batch) // 2
+        maps = (maps[:half] + maps[half:].flip(-1)) / 2
+        logits, thresholds = (logits[:half] + logits[half:]) / 2, (thresholds[:half] + thresholds[half:]) / 2
+    return list(zip(maps, logits, thresholds, strict=True))
+
+
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An image resized to `(height, width)`, as `(3, height, width)` uint8."""
+    height, width = size
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale `(..., 3, h, w)` uint8 to [0, 1], then subtract `mean` and divide by `std`, per channel."""
+    center, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return (pixels / 255 - center) / spread
+
+
+def _merge(maps: Sequence[Tensor], classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mean over scales at image size, of the known classes only: 80 full-size maps would not be used."""
+    total = torch.zeros(len(classes), *size, device=maps[0].device)
+    if len(classes):
+        for view in maps:
+            chosen = view[torch.from_numpy(classes).to(view.device)]
+            total += F.interpolate(chosen[None], size=size, mode="bilinear", align_corners=False)[0]
+    return (total / len(maps)).cpu().numpy()
+
+
+def _no_classes(image_id: str, image: Image.Image) -> ClassMaps:
+    return ClassMaps(
+        image_id=image_id,
+        classes=np.zeros(0, np.int64),
+        logits=np.zeros((0, image.height, image.width), np.float32),
+        threshold_logits=np.zeros(0, np.float32),
+        scales=np.zeros(0, np.float32),
+    )

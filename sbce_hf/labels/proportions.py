@@ -1,0 +1,164 @@
+"""Foreground proportions ``q``: the share of an image's pixels that a label map gives to each class."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..config import ProportionConfig
+from ..data.schema import IGNORE_INDEX, TaggedImages
+from ..errors import UserError
+
+
+def proportions_from_label_map(label_map: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
+    """Share of pixels of each foreground class.
+
+    Args:
+        label_map: of shape `(H, W)`, 0 background, ``c + 1`` class ``c``; ignored pixels count neither way.
+        num_classes: ``C``.
+
+    Returns:
+        `float64` array of shape `(C,)` in [0, 1]; all 0 where every pixel is ignored.
+
+    Raises:
+        ValueError: a value above ``C`` that is not the ignore index.
+    """
+    counts = np.bincount(label_map.ravel(), minlength=256)
+    if counts[num_classes + 1 : IGNORE_INDEX].any() or len(counts) > 256:
+        raise ValueError(
+            f"label map: got value {int(label_map[label_map != IGNORE_INDEX].max())}, expected 0 to {num_classes}"
+        )
+    return counts[1 : num_classes + 1] / max(label_map.size - counts[IGNORE_INDEX], 1)
+
+
+def clamp_proportions(
+    proportions: NDArray[np.float64], labels: NDArray[np.float32], config: ProportionConfig, num_pixels: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Keep the proportions of present classes away from 0 and 1, where they would extinguish or flood a class.
+
+    Args:
+        proportions: of shape `(n, C)`, in [0, 1].
+        labels: of shape `(n, C)`, 1 for a present class.
+        config: the limits.
+        num_pixels: pixels of the class map they are used on; a present class keeps at least one.
+
+    Returns:
+        the clamped proportions, 0 for absent classes, and which present classes were lost (proportion 0), both of
+        shape `(n, C)`.
+
+    Raises:
+        ValueError: shapes differ, or a proportion is NaN or outside [0, 1].
+    """
+    if proportions.shape != labels.shape:
+        raise ValueError(
+            f"proportions of shape {proportions.shape}, labels of shape {labels.shape}: expected the same"
+        )
+    bad = ~((proportions >= 0) & (proportions <= 1))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(f"proportions[{row}, {column}]: got {proportions[row, column]}, expected 0 to 1")
+    present = labels > 0
+    clamped = np.clip(proportions, max(config.minimum, 1 / num_pixels), config.maximum)
+    return np.where(present, clamped, 0.0), present & (proportions == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ProportionTable:
+    """Proportions of a data set, as one parquet file.
+
+    Args:
+        class_names: the ``C`` foreground classes.
+        image_ids: names of the ``n`` images.
+        proportions: `float64` of shape `(n, C)`.
+        lost: `bool` of shape `(n, C)`, present classes that the label map had lost.
+
+    Raises:
+        ValueError: shapes that do not fit, or an image id twice.
+    """
+
+    class_names: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    proportions: NDArray[np.float64]
+    lost: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        expected = (len(self.image_ids), len(self.class_names))
+        if self.proportions.shape != expected or self.lost.shape != expected:
+            raise ValueError(
+                f"proportions of shape {self.proportions.shape}, lost of shape {self.lost.shape}: expected "
+                f"{expected}, images times classes"
+            )
+        if len(set(self.image_ids)) != len(self.image_ids):
+            raise ValueError("image_ids: an image id occurs twice; expected unique ids")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table, whole or not at all."""
+        path = Path(path)
+        columns = {
+            "image_id": pa.array(self.image_ids, pa.string()),
+            "proportions": pa.array(self.proportions.tolist(), pa.list_(pa.float64())),
+            "lost": pa.array(self.lost.tolist(), pa.list_(pa.bool_())),
+        }
+        table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(self.class_names)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(table, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ProportionTable":
+        """Read a table that [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: some other or a damaged file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no table of proportions; label the images first")
+        try:
+            table = pq.read_table(path)
+            names = tuple(json.loads(table.schema.metadata[b"class_names"]))
+            ids = tuple(table["image_id"].to_pylist())
+            proportions = np.array(table["proportions"].to_pylist(), dtype=np.float64)
+            lost = np.array(table["lost"].to_pylist(), dtype=bool)
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not a table of proportions ({error}); delete it and label the images again"
+            ) from error
+        return cls(names, ids, proportions.reshape(len(ids), len(names)), lost.reshape(len(ids), len(names)))
+
+    def join(self, images: TaggedImages) -> NDArray[np.float64]:
+        """Proportions in the order of `images`, of shape `(n, C)`.
+
+        Raises:
+            ValueError: other classes, an image that is not in the table, or a value that is no proportion; names the
+                image, before any training starts.
+        """
+        if self.class_names != images.class_names:
+            raise UserError(
+                f"proportions are of classes {_names(self.class_names)}, the images' are {_names(images.class_names)}"
+            )
+        rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        joined = np.empty((len(images), len(self.class_names)))
+        for index, image_id in enumerate(images.image_ids):
+            if image_id not in rows:
+                raise UserError(f"image {image_id!r} has no proportions; label the whole data set again")
+            joined[index] = self.proportions[rows[image_id]]
+            bad = ~((joined[index] >= 0) & (joined[index] <= 1))
+            if bad.any():
+                name, value = self.class_names[bad.argmax()], joined[index, bad.argmax()]
+                raise UserError(f"image {image_id!r}, class {name!r}: got proportion {value}, expected 0 to 1")
+        return joined
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,154 @@
+"""From class maps to label maps: the rules of the paper, of the released program, and of the BCE stage.
+
+Every rule turns [`ClassMaps`] into scores `(K, H, W)`, how far each known class lies above its threshold; a pixel gets
+the class of the highest score if that is above 0, else background.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """What the network says about one image, for its `K` known classes, averaged over views.
+
+    Args:
+        image_id: of the image.
+        classes: `(K,)` int64, indices of the known classes.
+        logits: `(K, H, W)` float32 at image size, scaled class maps `exp(tau) * z`; their sigmoid is the paper's `P`.
+        threshold_logits: `(K,)` float32; their sigmoid is the adaptive threshold, in the domain of `P`.
+        scales: `(K,)` float32, `exp(tau)`.
+    """
+
+    image_id: str
+    classes: np.ndarray
+    logits: np.ndarray
+    threshold_logits: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """`(K, H, W)` float32, the paper's `P`."""
+        return sigmoid(self.logits)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A rule's answer for one image.
+
+    Args:
+        scores: `(K, H, W)` float32, above 0 where the class passes its threshold.
+        thresholds: `(K,)` float64, what each class was compared with, in the rule's own domain.
+        label_map: `(H, W)` uint8, 0 for background and `c + 1` for class `c`.
+    """
+
+    scores: np.ndarray
+    thresholds: np.ndarray
+    label_map: np.ndarray
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Logistic function that does not overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def unscaled_threshold(threshold: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Move a threshold of `sigmoid(scale * z)` to the domain of `sigmoid(z)`: `sigmoid(logit(t) / scale)`.
+
+    The released program solves this numerically and fails from a scale of about 20 on.
+
+    Args:
+        threshold: in (0, 1).
+        scale: above 0; broadcast against `threshold`.
+    """
+    threshold = np.asarray(threshold, np.float64)
+    return sigmoid((np.log(threshold) - np.log1p(-threshold)) / scale)
+
+
+def label_paper(maps: ClassMaps) -> Labelled:
+    """`S_c = sigmoid(s_c * z_c) - t_c` (paper, sec. 3.4)."""
+    thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
+    return _label(maps, maps.probabilities, thresholds)
+
+
+def label_official(maps: ClassMaps) -> Labelled:
+    """The released program: the winning class per pixel, maps divided by their maximum, unscaled thresholds.
+
+    It compares a normalised map with an un-normalised threshold, so every class that wins a pixel keeps at least one.
+    """
+    probabilities = sigmoid(maps.logits / maps.scales[:, None, None])
+    if len(maps.classes):
+        winner = probabilities.argmax(axis=0)
+        probabilities *= winner == np.arange(len(maps.classes))[:, None, None]
+    # sigmoid(logit(t) / s) with t = sigmoid(u) is sigmoid(u / s), which cannot lose a saturated t.
+    thresholds = sigmoid(maps.threshold_logits.astype(np.float64) / maps.scales)
+    return _label(maps, divide_by_maximum(probabilities), thresholds)
+
+
+def label_fixed(maps: ClassMaps, background_threshold: float) -> Labelled:
+    """`relu(z) / max` against one constant for all classes; the logit scale cancels."""
+    normalized = divide_by_maximum(np.maximum(maps.logits, 0))
+    return _label(maps, normalized, np.full(len(maps.classes), background_threshold))
+
+
+def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Labelled:
+    """Move each adaptive threshold so that a share of what passes it passes: below 1 what is sure, above what may be.
+
+    By rank and in logits: a saturated sigmoid still has an order. The answer's thresholds are logits above the
+    adaptive ones.
+
+    Args:
+        maps: of one image.
+        share: of the area of a class, which is where it passes its adaptive threshold.
+        minimum: share of the image that the area is taken for where it is smaller, so that a class that passes nowhere
+            keeps its highest pixels.
+    """
+    logits = maps.logits - maps.threshold_logits[:, None, None]
+    pixels = logits[0].size if len(logits) else 0
+    moved = []
+    for values in logits:
+        area = max(int((values > 0).sum()), int(minimum * pixels), 1)
+        rank = min(int(share * area), pixels - 1)
+        moved.append(-np.partition(-values, rank, axis=None)[rank])
+    return _label(maps, logits, np.array(moved, np.float64))
+
+
+RULES: dict[str, Callable[[ClassMaps, float], Labelled]] = {
+    "paper": lambda maps, _: label_paper(maps),
+    "official": lambda maps, _: label_official(maps),
+    "fixed": label_fixed,
+}
+
+
+def apply_rule(rule: str, maps: ClassMaps, background_threshold: float = 0.3) -> Labelled:
+    """Apply a rule by its name.
+
+    Args:
+        rule: `"paper"`, `"official"` or `"fixed"`.
+        maps: of one image.
+        background_threshold: constant of the `"fixed"` rule; the others do not use it.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"labelling rule: got {rule!r}, expected one of {', '.join(RULES)}")
+    return RULES[rule](maps, background_threshold)
+
+
+def divide_by_maximum(values: np.ndarray) -> np.ndarray:
+    """Each map of `(K, H, W)` divided by its highest value, unless that is 0."""
+    maximum = values.max(axis=(1, 2), keepdims=True, initial=0)
+    return values / np.where(maximum > 0, maximum, 1)
+
+
+def _label(maps: ClassMaps, values: np.ndarray, thresholds: np.ndarray) -> Labelled:
+    scores = values - thresholds.astype(np.float32)[:, None, None]
+    label_map = np.zeros(maps.logits.shape[1:], np.uint8)
+    if len(maps.classes):
+        best = scores.argmax(axis=0)
+        above = np.take_along_axis(scores, best[None], axis=0)[0] > 0
+        label_map[above] = (maps.classes + 1).astype(np.uint8)[best[above]]
+    return Labelled(scores, thresholds, label_map)

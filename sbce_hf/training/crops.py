@@ -1,0 +1,112 @@
+"""Training samples for dense prediction: crops of images and their label maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..config import CropTrainingConfig
+from ..data.schema import IGNORE_INDEX, TaggedImages
+from ..data.transforms import jitter_colors
+from ..labels.label_maps import LabelMaps
+
+
+class SegmentationDataset(Dataset):
+    """Images with label maps as training samples; nothing is kept in memory.
+
+    Image and label map are scaled, cut out, padded and mirrored alike. Every random draw comes from a generator seeded
+    by (seed, epoch, index), so a sample is the same whatever the number of workers and the order of loading.
+
+    Args:
+        images: the training set; see [`check_label_maps`] for what is relied on.
+        label_maps: of these images.
+        config: sizes and augmentation.
+        seed: of the augmentation.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+    """
+
+    def __init__(
+        self,
+        images: TaggedImages,
+        label_maps: LabelMaps,
+        config: CropTrainingConfig,
+        seed: int,
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        self.images, self.label_maps, self.config, self.seed = images, label_maps, config, seed
+        self.epoch = 0
+        self._ids = images.image_ids
+        self._mean = torch.tensor(image_mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        """One sample; ``S`` is `config.crop_size`.
+
+        Returns:
+            `pixel_values` (`float32`, `(3, S, S)`, 0 where the image does not reach), `labels` (`int64`, `(S, S)`, 255
+            there; a crop may hold nothing else) and `index`.
+        """
+        config, size = self.config, self.config.crop_size
+        generator = np.random.default_rng([self.seed, self.epoch, index])
+        label_map = Image.fromarray(self.label_maps.read(self._ids[index]))
+        scale = generator.uniform(config.min_scale, config.max_scale)
+        if config.image_size is not None:
+            scale *= config.image_size / max(label_map.size)
+        scaled = tuple(max(1, round(side * scale)) for side in label_map.size)
+        columns, rows = (_Cut.draw(side, size, generator) for side in scaled)
+
+        # As in TrainingDataset, what the reduced JPEG decoding loses stays below what the resize removes anyway.
+        image = self.images.image(index, min_side=2 * min(scaled))
+        image = _cut_out(image, scaled, columns, rows, Image.Resampling.BILINEAR)
+        label_map = _cut_out(label_map, scaled, columns, rows, Image.Resampling.NEAREST)
+        if config.flip and generator.random() < 0.5:
+            image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
+        if config.color_jitter:
+            image = jitter_colors(image, config.color_jitter, generator)
+
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
+        pixel_values = torch.zeros(3, size, size)
+        pixel_values[:, *where] = (pixels / 255 - self._mean) / self._std
+        labels = torch.full((size, size), IGNORE_INDEX)
+        labels[where] = torch.from_numpy(np.array(label_map)).long()
+        return {"pixel_values": pixel_values, "labels": labels, "index": index}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One axis of a random crop: `length` pixels from `source` of the scaled image go to `target` of the crop."""
+
+    source: int
+    target: int
+    length: int
+
+    @classmethod
+    def draw(cls, side: int, size: int, generator: Generator) -> "_Cut":
+        """A random part of `size` pixels, or all `side` pixels at a random place if that is less."""
+        slack = side - size
+        offset = int(generator.integers(abs(slack) + 1))
+        return cls(offset, 0, size) if slack > 0 else cls(0, offset, side)
+
+
+def _cut_out(
+    image: Image.Image, scaled: tuple[int, ...], columns: _Cut, rows: _Cut, resample: Image.Resampling
+) -> Image.Image:
+    """The crop of `image` resized to `scaled`; only what is in the crop is computed."""
+    left, right = (x / scaled[0] * image.width for x in (columns.source, columns.source + columns.length))
+    upper, lower = (y / scaled[1] * image.height for y in (rows.source, rows.source + rows.length))
+    return image.resize((columns.length, rows.length), resample, box=(left, upper, right, lower))

@@ -1,0 +1,271 @@
+import importlib.util
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+from sbce_hf.cli import main
+from sbce_hf.config import CrfConfig
+from sbce_hf.demo.explain import explain, load_checkpoint
+from sbce_hf.inference.classifier import label_images
+from sbce_hf.labels.store import LabelStore
+from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+
+gr = pytest.importorskip("gradio")
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+from sbce_hf.demo.page import LAUNCH, build_demo, example, outlined_heat_map  # noqa: E402
+
+SPACE = Path(__file__).parent.parent.parent / "space"
+CLASS_NAMES = ("kite", "lantern", "<b>cat</b>")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("space")
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    torch.manual_seed(0)
+    names = dict(enumerate(CLASS_NAMES))
+    config = SpatialBceConfig(trunk="test_resnet", id2label=names, embedding_dim=8, logit_scale_init=3.0)
+    model = SpatialBceForImageClassification(config)
+    with torch.no_grad():
+        # Random weights alone give flat maps and no predicted class.
+        model.class_maps.weight.mul_(3)
+        model.threshold_head.weight.mul_(3)
+    model.save_pretrained(folder / "classifier")
+    return str(folder / "classifier")
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder):
+    torch.manual_seed(0)
+    names = {0: "background", 1: "ant", 2: "bee"}
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
+    config = SegformerConfig(id2label=names, label2id={n: i for i, n in names.items()}, decoder_hidden_size=8, **sizes)
+    SegformerForSemanticSegmentation(config).save_pretrained(folder / "segmenter")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "segmenter")
+    return str(folder / "segmenter")
+
+
+@pytest.fixture(scope="module")
+def photo(folder):
+    picture, _ = example(CLASS_NAMES)
+    picture.resize((100, 80)).save(folder / "photo.png")
+    return str(folder / "photo.png")
+
+
+@pytest.fixture(scope="module")
+def client(classifier):
+    page = build_demo(classifier)
+    page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH)
+    yield Client(page.local_url, verbose=False)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def app():
+    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SBCE_CHECKPOINT", raising=False)
+        spec.loader.exec_module(module)
+    return module
+
+
+def told(page):
+    return "".join(block.value for block in page.blocks.values() if isinstance(block, gr.Markdown))
+
+
+def test_page_shows_what_the_library_labels(client, classifier, photo):
+    annotated, said, download, heat_maps, table = client.predict(
+        handle_file(photo), ["kite", "lantern"], False, False, api_name="/label"
+    )
+    checkpoint = load_checkpoint(classifier)
+    with Image.open(photo) as picture:
+        found = explain(checkpoint, picture.convert("RGB"), ["kite", "lantern"], None)
+    with Image.open(download["value"]) as image:
+        assert image.mode == "P" and image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+        assert np.array_equal(np.asarray(image), found.label_map)
+    assert {part["label"] for part in annotated["annotations"]} <= set(CLASS_NAMES[:2])
+    assert "100 x 80 pixels" in said
+    rows = {row[0]: row[1:] for row in table["value"]["data"]}
+    assert set(rows) == {"kite", "lantern"} and len(heat_maps["value"]) == 2
+    for reading in found.readings:
+        share = f"{100 * (found.label_map == reading.value).mean():.1f} %"
+        assert rows[reading.name][1:] == [f"{reading.threshold:.3f}", f"{reading.probabilities.mean():.3f}", share]
+
+
+def test_numbers_are_those_of_label_images(classifier, photo, tmp_path):
+    from sbce_hf.data.photos import load_photos
+
+    checkpoint = load_checkpoint(classifier)
+    config = replace(checkpoint.config, known_classes="predicted", class_threshold=0.5, crf=CrfConfig(iterations=2))
+    with Image.open(photo) as picture:
+        found = explain(checkpoint, picture.convert("RGB"), None, config.crf)
+    assert found.readings, "the random model should predict some class"
+    assert all(reading.image_probability > 0.5 for reading in found.readings)
+    images = load_photos([photo], CLASS_NAMES, strict=True)
+    summary = label_images(checkpoint.model, images, config, output_dir=tmp_path, key="k")
+    store = LabelStore(summary.crf_directory)
+    (image_id,) = images.image_ids
+    assert np.array_equal(store.read(image_id), found.label_map)
+    record = store.record(image_id)
+    by_class = sorted(found.readings, key=lambda reading: reading.value)
+    assert record["classes"] == [reading.value - 1 for reading in by_class]
+    assert record["thresholds"] == pytest.approx([reading.threshold for reading in by_class])
+    assert record["mean_probability"] == pytest.approx([reading.mean_probability for reading in by_class])
+
+
+def test_image_probabilities_are_the_models(classifier, photo):
+    checkpoint = load_checkpoint(classifier, image_size=64)
+    flat = replace(checkpoint, config=replace(checkpoint.config, flip=False))
+    with Image.open(photo) as picture:
+        found = explain(flat, picture.convert("RGB"), ["kite"], None)
+        pixels = torch.from_numpy(np.array(picture.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (checkpoint.image_mean, checkpoint.image_std))
+    with torch.no_grad():
+        logits = checkpoint.model(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None]).logits[0]
+    expected = dict(zip(CLASS_NAMES, logits.sigmoid().tolist(), strict=True))
+    assert found.image_probabilities == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_tags_all_is_background(client, photo):
+    annotated, said, download, heat_maps, table = client.predict(
+        handle_file(photo), [], False, True, api_name="/label"
+    )
+    assert annotated["annotations"] == [] and "background 100.0 %" in said
+    assert heat_maps["visible"] is False and table["visible"] is False
+    with Image.open(download["value"]) as image:
+        assert not np.asarray(image).any()
+
+
+def test_large_photo_is_made_smaller(client, folder):
+    Image.effect_noise((1600, 900), 60).convert("RGB").save(folder / "large.jpg")
+    _, said, download, *_ = client.predict(
+        handle_file(folder / "large.jpg"), ["kite"], False, False, api_name="/label"
+    )
+    assert "512 x 288 pixels" in said and "resized to 512" in said
+    with Image.open(download["value"]) as image:
+        assert image.size == (512, 288)
+
+
+@pytest.mark.parametrize("data", [b"no photo at all", None], ids=["no photo", "truncated"])
+def test_unreadable_photo_is_told(client, folder, photo, data):
+    path = folder / f"damaged{data is None}.png"
+    path.write_bytes(Path(photo).read_bytes()[:2000] if data is None else data)
+    with pytest.raises(AppError, match="damaged, or no photo"):
+        client.predict(handle_file(path), ["kite"], False, False, api_name="/label")
+
+
+def test_no_photo_is_told(client):
+    with pytest.raises(AppError, match="no photo yet"):
+        client.predict(None, ["kite"], False, False, api_name="/label")
+
+
+def test_requests_at_once_do_not_disturb_each_other(client, photo):
+    calls = [
+        ([name], client.submit(handle_file(photo), [name], False, False, api_name="/label")) for name in CLASS_NAMES
+    ]
+    for names, job in calls + calls:
+        table = job.result()[-1]
+        assert [row[0] for row in table["value"]["data"]] == names
+
+
+def test_segmenter_needs_no_tags(segmenter, photo):
+    page = build_demo(segmenter)
+    labels = [block.label for block in page.blocks.values() if hasattr(block, "label")]
+    assert "Tags" not in labels and "Numbers" not in labels
+    page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH)
+    try:
+        annotated, _, download = Client(page.local_url, verbose=False).predict(
+            handle_file(photo), True, api_name="/label"
+        )
+    finally:
+        page.close()
+    assert {part["label"] for part in annotated["annotations"]} <= {"ant", "bee"}
+    with Image.open(download["value"]) as image:
+        assert image.size == (100, 80) and np.asarray(image).max() <= 2
+
+
+def test_outline_is_where_the_rule_changes(classifier):
+    checkpoint = load_checkpoint(classifier)
+    picture, _ = example(CLASS_NAMES)
+    reading = explain(checkpoint, picture, ["kite"], None).readings[0]
+    above = np.zeros((picture.height, picture.width), bool)
+    above[:, 100:] = True
+    painted = np.asarray(outlined_heat_map(picture, replace(reading, above=above)))
+    white = (painted == 255).all(axis=2).mean(axis=0)
+    assert white[99:101].tolist() == [1, 1] and white[:98].max() < 1 and white[102:].max() < 1
+
+
+def test_class_names_are_no_markup(classifier):
+    assert "<b>cat</b>" not in told(build_demo(classifier))
+
+
+def test_example_is_drawn_with_the_checkpoints_things():
+    assert example(("lantern", "cow"))[1] == ["lantern"]
+    picture, tags = example(("cow",))
+    assert tags == [] and picture.mode == "RGB"
+
+
+def test_app_says_what_is_missing(app, tmp_path, classifier):
+    assert "SBCE_CHECKPOINT" in told(app.demo) and "not set" in told(app.demo)
+    absent = told(app.page(str(tmp_path / "absent")))
+    assert "cannot be loaded" in absent and "absent" in absent
+    assert "kite" in told(app.page(classifier))
+
+
+def test_command_line_errors_before_it_serves(tmp_path, capsys, classifier):
+    other = tmp_path / "other"
+    shutil.copytree(classifier, other)
+    (other / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}')
+    for name, message in (
+        (str(tmp_path / "absent"), "neither a folder"),
+        (str(other), "ResNetForImageClassification"),
+    ):
+        assert main(["demo", "--checkpoint", name]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_space_folder_agrees_with_the_package():
+    _, front, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert values["sdk"] == "gradio" and (SPACE / values["app_file"]).is_file() and values["license"] == "apache-2.0"
+    project = tomllib.loads((SPACE.parent / "pyproject.toml").read_text())["project"]
+    known = {*project["dependencies"], *project["optional-dependencies"]["space"]}
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} <= known
+
+
+def test_in_a_browser(client, photo):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    with playwright.sync_playwright() as start:
+        browser = start.chromium.launch(executable_path=chromium, args=flags.split())
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto(client.src, wait_until="domcontentloaded")
+        tab.set_input_files("#photo input[type=file]", photo)
+        tab.wait_for_selector("#photo img")
+        tab.click("#tags input")
+        tab.click("ul[role=listbox] li[aria-label='kite']")
+        tab.keyboard.press("Escape")
+        tab.click("#run")
+        tab.wait_for_selector("#heat-maps img")
+        assert "kite" in tab.inner_text("#numbers")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()

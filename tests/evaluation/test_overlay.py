@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbce_hf.evaluation.overlay import overlay
+
+NAMES = ("ant", "bee")
+
+
+def test_classes_are_tinted_and_background_is_left_alone():
+    photo = Image.new("L", (200, 100), 100)
+    label_map = np.zeros((100, 200), np.uint8)
+    label_map[:50, :100] = 2
+    sheet = overlay(photo, label_map, NAMES)
+    drawn = np.asarray(sheet)
+    assert sheet.mode == "RGB" and sheet.width == 200
+    # Half the photo, half the VOC colour of value 2: (0, 128, 0).
+    assert np.abs(drawn[10, 10].astype(int) - (50, 114, 50)).max() <= 1
+    assert (drawn[60, 10] == 100).all() and (drawn[10, 150] == 100).all()
+
+
+def test_legend_names_the_classes_that_occur():
+    photo = Image.new("RGB", (200, 100))
+    sheets = {}
+    for value in (0, 1, 2):
+        legend = np.asarray(overlay(photo, np.full((100, 200), value, np.uint8), NAMES))[100:]
+        sheets[value] = legend
+        # The swatch has the colour of the palette.
+        for other, colour in ((1, (128, 0, 0)), (2, (0, 128, 0))):
+            assert (legend == colour).all(axis=-1).any() == (value == other)
+    assert (sheets[0] != 255).any(), "a map without classes says so"
+
+
+def test_many_classes_wrap_and_a_long_name_fits():
+    names = tuple(f"a class with a long name {index}" for index in range(40))
+    label_map = np.arange(41, dtype=np.uint8).repeat(5)[None].repeat(3, axis=0)
+    sheet = overlay(Image.new("RGB", (205, 3)), label_map, names)
+    assert sheet.width > 205 and sheet.height > 40 * 20
+    assert (np.asarray(sheet)[:, -1] == 255).all()
+
+
+def test_large_photos_are_drawn_smaller():
+    label_map = np.zeros((30, 4096), np.uint8)
+    label_map[:, 2048:] = 1
+    drawn = np.asarray(overlay(Image.new("RGB", (4096, 30)), label_map, NAMES))
+    assert drawn.shape[1] == 2048
+    assert (drawn[5, 1020] == 0).all() and (drawn[5, 1030] == (64, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"), [(np.zeros((3, 4)), "label map is"), (np.full((4, 3), 3), "value 3")]
+)
+def test_wrong_label_maps(label_map, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(Image.new("RGB", (3, 4)), label_map.astype(np.uint8), NAMES)

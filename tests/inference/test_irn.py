@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sbce_hf.config import BoundaryTrainingConfig, CrfConfig, IrnRefinementConfig, LabellingConfig
+from sbce_hf.inference.classifier import label_images
+from sbce_hf.inference.irn import SeedMethod, WalkMethod
+from sbce_hf.labels.store import LabelStore
+from sbce_hf.models.configuration_irn import IrnConfig
+from sbce_hf.models.modeling_irn import IrnModel
+from sbce_hf.postprocess.rules import ClassMaps
+
+CONFIG = LabellingConfig(scales=(1.0,), batch_size=2, crf_workers=1, crf=None)
+WITH_CRF = replace(CONFIG, crf=CrfConfig(iterations=2))
+SECTION = IrnRefinementConfig()
+LABELS = [(0,), (1, 2), (), (2,), (0, 1)]
+
+
+class FixedBoundaries(IrnModel):
+    """A boundary network that finds a vertical line in the middle of every image."""
+
+    def __init__(self):
+        super().__init__(IrnConfig(trunk="test_resnet", side_channels=4))
+
+    def forward(self, pixel_values, labels=None, return_dict=None):
+        output = super().forward(pixel_values)
+        logits = torch.full_like(output.boundary_logits, -20.0)
+        logits[:, :, logits.shape[2] // 2] = 20.0
+        return type(output)(boundary_logits=logits)
+
+
+def maps_of(logits, threshold_logits, classes=(0,)):
+    logits = np.asarray(logits, np.float32)
+    thresholds = np.asarray(threshold_logits, np.float32)
+    return ClassMaps("a", np.array(classes), logits, thresholds, np.ones(len(classes), np.float32))
+
+
+def photo(height=64, width=64):
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def answer_of(method, image, maps):
+    return [result() for result in method(image, maps, None).label_maps]
+
+
+def test_seeds_are_shares_of_the_area():
+    # Columns fall from 16 to -47.5 above the threshold: the first 32 pass it.
+    logits = np.tile(16 - np.arange(64) * 0.5 + 1.0, (64, 1))[None]
+    (seeds,) = answer_of(SeedMethod(SECTION), photo(), maps_of(logits, [1.25]))
+    # Half of the area of 32 columns is sure, beyond one and a half of it is background.
+    assert (seeds == np.repeat([1, 255, 0], [16, 32, 16])[None]).all()
+
+
+def test_seeds_between_two_classes():
+    logits = np.full((2, 64, 64), -9.0)
+    logits[0, :, :20], logits[1, :, 44:] = 5, 6
+    # No ties: ranks need an order.
+    logits += np.random.default_rng(0).normal(0, 0.01, logits.shape)
+    (seeds,) = answer_of(SeedMethod(SECTION), photo(), maps_of(logits, [0, 0], (0, 2)))
+    assert set(np.unique(seeds)) == {0, 1, 3, 255}
+    assert (seeds[:, :20] != 3).all() and (seeds[:, 44:] != 1).all()
+    assert abs((seeds == 1).mean() - 10 / 64) < 0.01 and abs((seeds == 3).mean() - 10 / 64) < 0.01
+
+
+def test_a_lost_class_keeps_a_seed():
+    logits = np.random.default_rng(0).normal(-9, 1, (1, 64, 64))
+    (seeds,) = answer_of(SeedMethod(SECTION), photo(), maps_of(logits, [0]))
+    assert 0 < (seeds == 1).mean() < 0.005 and seeds.ravel()[logits.argmax()] == 1
+
+
+def test_an_image_that_is_all_object_has_no_background_seed():
+    logits = 5 + np.random.default_rng(0).normal(0, 1, (1, 64, 64))
+    (seeds,) = answer_of(SeedMethod(SECTION), photo(), maps_of(logits, [0]))
+    assert set(np.unique(seeds)) <= {0, 1, 255} and (seeds == 1).mean() == pytest.approx(0.5, abs=0.01)
+    assert (seeds == 0).sum() <= 1
+
+
+def test_walk_fills_up_to_the_boundary():
+    logits = np.full((1, 64, 64), -4.0)
+    # A blob that fills most of the left half and leaves it at one side.
+    logits[:, 8:56, 4:36] = 4
+    (refined,) = answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=False), photo(), maps_of(logits, [0]))
+    assert (refined[:, :28] == 1).all() and (refined[:, 40:] == 0).all()
+
+
+def test_the_adaptive_threshold_decides_what_walks():
+    logits = np.full((1, 64, 64), 1.0)
+    logits[:, :, 34:] = -1
+    method = WalkMethod(FixedBoundaries(), SECTION, crf=False)
+    for threshold, left, right in ((0, 1, 0), (2, 0, 0), (-2, 1, 1)):
+        (refined,) = answer_of(method, photo(), maps_of(logits, [threshold]))
+        assert (refined[:, :28] == left).all() and (refined[:, 40:] == right).all()
+
+
+@pytest.mark.parametrize(("constant", "left"), [(0.25, 1), (0.75, 0)])
+def test_what_arrives_is_compared_with_the_constant(constant, left):
+    logits = np.full((2, 64, 64), -4.0)
+    # One class fills half of its side and evens out, the other fills its side.
+    logits[0, :32, :28], logits[1, :, 36:] = 4, 4
+    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(background_threshold=constant), crf=False)
+    (refined,) = answer_of(method, photo(), maps_of(logits, [0, 0], (0, 1)))
+    assert (refined[:, 40:] == 2).all() and (refined[40:, :24] == left).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [(50, 70), (33, 35), (300, 90)])
+def test_walk_at_any_size(size):
+    logits = np.full((2, *size), -4.0)
+    logits[1, :, : size[1] // 3] = 4
+    training = BoundaryTrainingConfig(image_size=size[0] * 2 if size[0] < 60 else 128)
+    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(training=training), crf=False)
+    (refined,) = answer_of(method, photo(*size), maps_of(logits, [0, 0], (1, 2)))
+    assert refined.shape == size and refined.dtype == np.uint8
+    # The padded image's middle, where the boundary is, may lie to the right of the photo's.
+    assert (refined[:, : size[1] // 4] == 3).all() and set(np.unique(refined)) <= {0, 3}
+
+
+def test_no_known_class_is_background():
+    nothing = maps_of(np.zeros((0, 64, 64)), [], ())
+    assert (answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=False), photo(), nothing)[0] == 0).all()
+    assert (answer_of(SeedMethod(SECTION), photo(), nothing)[0] == 0).all()
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_both_fill_stores(tiny_model, make_images, tmp_path, crf):
+    images, config = make_images(LABELS), WITH_CRF if crf else CONFIG
+    for method in (SeedMethod(SECTION), WalkMethod(FixedBoundaries(), SECTION, crf=crf)):
+        label_images(tiny_model, images, config, output_dir=tmp_path, key="k", method=method)
+        for name in method.stores:
+            store = LabelStore(tmp_path / name)
+            assert store.complete and store.meta["rule"] == method.name
+            assert store.meta["config"]["irn"]["walk_radius"] == 5
+            for image_id, known in zip(images.image_ids, LABELS, strict=True):
+                allowed = {0, *(c + 1 for c in known)} | ({255} if method.name == "seeds" else set())
+                assert set(np.unique(store.read(image_id))) <= allowed
+                assert 0 <= min(store.record(image_id)["thresholds"], default=0) <= 1
+    assert (tmp_path / "irn_crf").is_dir() == crf
+
+
+def test_an_image_in_which_nothing_is_sure_is_skipped(tiny_model, make_images, tmp_path):
+    class Unsure(SeedMethod):
+        def __call__(self, image, maps, crf):
+            answer = super().__call__(image, maps, crf)
+            return answer if len(maps.classes) else replace(answer, label_maps=[lambda: None])
+
+    images = make_images(LABELS)
+    summary = label_images(tiny_model, images, CONFIG, output_dir=tmp_path, key="k", method=Unsure(SECTION))
+    assert summary.complete and summary.skipped == {"set/002": "nothing is sure"}

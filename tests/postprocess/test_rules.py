@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+
+from sbce_hf.evaluation.confusion import confusion_matrix
+from sbce_hf.evaluation.iou import class_iou
+from sbce_hf.evaluation.scan import scan_fixed_threshold_on_ground_truth
+from sbce_hf.postprocess.rules import (
+    ClassMaps,
+    apply_rule,
+    label_fixed,
+    label_official,
+    label_paper,
+    sigmoid,
+    unscaled_threshold,
+)
+
+
+def make_maps(logits, thresholds=None, scales=None, classes=None):
+    logits = np.asarray(logits, np.float32)
+    count = len(logits)
+    thresholds = np.full(count, 0.5) if thresholds is None else np.asarray(thresholds, np.float64)
+    return ClassMaps(
+        image_id="a",
+        classes=np.arange(count) if classes is None else np.asarray(classes),
+        logits=logits,
+        threshold_logits=(np.log(thresholds) - np.log1p(-thresholds)).astype(np.float32),
+        scales=np.full(count, 10, np.float32) if scales is None else np.asarray(scales, np.float32),
+    )
+
+
+def random_maps(seed, classes=3, size=(24, 31)):
+    generator = np.random.default_rng(seed)
+    return make_maps(
+        generator.normal(0, 3, (classes, *size)),
+        generator.uniform(0.05, 0.95, classes),
+        generator.uniform(1, 20, classes),
+    )
+
+
+def test_sigmoid_is_exact_and_does_not_overflow():
+    x = np.linspace(-30, 30, 601)
+    assert np.allclose(sigmoid(x), 1 / (1 + np.exp(-x)), rtol=0, atol=1e-15)
+    with np.errstate(all="raise"):
+        assert sigmoid(np.array([-1e5, 0.0, 1e5])).tolist() == [0, 0.5, 1]
+    assert sigmoid(np.zeros(2, np.float32)).dtype == np.float32
+
+
+def test_threshold_conversion_is_the_released_one_where_that_one_converges(golden_dir):
+    golden = np.load(golden_dir / "threshold_conversion.npz", allow_pickle=False)  # noqa: TID251 - no pickles
+    ours = unscaled_threshold(golden["a"][:, None], np.exp(golden["temperature"])[None])
+    assert np.allclose(ours, golden["closed_form"], rtol=0, atol=1e-12)
+    ok = golden["fsolve_ok"]
+    assert ok.mean() > 0.5
+    assert np.abs(ours - golden["official"])[ok].max() < 1e-6
+
+
+def test_conversion_keeps_the_decision_and_its_fixed_point():
+    z = np.linspace(-2, 2, 401)
+    for t, s in [(0.3, 5.0), (0.9, 20.0), (0.02, 1.0)]:
+        assert ((sigmoid(s * z) > t) == (sigmoid(z) > unscaled_threshold(t, s))).all()
+    assert unscaled_threshold(0.5, 17.0) == pytest.approx(0.5)
+
+
+def test_paper_rule_by_hand():
+    # P = .88 .12 .73 / .5 .27 .73 against thresholds .8 and .3: margins .08 -.68 -.07 / .2 -.03 .43
+    maps = make_maps([[[2, -2, 1]], [[0, -1, 1]]], thresholds=[0.8, 0.3], classes=[1, 4])
+    labelled = label_paper(maps)
+    assert np.allclose(labelled.thresholds, [0.8, 0.3], atol=1e-6)
+    assert np.allclose(labelled.scores[:, 0, 0], [0.8808 - 0.8, 0.2], atol=1e-4)
+    assert labelled.label_map.tolist() == [[5, 0, 5]]
+    assert labelled.label_map.dtype == np.uint8
+
+
+def test_paper_rule_reads_the_scaled_domain():
+    maps = make_maps([[[0.4]]], thresholds=[0.55], scales=[10])
+    assert label_paper(maps).label_map.tolist() == [[1]]  # sigmoid(.4) = .599
+    assert label_paper(make_maps([[[0.1]]], thresholds=[0.55])).label_map.tolist() == [[0]]  # .525
+
+
+def test_higher_threshold_only_removes_pixels():
+    low, high = (make_maps(random_maps(0, 1).logits, thresholds=[t]) for t in (0.3, 0.6))
+    assert ((label_paper(high).label_map > 0) <= (label_paper(low).label_map > 0)).all()
+    assert label_paper(high).label_map.sum() < label_paper(low).label_map.sum()
+
+
+def test_official_rule_written_out():
+    maps = random_maps(1)
+    unscaled = 1 / (1 + np.exp(-(maps.logits.astype(np.float64) / maps.scales[:, None, None])))
+    t = unscaled_threshold(sigmoid(maps.threshold_logits.astype(np.float64)), maps.scales)
+    expected = np.zeros(unscaled.shape[1:], np.uint8)
+    winner = unscaled.argmax(axis=0)
+    for c in range(3):
+        won = np.where(winner == c, unscaled[c], 0)
+        expected[won / won.max() > t[c]] = c + 1
+    labelled = label_official(maps)
+    assert (labelled.label_map == expected).all()
+    assert np.allclose(labelled.thresholds, t, atol=1e-6)
+    assert set(np.unique(labelled.label_map)) == {0, 1, 2, 3}
+
+
+def test_official_rule_gives_every_winning_class_a_pixel_but_the_paper_rule_need_not():
+    # Wins one pixel with a probability far below its threshold.
+    maps = make_maps([[[-3.0, -9.0]], [[-5.0, -4.0]]], thresholds=[0.9, 0.9])
+    assert label_official(maps).label_map.max() > 0
+    assert label_paper(maps).label_map.max() == 0
+
+
+def test_official_rule_survives_a_class_that_wins_nowhere():
+    maps = make_maps([[[1.0, 2.0]], [[-1.0, -2.0]]])
+    with np.errstate(all="raise"):
+        assert 2 not in label_official(maps).label_map
+
+
+def test_fixed_rule_by_hand():
+    maps = make_maps([[[4, 1.1, -3]], [[-1, 1, -2]]], classes=[0, 2])
+    labelled = label_fixed(maps, 0.3)
+    # relu(z)/max: 1 .275 0 / 0 1 0
+    assert labelled.label_map.tolist() == [[1, 3, 0]]
+    assert labelled.thresholds.tolist() == [0.3, 0.3]
+
+
+def test_fixed_rule_does_not_see_the_scale_of_a_map():
+    maps = random_maps(2)
+    other = make_maps(maps.logits * np.array([2, 4, 8], np.float32)[:, None, None])
+    assert (label_fixed(maps, 0.3).label_map == label_fixed(other, 0.3).label_map).all()
+
+
+def test_fixed_rule_of_a_map_without_a_positive_value_is_background():
+    with np.errstate(all="raise"):
+        assert label_fixed(make_maps([[[-1.0, -2.0]]]), 0.3).label_map.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("rule", ["paper", "official", "fixed"])
+def test_no_known_class_is_background(rule):
+    maps = make_maps(np.zeros((0, 3, 4)))
+    labelled = apply_rule(rule, maps)
+    assert labelled.label_map.shape == (3, 4) and labelled.label_map.dtype == np.uint8
+    assert not labelled.label_map.any() and len(labelled.thresholds) == 0
+
+
+def test_unknown_rule_is_named():
+    with pytest.raises(ValueError, match="'best'.*paper, official, fixed"):
+        apply_rule("best", random_maps(0))
+
+
+def test_class_iou():
+    confusion = np.array([[6, 2, 0, 0], [1, 3, 0, 4], [0, 0, 0, 0]])
+    # the pixels without a label belong to the union of their true class only
+    assert np.allclose(class_iou(confusion), [6 / 9, 3 / 10, np.nan], equal_nan=True)
+
+
+def test_scan_equals_the_rule_at_every_constant():
+    generator = np.random.default_rng(3)
+    maps = [random_maps(seed, classes) for seed, classes in [(4, 3), (5, 1), (6, 0)]]
+    truths = [generator.choice(np.array([0, 1, 2, 3, 255], np.uint8), m.logits.shape[1:]) for m in maps]
+    constants = (0.1, 0.35, 0.8)
+    scan = scan_fixed_threshold_on_ground_truth(iter(maps), iter(truths), 3, constants)
+    for constant, confusion in zip(constants, scan.confusions, strict=True):
+        expected = sum(
+            confusion_matrix(label_fixed(m, constant).label_map, truth, 3)[:, :4]
+            for m, truth in zip(maps, truths, strict=True)
+        )
+        assert (confusion == expected).all()
+    assert scan.confusions.dtype == np.int64 and scan.num_images == 3
+
+
+def test_scan_finds_the_constant_and_says_that_it_leaks():
+    # Foreground has values 1 and .6 of the maximum, background .4: only constants in [.4, .6) are right.
+    maps = make_maps([[[10.0, 6.0, 4.0, 4.0]]])
+    truth = np.array([[1, 1, 0, 0]], np.uint8)
+    scan = scan_fixed_threshold_on_ground_truth([maps], [truth], 1)
+    constant, mean_iou = scan.best
+    assert 0.4 <= constant < 0.6 and mean_iou == 1
+    assert len(scan.constants) == 19 and scan.constants[0] == 0.05 and scan.constants[-1] == 0.95
+    assert scan.uses_ground_truth and "leak" in scan.note and "ground truth" in scan.note
+    assert scan.mean_iou[0] < 1 and scan.mean_iou[-1] < 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        (np.zeros((2, 4), np.uint8), r"'a'.*\(2, 4\).*\(1, 4\)"),
+        (np.full((1, 4), 2, np.uint8), "'a'.*value 2"),
+        (np.full((1, 4), 255, np.uint8), "without one pixel of ground truth"),
+    ],
+)
+def test_scan_names_wrong_ground_truth(truth, message):
+    maps = make_maps([[[10.0, 6.0, 4.0, 4.0]]])
+    with pytest.raises(ValueError, match=message):
+        scan_fixed_threshold_on_ground_truth([maps], [truth], 1)
+
+
+def test_scan_needs_as_many_truths_as_maps():
+    with pytest.raises(ValueError):
+        scan_fixed_threshold_on_ground_truth([random_maps(0), random_maps(1)], [np.zeros((24, 31), np.uint8)], 3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        scan_fixed_threshold_on_ground_truth([], [], 3, [0.0, 0.5])
+
+
+def test_a_value_on_the_constant_is_background_in_rule_and_scan():
+    maps, truth = make_maps([[[8.0, 4.0]]]), np.array([[1, 0]], np.uint8)
+    assert label_fixed(maps, 0.5).label_map.tolist() == [[1, 0]]
+    assert scan_fixed_threshold_on_ground_truth([maps], [truth], 1, [0.5]).best == (0.5, 1.0)
