@@ -2,20 +2,19 @@
 
 import html
 import importlib.util
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_bytes_to_cache
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 
 from ..config import CrfConfig
-from ..data.schema import decode_image, palette
+from ..data.schema import decode_image
 from ..data.shapes import THINGS, draw_scene
-from ..evaluation.contact_sheet import class_colours, heat_map
+from ..evaluation.contact_sheet import class_colours
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
+from .pictures import encode_label_map, encode_png, outlined_heat_map, overlay, served_file
 
 # Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
 MAX_SIDE = 512
@@ -71,36 +70,12 @@ def read_photo(path: str | None) -> Image.Image:
     return photo
 
 
-def encode_label_map(label_map: np.ndarray) -> bytes:
-    """A `(H, W)` uint8 label map as a palette PNG that stores exactly these indices."""
-    image = Image.fromarray(label_map)
-    image.putpalette(palette())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def example(names: Sequence[str]) -> tuple[Image.Image, list[str]]:
     """A drawn scene of two of the library's invented things, and those of its tags that are among `names`."""
     shown = [name for name in THINGS if name in names] or list(THINGS)
     things = [(c, THINGS[name]) for c, name in enumerate(shown[:2])]
     pixels, _ = draw_scene(EXAMPLE_SIZE, things, np.random.default_rng(EXAMPLE_SEED))
     return Image.fromarray(pixels), [name for name in shown[:2] if name in names]
-
-
-def overlay(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> tuple[Image.Image, list]:
-    """The value of `gradio.AnnotatedImage`: every label that occurs, background excepted."""
-    values = [value for value in np.unique(label_map).tolist() if names[value] != "background"]
-    return photo, [((label_map == value) * 0.6, names[value]) for value in values]
-
-
-def outlined_heat_map(photo: Image.Image, reading: ClassReading) -> Image.Image:
-    """The class map over the grey photo; a white line where it crosses its threshold."""
-    above = Image.fromarray(reading.above.astype(np.uint8) * 255)
-    line = ImageChops.difference(above.filter(ImageFilter.MaxFilter(3)), above.filter(ImageFilter.MinFilter(3)))
-    painted = heat_map(photo, reading.probabilities)
-    painted.paste("white", mask=line)
-    return painted
 
 
 def table_rows(readings: Sequence[ClassReading]) -> list[list[str]]:
@@ -272,16 +247,21 @@ def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) 
             raise _error(str(error)) from error
         if classifier and predict and not found.readings:
             gr.Warning("No class was recognised, so everything is background.")
-        file = save_bytes_to_cache(encode_label_map(found.label_map), "label_map.png", download.GRADIO_CACHE)
+        cache = download.GRADIO_CACHE
+        file = served_file(encode_label_map(found.label_map), "label_map.png", cache)
+        picture, sections = overlay(photo, found.label_map, loaded.names)
         said = remarks(photo, found, loaded.names, predict)
         shown: list[Any] = [
-            overlay(photo, found.label_map, loaded.names),
+            (served_file(encode_png(picture), "photo.png", cache), sections),
             said,
             gr.update(value=file, interactive=True),
         ]
         if classifier:
             heat_maps = [
-                (outlined_heat_map(photo, reading), f"{reading.name}: t = {reading.threshold:.3f}")
+                (
+                    served_file(encode_png(outlined_heat_map(photo, reading)), "class_map.png", cache),
+                    f"{reading.name}: t = {reading.threshold:.3f}",
+                )
                 for reading in found.readings[:MAX_HEAT_MAPS]
             ]
             shown += [

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import shutil
 import tomllib
 from dataclasses import replace
@@ -23,7 +24,8 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from sbce_hf.demo.page import LAUNCH, build_demo, example, outlined_heat_map  # noqa: E402
+from sbce_hf.demo.page import LAUNCH, build_demo, example  # noqa: E402
+from sbce_hf.demo.pictures import outlined_heat_map, served_file  # noqa: E402
 
 SPACE = Path(__file__).parent.parent.parent / "space"
 CLASS_NAMES = ("kite", "lantern", "<b>cat</b>")
@@ -181,6 +183,15 @@ def test_requests_at_once_do_not_disturb_each_other(client, photo):
     for names, job in calls + calls:
         table = job.result()[-1]
         assert [row[0] for row in table["value"]["data"]] == names
+
+
+def test_a_served_file_is_whole_while_it_is_served_again(tmp_path):
+    first = served_file(b"content", "a.png", str(tmp_path))
+    number = os.stat(first).st_ino
+    os.utime(first, (0, 0))
+    assert served_file(b"content", "a.png", str(tmp_path)) == first
+    assert os.stat(first).st_ino == number and os.stat(first).st_mtime > 0, "not written again, but not old either"
+    assert served_file(b"other", "a.png", str(tmp_path)) != first
 
 
 def test_segmenter_needs_no_tags(segmenter, photo):

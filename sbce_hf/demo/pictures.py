@@ -1,0 +1,65 @@
+"""Pictures of the page, and the files in which they are served."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+
+from ..data.schema import palette
+from ..evaluation.contact_sheet import heat_map
+from ..files import write_atomic
+from .explain import ClassReading
+
+
+def encode_label_map(label_map: np.ndarray) -> bytes:
+    """A `(H, W)` uint8 label map as a palette PNG that stores exactly these indices."""
+    image = Image.fromarray(label_map)
+    image.putpalette(palette())
+    return encode_png(image)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """An image as a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def served_file(content: bytes, name: str, cache: str) -> str:
+    """Put a file into gradio's cache, whole at any moment.
+
+    Equal results of two visitors are one file. Gradio's own writer empties it and writes it again, under the hands of
+    the visitor who is just fetching it.
+
+    Args:
+        content: of the file.
+        name: with which it is downloaded.
+        cache: folder of gradio's cache.
+    """
+    # Not the bare hash: a client on this machine keeps what it downloads under that name, in the same folder.
+    path = Path(cache) / f"sbce-{hashlib.sha256(content).hexdigest()}" / name
+    if path.is_file():
+        # Not to be deleted as old while this visitor looks at it.
+        os.utime(path)
+    else:
+        write_atomic(path, content)
+    return str(path.resolve())
+
+
+def overlay(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> tuple[Image.Image, list]:
+    """The value of `gradio.AnnotatedImage`: every label that occurs, background excepted."""
+    values = [value for value in np.unique(label_map).tolist() if names[value] != "background"]
+    return photo, [((label_map == value) * 0.6, names[value]) for value in values]
+
+
+def outlined_heat_map(photo: Image.Image, reading: ClassReading) -> Image.Image:
+    """The class map over the grey photo; a white line where it crosses its threshold."""
+    above = Image.fromarray(reading.above.astype(np.uint8) * 255)
+    line = ImageChops.difference(above.filter(ImageFilter.MaxFilter(3)), above.filter(ImageFilter.MinFilter(3)))
+    painted = heat_map(photo, reading.probabilities)
+    painted.paste("white", mask=line)
+    return painted
