@@ -44,6 +44,11 @@ def local_checkpoint(name: str | os.PathLike[str]) -> Path:
     return download(os.fspath(name), "model", CHECKPOINT_FILES)
 
 
+def own_folder(folder: Path) -> Path:
+    """Where the files of a checkpoint's folder lie: a snapshot in the Hub's cache links to those of its repository."""
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder
+
+
 def download(name: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
     """Download files of a repository, or find them in the cache when the Hub cannot be asked.
 

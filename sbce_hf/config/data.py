@@ -27,6 +27,9 @@ class DataConfig(Checked):
         max_images: use only the first so many images of a split.
         strict: stop at the first unreadable image instead of skipping and listing it.
         partial: use what is there of a `voc` or `coco` split instead of stopping because images are missing.
+        outside_files: images and masks may lie outside of the data set's own folder: links in it, or paths that a
+            dataset's rows name. Such files are read, and with `push labels --with-images` published, so say so only of
+            data that are your own.
         unlabelled: what value 255 in a COCO-Stuff mask is for the score: left out, or background.
         dataset: name on the Hub or local path, for source `"hub"`.
         dataset_config: its configuration.
@@ -48,6 +51,7 @@ class DataConfig(Checked):
     max_images: int | None = number(None, at_least=1)
     strict: bool = False
     partial: bool = False
+    outside_files: bool = False
     unlabelled: Literal["ignore", "background"] = "ignore"
     dataset: str | None = None
     dataset_config: str | None = None

@@ -87,6 +87,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         class_names,
         config,
         split,
+        root=Path(config.data_dir or ""),
         mask_values=(FIRST_STUFF, *(category - 1 for category in categories)) if stuff else (0, *values),
         mask_known=STUFF_VALUES if stuff else frozenset({0, *VALUES.values()}),
         painter=painter,

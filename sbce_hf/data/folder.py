@@ -76,6 +76,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         class_names,
         config,
         split,
+        root=root,
         mask_values=tuple(range(1 + len(class_names))) if with_mask else None,
         mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
         skipped=[SkippedImage(str(folder / file), f"not listed in {table.name}") for file in unlisted],

@@ -1,5 +1,6 @@
 """Reader of Hugging Face datasets: on the Hub, saved by `save_to_disk`, or a local folder of parquet files."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from datasets import Image as ImageFeature
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from ..config import DataConfig, check_keys
 from ..errors import UserError
@@ -55,10 +58,18 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         class_names,
         config,
         split,
+        root=_own_folder(config.dataset or ""),
         mask_values=tuple(range(1 + len(class_names))) if with_mask else None,
         mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
         fixed_classes=named and config.classes is None,
     )
+
+
+def _own_folder(name: str) -> Path:
+    """Where the files of a dataset lie: a folder of this machine, or its repository in the Hub's cache."""
+    if os.path.isdir(name):
+        return Path(name)
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=split_revision(name)[0], repo_type="dataset")
 
 
 def _open(config: DataConfig, split: str) -> Dataset:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..config import DataConfig
 from ..errors import UserError
 from .decoding import UnreadableError
+from .own_files import require_own_files
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ def checked_images(
     mask_values: tuple[int, ...] | None = None,
     mask_known: frozenset[int] | None = None,
     skipped: Sequence[SkippedImage] = (),
+    root: Path | None = None,
     painter: Callable[[str], NDArray[np.uint8]] | None = None,
     unlabelled: int = IGNORE_INDEX,
     fixed_classes: bool = False,
@@ -154,12 +156,15 @@ def checked_images(
         mask_values: see [`TaggedImages`].
         mask_known: see [`TaggedImages`].
         skipped: images a reader has already left out.
+        root: the data set's own folder, outside of which no file may lie unless `config.outside_files`; `None` if the
+            user has named each file.
         painter: see [`TaggedImages`].
         unlabelled: see [`TaggedImages`].
         fixed_classes: the class list is the data set's own, not chosen by the user or read off the tags. A class
             without images is a warning then, not an error, so that a part of the data set keeps its label values.
 
     Raises:
+        UserError: a file outside of the data set's folder.
         ValueError: no images, a duplicate or unusable image id, an unreadable image when `config.strict`, a class that
             no image of the training split has, or a bad mask or none at all in the score split.
     """
@@ -168,6 +173,8 @@ def checked_images(
     _check_ids(dataset["image_id"], split)
     if config.max_images is not None:
         dataset = dataset.select(range(min(config.max_images, len(dataset))))
+    if root is not None and not config.outside_files:
+        require_own_files(dataset, root)
     identities, unreadable = _scan(dataset)
     if unreadable:
         first = next(iter(unreadable.values()))

@@ -55,6 +55,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         class_names,
         config,
         split,
+        root=Path(config.data_dir or ""),
         mask_values=(0, *(1 + VOC_CLASSES.index(name) for name in class_names)) if with_mask else None,
         mask_known=frozenset(range(1 + len(VOC_CLASSES))) if with_mask else None,
         fixed_classes=config.classes is None,

@@ -94,7 +94,7 @@ def write_shards(
 
     def read(image_id: str) -> dict[str, Any]:
         try:
-            label_map = grey_png(store.path(image_id).read_bytes())
+            label_map = grey_png(store.file(image_id).read_bytes())
         except ValueError as error:
             raise ValueError(f"label map of image {image_id!r} in {store.directory}: {error}") from error
         row = {**store.row(image_id), "label_map": {"bytes": label_map, "path": None}}
@@ -160,6 +160,8 @@ def known_ids(store: LabelStore, files: Sequence[Path], where: str) -> tuple[set
                     if row["image_id"] not in store:
                         continue
                     common.add(row["image_id"])
+                    if row["label_map"] is None or row["label_map"]["bytes"] is None:
+                        raise ValueError(f"image {row['image_id']!r}: {where} names a file instead of its label map")
                     if not np.array_equal(decode_indices(row["label_map"]), store.read(row["image_id"])):
                         raise ValueError(
                             f"image {row['image_id']!r}: {where} has another label map of it than {store.directory}, "

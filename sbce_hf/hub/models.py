@@ -10,8 +10,9 @@ from typing import Any, Literal
 from ..config import RunConfig, from_mapping, to_mapping
 from ..data.schema import palette
 from ..evaluation.quality_page import summary_table
-from ..files import read_json, write_atomic
+from ..files import is_inside, read_json, write_atomic
 from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..references import own_folder
 from ..runs.bench import CONFIG, NOTES, QUALITY_PAGE, REPORT
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
@@ -168,6 +169,8 @@ def render_model_folder(
 def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext:
     for pattern in ("*.safetensors", "*.safetensors.index.json", "*.py"):
         for path in sorted(model_dir.glob(pattern)):
+            if not is_inside(path, own_folder(model_dir)):
+                raise ValueError(f"{path}: is a link out of the model's folder, expected a file; put a copy there")
             shutil.copyfile(path, folder / path.name)
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     architecture = (config.get("architectures") or [""])[0]

@@ -23,10 +23,12 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
+from ..files import is_inside
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, read_json, weight_files
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..references import own_folder
 from ..training.device import use_cpu
 from .views import IMAGE_MEAN, IMAGE_STD
 
@@ -44,6 +46,9 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
         ValueError: it is damaged, of an unknown kind, or names anything to load but the checkpoint's own weights.
     """
     path = checkpoint / "config.json"
+    for file in checkpoint.glob("*.*"):
+        if not is_inside(file, own_folder(checkpoint)):
+            raise ValueError(f"{file}: is a link out of the checkpoint's folder, expected a file; put a copy there")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
     check_foreign_config(read_json(path), str(path))

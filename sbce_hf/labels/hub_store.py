@@ -67,7 +67,14 @@ class HubLabelMaps:
         """
         if image_id not in self._rows:
             raise KeyError(f"label maps {self.directory}: no image {image_id!r}")
-        return decode_indices(self._dataset[self._rows[image_id]]["label_map"])
+        label_map = self._dataset[self._rows[image_id]]["label_map"]
+        if label_map is None or label_map["bytes"] is None:
+            # What it names instead would be a file of this machine.
+            raise ValueError(
+                f"label maps {self.directory}: image {image_id!r}: got {str(label_map)[:200]}, expected the bytes of "
+                "a PNG, as sbce push labels writes them"
+            )
+        return decode_indices(label_map)
 
     def proportions(self) -> tuple[list[str], np.ndarray]:
         """Share of each image's pixels that each class got; see [`LabelStore.proportions`]."""

@@ -12,13 +12,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from PIL import Image
 
 from ..data.schema import label_features, palette
+from ..files import is_inside
+from .disk import explain, flush, replace, truncate, whole_lines
 
 META, MAPS = "meta.json", "label_maps"
 # Label maps are uint8 and 255 stays free for "ignore".
@@ -57,7 +59,7 @@ class LabelStore:
         self._rank = 0
         self._records: dict[str, dict[str, Any]] = {}
         for path in sorted(self.directory.glob("records-*.jsonl")):
-            for line in _whole_lines(path.read_bytes()).splitlines():
+            for line in whole_lines(path.read_bytes()).splitlines():
                 self._remember(json.loads(line))
 
     @classmethod
@@ -93,14 +95,14 @@ class LabelStore:
             if not (directory / META).exists():
                 directory.mkdir(parents=True, exist_ok=True)
                 meta = {**wanted, **(details or {}), "complete": False, "skipped": []}
-                _replace(directory / META, json.dumps(meta, indent=2).encode(), rank)
+                replace(directory / META, json.dumps(meta, indent=2).encode(), rank)
             store = cls(directory)
             store._writer = directory / f"records-{rank:05d}.jsonl"
             if store._writer.exists():
-                _truncate(store._writer, len(_whole_lines(store._writer.read_bytes())))
+                truncate(store._writer, len(whole_lines(store._writer.read_bytes())))
             store._rank = rank
         except OSError as error:
-            raise _explain(error, f"label store {directory}") from error
+            raise explain(error, f"label store {directory}") from error
         for name, value in wanted.items():
             if store.meta.get(name) != value:
                 raise ValueError(
@@ -149,6 +151,20 @@ class LabelStore:
             raise ValueError(f"image id {image_id!r}: expected a relative name without '.', '..' or backslashes")
         return self.directory / MAPS / PurePosixPath(f"{image_id}.png")
 
+    def file(self, image_id: str) -> Path:
+        """The file of an image's label map, to be read.
+
+        Raises:
+            ValueError: it is a link to a file outside of the store.
+        """
+        path = self.path(image_id)
+        if not is_inside(path, self.directory):
+            raise ValueError(
+                f"label store {self.directory}: label map of image {image_id!r}: is a link to "
+                f"{os.path.realpath(path)}, expected a file in the store; put a copy of it there"
+            )
+        return path
+
     def write(self, image_id: str, label_map: np.ndarray, record: Mapping[str, Any]) -> None:
         """Write a label map, then its record; whatever happens in between, the image is done or it is not.
 
@@ -167,9 +183,9 @@ class LabelStore:
         path = self.path(image_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, png.getvalue(), self._rank)
+            replace(path, png.getvalue(), self._rank)
         except OSError as error:
-            raise _explain(error, f"label map of image {image_id!r} in {self.directory}") from error
+            raise explain(error, f"label map of image {image_id!r} in {self.directory}") from error
         self._append({"image_id": image_id, **record})
 
     def skip(self, image_id: str, reason: str) -> None:
@@ -191,10 +207,10 @@ class LabelStore:
         try:
             with open(self._writer, "ab") as file:
                 file.write(line)
-                _flush(file)
+                flush(file)
         except OSError as error:
-            _truncate(self._writer, size)
-            raise _explain(error, f"records of {self.directory}") from error
+            truncate(self._writer, size)
+            raise explain(error, f"records of {self.directory}") from error
         self._remember(record)
 
     def mark_complete(self) -> bool:
@@ -210,9 +226,9 @@ class LabelStore:
         skipped = [{"file": name, "reason": reason} for name, reason in sorted(fresh.skipped.items())]
         self.meta = {**fresh.meta, "complete": True, "skipped": skipped}
         try:
-            _replace(self.directory / META, json.dumps(self.meta, indent=2).encode(), self._rank)
+            replace(self.directory / META, json.dumps(self.meta, indent=2).encode(), self._rank)
         except OSError as error:
-            raise _explain(error, f"{META} of {self.directory}") from error
+            raise explain(error, f"{META} of {self.directory}") from error
         return True
 
     def read(self, image_id: str) -> np.ndarray:
@@ -223,7 +239,7 @@ class LabelStore:
         """
         if "skipped" in self.record(image_id):
             raise KeyError(f"label store {self.directory}: image {image_id!r} was skipped")
-        with Image.open(self.path(image_id)) as image:
+        with Image.open(self.file(image_id)) as image:
             return np.array(image)
 
     def proportions(self) -> tuple[list[str], np.ndarray]:
@@ -248,7 +264,7 @@ class LabelStore:
         record = self.record(image_id)
         return {
             "image_id": image_id,
-            "label_map": str(self.path(image_id)),
+            "label_map": str(self.file(image_id)),
             "labels": record["classes"],
             "thresholds": record["thresholds"],
             "proportions": record["proportions"],
@@ -261,40 +277,3 @@ class LabelStore:
         features = label_features(self.class_names)
         rows = [self.row(image_id) for image_id in sorted(self.done_ids())]
         return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
-
-
-def _whole_lines(data: bytes) -> bytes:
-    """All but a last line that a killed process left unfinished."""
-    return data[: data.rfind(b"\n") + 1]
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _truncate(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size != size:
-        os.truncate(path, size)
-
-
-def _replace(path: Path, data: bytes, rank: int) -> None:
-    # The rank keeps processes that write the same meta.json apart; a restarted process reuses the name of its
-    # predecessor, so nothing is left over.
-    temporary = path.with_name(f"{path.name}.tmp-{rank}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            _flush(file)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _explain(error: OSError, what: str) -> OSError:
-    return OSError(
-        error.errno,
-        f"cannot write {what}: {error.strerror or error}. Free space or choose another output folder, then run the "
-        "same command again: it continues where it stopped",
-    )

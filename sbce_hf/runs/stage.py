@@ -12,7 +12,7 @@ from .bench import Bench
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
 # Settings that decide no result: they may differ when a run is continued.
-FREE = {*FREE_SETTINGS, "crf_workers", "contact_images", "strict"}
+FREE = {*FREE_SETTINGS, "crf_workers", "contact_images", "strict", "outside_files"}
 
 Kind = Literal["classifier", "refinement", "segmenter", "yardstick"]
 

@@ -64,7 +64,7 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
         "spatial": {"image_size": config.spatial.image_size},
     }
     if previous is None:
-        data = {key: value for key, value in values["data"].items() if key not in ("score_split", "strict")}
+        data = {key: value for key, value in deciding(values["data"]).items() if key != "score_split"}
         settings |= {key: values[key] for key in ("model", "trunk_weights")}
         settings |= {"data": data, "bce": deciding(values["bce"])}
     else:

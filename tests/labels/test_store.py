@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sbce_hf.data.schema import palette
+from sbce_hf.labels import disk
 from sbce_hf.labels import store as store_module
 from sbce_hf.labels.store import LabelStore
 
@@ -197,7 +198,7 @@ def _no_space(*_args, **_kwargs):
 
 def test_full_disk_at_a_label_map(filled, monkeypatch):
     before = sorted(filled.directory.rglob("*"))
-    monkeypatch.setattr(store_module, "_flush", _no_space)
+    monkeypatch.setattr(disk, "flush", _no_space)
     with pytest.raises(OSError, match="'d'.*No space left.*continues where it stopped") as info:
         filled.write("d", make_map(), make_record(make_map()))
     assert info.value.errno == errno.ENOSPC and str(filled.directory) in str(info.value)
@@ -208,14 +209,14 @@ def test_full_disk_at_a_label_map(filled, monkeypatch):
 def test_full_disk_at_a_record(filled, monkeypatch):
     path = filled.directory / "records-00000.jsonl"
     before = path.read_bytes()
-    flush = store_module._flush
+    flush = disk.flush
 
     def full_for_records(file):
         flush(file)
         if file.name == str(path):
             _no_space()
 
-    monkeypatch.setattr(store_module, "_flush", full_for_records)
+    monkeypatch.setattr(store_module, "flush", full_for_records)
     with pytest.raises(OSError, match="records.*No space left"):
         filled.write("d", make_map(), make_record(make_map()))
     assert path.read_bytes() == before

@@ -68,7 +68,7 @@ def test_what_is_not_asked_for_is_no_stage(tiny_recipe):
         ({"segmenter": {"compare": ["mask"]}}, ""),
         ({"rounds": 3}, "irn segmenter/adaptive segmenter/bce segmenter/mask"),
         ({"bce": {"num_workers": 1, "log_every": 9}, "labelling": {"crf_workers": 2}, "contact_images": 5}, ""),
-        ({"data": {"strict": True}}, ""),
+        ({"data": {"strict": True, "outside_files": True}}, ""),
         ({"data": {"score_split": "val"}}, "leak_best_constant"),
         ({"data": {"shapes_size": 64}}, "bce round_1 round_2 leak_best_constant irn segmenter/adaptive segmenter/bce "
          "segmenter/mask"),

@@ -1,0 +1,178 @@
+"""A data set shows only itself: no row and no link of a stranger's takes another file of this machine along."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from sbce_hf.cli import main
+from sbce_hf.config import DataConfig
+from sbce_hf.data import load_images
+from sbce_hf.errors import UserError
+from sbce_hf.hub.models import find_model, render_model_folder
+from sbce_hf.inference.checkpoints import load_classifier
+from sbce_hf.labels import hub_store
+from sbce_hf.labels.hub_store import HubLabelMaps
+from sbce_hf.labels.store import LabelStore
+
+
+def picture(path, seed=0, grey=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    Image.fromarray(generator.integers(0, 2 if grey else 255, (20, 20) if grey else (20, 20, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def secret(tmp_path):
+    return picture(tmp_path / "private" / "secret.png", seed=9)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    for index in range(3):
+        picture(root / "images" / f"{index}.png", index)
+        picture(root / "masks" / f"{index}.png", index, grey=True)
+    (root / "tags.csv").write_text("file,tags\n0.png,cat\n1.png,cat\n2.png,cat\n")
+    return root
+
+
+def replace_by_link(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("place", ["images/1.png", "masks/1.png"])
+def test_a_link_out_of_the_folder_is_refused_unless_the_user_says_so(folder, secret, tmp_path, place):
+    target = secret if place.startswith("images") else picture(tmp_path / "private" / "mask.png", grey=True)
+    replace_by_link(folder / place, target)
+    config = DataConfig(data_dir=str(folder), score_split="train")
+    with pytest.raises(UserError, match=r"of image '1'.*expected.*inside of.*data\.outside_files=true"):
+        load_images(config, "train")
+    assert len(load_images(DataConfig(data_dir=str(folder), outside_files=True), "train")) == 3
+
+
+def test_a_linked_folder_of_photos_is_refused_unless_the_user_says_so(folder, tmp_path):
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="outside_files"):
+        load_images(DataConfig(data_dir=str(folder)), "train")
+    assert len(load_images(DataConfig(data_dir=str(folder), outside_files=True), "train")) == 3
+
+
+def test_links_inside_and_a_linked_data_set_are_its_own(folder, tmp_path):
+    replace_by_link(folder / "images" / "1.png", "0.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(load_images(DataConfig(data_dir=str(tmp_path / "link")), "train")) == 3
+
+
+FEATURES = Features({"image": ImageFeature(), "labels": List(ClassLabel(names=["cat"])), "mask": ImageFeature()})
+
+
+def write_parquet(path, image, mask=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.parent / "own.png"
+    picture(own)
+    grey = picture(path.parent / "grey.png", grey=True)
+    rows = {
+        "image": [{"bytes": own.read_bytes(), "path": None}, image],
+        "labels": [[0], [0]],
+        "mask": [{"bytes": grey.read_bytes(), "path": None}, mask or {"bytes": grey.read_bytes(), "path": None}],
+    }
+    Dataset.from_dict(rows, features=FEATURES).to_parquet(str(path))
+    return own, grey
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+@pytest.mark.parametrize("path", ["absolute", "relative", "up", "link"])
+def test_a_row_that_names_a_file_elsewhere_is_refused(tmp_path, secret, monkeypatch, column, path):
+    monkeypatch.chdir(secret.parent)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(secret)
+    named = {
+        "absolute": str(secret),
+        "relative": secret.name,
+        "up": f"{tmp_path}/data/../private/{secret.name}",
+        "link": f"{tmp_path}/data/link.png",
+    }[path]
+    entry, whole = {"bytes": None, "path": named}, {"bytes": picture(tmp_path / "x.png").read_bytes(), "path": None}
+    rows = (entry, None) if column == "image" else (whole, entry)
+    write_parquet(tmp_path / "data" / "train.parquet", *rows)
+    config = DataConfig(source="hub", dataset=str(tmp_path / "data"), score_split="train")
+    with pytest.raises(UserError, match=f"{column} of image '1'.*secret.*expected the file's bytes"):
+        load_images(config, "train")
+
+
+def test_a_row_may_name_a_file_of_its_own_data_set(tmp_path):
+    own = picture(tmp_path / "data" / "pictures" / "own.png")
+    write_parquet(tmp_path / "data" / "train.parquet", {"bytes": None, "path": str(own)})
+    assert len(load_images(DataConfig(source="hub", dataset=str(tmp_path / "data")), "train")) == 2
+
+
+def test_a_published_label_map_that_names_a_file_is_refused(tmp_path, secret, monkeypatch):
+    features = Features(
+        {
+            "image_id": Value("string"),
+            "label_map": ImageFeature(),
+            "labels": List(ClassLabel(names=["cat"])),
+            "proportions": List(Value("float64")),
+        }
+    )
+    rows = {
+        "image_id": ["a"],
+        "label_map": [{"bytes": None, "path": str(secret)}],
+        "labels": [[0]],
+        "proportions": [[1.0]],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    monkeypatch.setattr(hub_store, "_download", lambda reference: ([tmp_path / "train.parquet"], {}))
+    with pytest.raises(ValueError, match="image 'a'.*expected the bytes of a PNG"):
+        HubLabelMaps("user/labels").read("a")
+
+
+def test_a_label_map_that_is_a_link_is_refused_and_not_published(tmp_path, secret):
+    store = LabelStore.create(tmp_path / "store", ("cat",), key="k", num_images=1)
+    store.write("a", np.zeros((20, 20), np.uint8), {"classes": [0], "thresholds": [0.5], "proportions": [0.0]})
+    store.mark_complete()
+    replace_by_link(store.path("a"), secret)
+    for use in (store.read, store.row, store.file):
+        with pytest.raises(ValueError, match="label map of image 'a': is a link to .*secret"):
+            use("a")
+    assert main(["push", "labels", str(tmp_path / "store"), "user/labels", "--dry-run"]) == 1
+
+
+def test_files_of_a_model_that_are_links_are_neither_loaded_nor_published(tmp_path, secret):
+    from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+    from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
+    from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+
+    model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", embedding_dim=8, num_labels=1))
+    model.save_pretrained(tmp_path / "model")
+    SpatialBceImageProcessor().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "modeling_extra.py").symlink_to(secret)
+    with pytest.raises(ValueError, match="modeling_extra.py: is a link out of"):
+        load_classifier(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="modeling_extra.py: is a link out of"):
+        render_model_folder(find_model(tmp_path / "model"), "user/model", tmp_path / "out")
+    assert not (tmp_path / "out" / "modeling_extra.py").exists()
+
+
+def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
+    from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+    from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+
+    model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", embedding_dim=8, num_labels=1))
+    snapshot = tmp_path / "models--user--model" / "snapshots" / "0123"
+    model.save_pretrained(snapshot)
+    (tmp_path / "models--user--model" / "blobs").mkdir()
+    for file in list(snapshot.iterdir()):
+        blob = tmp_path / "models--user--model" / "blobs" / file.name
+        file.rename(blob)
+        file.symlink_to(blob)
+    assert json.loads((snapshot / "config.json").read_text())["trunk"] == "test_resnet"
+    load_classifier(snapshot)
