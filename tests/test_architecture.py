@@ -96,3 +96,9 @@ def test_files_are_short_or_say_why(path):
 def test_command_line_loads_nothing_heavy():
     code = "import sys, sbce_hf.cli; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_importing_the_package_changes_nothing():
+    code = "import sys; before = list(sys.meta_path); import sbce_hf; print(sys.meta_path == before)"
+    code += "; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split("\n")[:2] == ["True", "[]"]

@@ -676,7 +676,7 @@ def test_installed_classes_are_used_without_a_question(checkpoint, classifier_ch
 ONE_AUTO_MODULE_FIRST = """
 import sys
 from transformers import AutoImageProcessor
-import sbce_hf
+import sbce_hf.models
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 for auto, folder in zip((AutoModelForSemanticSegmentation, AutoModelForImageClassification), sys.argv[1:]):
     for loaded in (auto.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)):
