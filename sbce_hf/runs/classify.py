@@ -7,9 +7,9 @@ round_1/   the same with labels/<rule>; starts from the weights and the proporti
 import time
 from typing import Literal
 
+from ..inference.checkpoints import read_classifier
 from ..labels.proportions import ProportionTable
 from ..labels.store import LabelStore
-from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.classifier import create_classifier, train_classifier
 from .bench import Bench
 from .settings import BCE, labelling_of
@@ -38,7 +38,7 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         kind, training = "spatial", config.spatial
         previous = ProportionTable.load(before / PROPORTIONS)
         proportions = previous.join(bench.images)
-        model = SpatialBceForImageClassification.from_pretrained(before / "model")
+        model = read_classifier(before / "model")
     # Each round draws another order and other augmentations.
     seed = config.seed + 1000 * number
     fitted = train_classifier(model, bench.images, training, kind, proportions, output_dir=folder, seed=seed)

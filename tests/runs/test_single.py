@@ -6,7 +6,7 @@ from sbce_hf.data import load_images
 from sbce_hf.inference.checkpoints import load_classifier
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs.single import estimate_proportions
+from sbce_hf.runs.single import class_map_stride, estimate_proportions
 
 
 @pytest.fixture
@@ -54,3 +54,21 @@ def test_image_without_a_label_map_is_named(images, tmp_path):
 def test_folder_without_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model.safetensors"):
         load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "stride"),
+    [
+        ({}, 8),
+        ({"output_stride": 16}, 16),
+        ({"output_stride": None}, 32),
+        ({"output_stride": None, "feature_index": -3}, 8),
+    ],
+)
+def test_the_stride_of_class_maps_is_the_trunks(model, stride, images, store):
+    config = RunConfig(model={"trunk": "test_resnet", **model}, spatial=TrainingConfig(image_size=64))
+    assert class_map_stride(config) == stride
+    labels = images.label_matrix()
+    first = int(np.flatnonzero(labels[0])[0])
+    # One pixel of the class map is the least that a present class keeps.
+    assert estimate_proportions(store, images, config).proportions[0, first] == pytest.approx((stride / 64) ** 2)
