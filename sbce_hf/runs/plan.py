@@ -13,7 +13,7 @@ from accelerate import PartialState
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
-from ..config import IrnRefinementConfig, LoopConfig, RunConfig, SegmenterConfig, TrainingConfig
+from ..config import LoopConfig, RunConfig, SegmenterConfig, TrainingConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json
 from ..references import is_cached
@@ -23,9 +23,8 @@ from ..training.memory import MemoryEstimate, estimate_memory
 from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
-from .refine import create_network
 from .stage import RECORD, Stage, require_same
-from .stages import stages_of
+from .stages import REFINEMENTS, stages_of
 
 T = TypeVar("T")
 
@@ -115,13 +114,12 @@ class _Planner:
         segmenter = None
         if (section := self.config.segmenter) is not None:
             segmenter = self._segmenter(section, names, classifier)
-        boundary = None if self.config.irn is None else self._boundary_network(self.config.irn)
         for stage in stages_of(self.config):
             if stage.kind == "classifier":
                 training: TrainingConfig = self.config.spatial if stage.needs else self.config.bce
                 self._add_stage(stage.name, images, training, training.image_size, classifier)
-            elif stage.kind == "refinement" and (irn := self.config.irn) is not None:
-                self._add_stage(stage.name, images, irn.training, irn.training.crop_size, boundary)
+            elif stage.kind == "refinement":
+                self._add_refinement(stage.name, images)
             elif stage.kind == "segmenter" and section is not None:
                 self._add_segmenter(stage, section, images, segmenter)
         return Plan(
@@ -187,10 +185,14 @@ class _Planner:
             return None
         return self._attempt(lambda: create_segmenter(section, names, classifier=classifier, seed=self.config.seed))
 
-    def _boundary_network(self, section: IrnRefinementConfig) -> PreTrainedModel | None:
+    def _add_refinement(self, name: str, images: TaggedImages | None) -> None:
+        network, section = REFINEMENTS[name].network, getattr(self.config, name)
+        if network is None:
+            return
         weights = section.trunk_weights or self.config.trunk_weights
-        weights = self._weights("boundary network's trunk weights", weights, section.model.get("trunk", "resnet50"))
-        return self._attempt(lambda: create_network(self.config, replace(section, trunk_weights=weights)))
+        weights = self._weights(f"{name} trunk weights", weights, section.model.get("trunk", "resnet50"))
+        model = self._attempt(lambda: network(self.config, replace(section, trunk_weights=weights)))
+        self._add_stage(name, images, section.training, section.training.crop_size, model)
 
     def _weights(self, what: str, weights: str, trunk: str) -> str:
         """Note where a trunk's weights come from; returns those that a plan can load."""

@@ -21,7 +21,7 @@ from ..training.device import use_cpu
 from .bench import Bench
 from .settings import labelling_of
 from .single import label_with_checkpoint
-from .stage import Stage
+from .stage import Refinement, Stage
 
 IRN = "irn"
 # What the walk depends on besides the boundary network.
@@ -87,3 +87,6 @@ def refine(bench: Bench, stage: Stage) -> None:
     if summary.num_labelled:
         bench.note_duration(f"{stage.name}: labelling", found + time.perf_counter() - started)
     bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+
+
+REFINEMENT = Refinement(refine, note="IRN random walk", network=create_network)

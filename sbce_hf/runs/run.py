@@ -17,11 +17,10 @@ from ..training.classifier import create_classifier
 from ..training.segmenter import create_segmenter
 from .bench import CONFIG, REPORT, Bench
 from .provenance import hardware, versions
-from .refine import create_network
 from .report import write_report
 from .scoring import LABELLED, measure, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
-from .stages import classifier_of, labels_of, segmenter_of, stages_of
+from .stages import REFINEMENTS, classifier_of, labels_of, segmenter_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,9 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     # Data and models first: a wrong path must not leave a run directory behind.
     bench = Bench(config, run_dir)
     create_classifier(config.model, bench.images.class_names, config.trunk_weights, config.seed)
-    if config.irn is not None:
-        create_network(config, config.irn)
+    for name, refinement in REFINEMENTS.items():
+        if (section := getattr(config, name)) is not None and refinement.network is not None:
+            refinement.network(config, section)
     if config.segmenter is not None and not config.segmenter.starts_from_classifier:
         create_segmenter(config.segmenter, bench.images.class_names, seed=config.seed)
     if bench.process.is_main_process:

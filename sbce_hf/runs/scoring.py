@@ -18,11 +18,9 @@ from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
 from ..processes import shared, summed
 from .bench import Bench
-from .refine import IRN
 from .stage import Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
-RANDOM_WALK = "IRN random walk"
 # Stages whose label maps are results, and so can be looked at without masks.
 LABELLED = ("classifier", "refinement")
 
@@ -68,7 +66,7 @@ def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
                 rule=_rule(stage, store, bench.config),
                 crf=crf,
                 uses_ground_truth=stage.uses_masks,
-                note=RANDOM_WALK if stage.name == IRN else "",
+                note=stage.note,
                 **numbers,
             )
         rows.append(asdict(row))

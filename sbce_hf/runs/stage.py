@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedModel
+
+from ..config import RunConfig
 from ..files import digest, read_json, write_json
 from ..training.loop import FREE_SETTINGS
 from .bench import Bench
@@ -31,6 +34,7 @@ class Stage:
         stores: its label stores, relative to the folder; later stages read the last one.
         uses_masks: it opens ground truth, and so is a yardstick, never a result.
         scored_on: split whose masks its label stores are scored on, afterwards.
+        note: what was done to its label maps besides, for tables.
     """
 
     name: str
@@ -41,6 +45,24 @@ class Stage:
     stores: tuple[str, ...] = ()
     uses_masks: bool = False
     scored_on: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A way to refine label maps: an entry of `stages.REFINEMENTS`, named like its section of the recipe.
+
+    Args:
+        make: fills its stage.
+        note: what it is, for tables.
+        network: builds the network that it trains, from the config and the section, which then has `model`,
+            `trunk_weights` and `training`; `None` if it trains none. Called before a run starts, too, to
+            find what does not fit.
+    """
+
+    make: Callable[[Bench, Stage], None]
+    note: str
+    network: Callable[[RunConfig, Any], PreTrainedModel] | None = None
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

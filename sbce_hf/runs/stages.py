@@ -11,23 +11,24 @@
 What may be left out, what a stage is made from, whether a folder can be continued: all of it follows from this list.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from ..config import RunConfig, from_mapping, to_mapping
-from .bench import CONFIG, NOTES, Bench
+from .bench import CONFIG, NOTES
 from .classify import train_and_label
-from .refine import IRN, refine
+from .refine import IRN
+from .refine import REFINEMENT as IRN_REFINEMENT
 from .segment import train_and_predict
 from .settings import BCE, labelling_of, variants
-from .stage import RECORD, Stage, deciding
+from .stage import RECORD, Refinement, Stage, deciding
 from .yardstick import best_constant
 
-# Section of the recipe to what fills the stage of that name, in the order in which they refine.
-REFINEMENTS: Mapping[str, Callable[[Bench, Stage], None]] = {IRN: refine}
+# By the section of the recipe that asks for it, in the order in which they refine.
+REFINEMENTS: Mapping[str, Refinement] = {IRN: IRN_REFINEMENT}
 LEAK, SEGMENTER = "leak_best_constant", "segmenter"
 
 
@@ -43,9 +44,9 @@ def stages_of(config: RunConfig) -> list[Stage]:
             Stage(LEAK, "yardstick", best_constant, scored, (first,), first.stores, True, config.data.score_split)
         )
     labelled = last
-    for name, make in REFINEMENTS.items():
+    for name, refinement in REFINEMENTS.items():
         if getattr(config, name) is not None:
-            labelled = _refinement(config, name, make, labelled)
+            labelled = _refinement(config, name, refinement, labelled)
             stages.append(labelled)
     if config.segmenter is not None:
         sources: dict[str, Stage | None] = {"adaptive": labelled, "bce": first, "mask": None}
@@ -80,7 +81,7 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
     )
 
 
-def _refinement(config: RunConfig, name: str, make: Callable[[Bench, Stage], None], source: Stage) -> Stage:
+def _refinement(config: RunConfig, name: str, refinement: Refinement, source: Stage) -> Stage:
     labelling = labelling_of(config, config.rounds)
     settings = {
         "seed": config.seed,
@@ -89,7 +90,8 @@ def _refinement(config: RunConfig, name: str, make: Callable[[Bench, Stage], Non
         "labelling": deciding(to_mapping(labelling)),
     }
     stores, split = variants(name, labelling), config.data.score_split
-    return Stage(name, "refinement", make, settings, (source,), stores, scored_on=split)
+    make, note = refinement.make, refinement.note
+    return Stage(name, "refinement", make, settings, (source,), stores, scored_on=split, note=note)
 
 
 def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier: Stage) -> Stage:

@@ -13,7 +13,7 @@ from sbce_hf.config import load_recipe, merge
 from sbce_hf.files import read_json
 from sbce_hf.runs.run import run
 from sbce_hf.runs.scoring import read_scores
-from sbce_hf.runs.stage import keys_of, require_same, write_record
+from sbce_hf.runs.stage import Refinement, keys_of, require_same, write_record
 from sbce_hf.runs.stages import classifier_of, find_run, labels_of, segmenter_of, stages_of
 
 SEGMENTER = {"score_split": "val", "compare": ["bce", "mask"]}
@@ -110,8 +110,10 @@ def test_the_refusal_names_the_key_and_what_would_be_made_again(tiny_recipe, tmp
 
 def test_a_refinement_is_an_entry_of_the_table(tiny_recipe, monkeypatch):
     config = config_of(tiny_recipe, **WHOLE)
-    monkeypatch.setattr("sbce_hf.runs.stages.REFINEMENTS", {"irn": lambda bench, stage: None, "segmenter": print})
+    table = {"irn": Refinement(print, "first"), "segmenter": Refinement(print, "second")}
+    monkeypatch.setattr("sbce_hf.runs.stages.REFINEMENTS", table)
     stages = stages_of(config)
+    assert [stage.note for stage in stages[3:6]] == ["", "first", "second"]
     assert [stage.name for stage in stages if stage.kind == "refinement"] == ["irn", "segmenter"]
     assert stages[5].needs == (stages[4],) and stages[6].needs[0] is stages[5]
 
