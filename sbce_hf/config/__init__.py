@@ -6,7 +6,7 @@ takes the part that concerns it; only the files that see a run as a whole take a
 
 from .data import AugmentationConfig, DataConfig
 from .labelling import CrfConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
-from .parsing import check_keys, from_mapping, merge, parse_override, to_mapping
+from .parsing import check_keys, deciding, from_mapping, merge, parse_override, to_mapping
 from .recipes import OFFICIAL, RECIPES, load_recipe, recipe_path
 from .run import RunConfig, SegmenterConfig
 from .training import (
@@ -35,6 +35,7 @@ __all__ = [
     "SegmenterTrainingConfig",
     "TrainingConfig",
     "check_keys",
+    "deciding",
     "from_mapping",
     "load_recipe",
     "merge",

@@ -6,7 +6,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import Checked, number
+from .ranges import Checked, free_switch, number
 
 
 @strict
@@ -49,9 +49,9 @@ class DataConfig(Checked):
     train_split: str = "train"
     score_split: str | None = None
     max_images: int | None = number(None, at_least=1)
-    strict: bool = False
+    strict: bool = free_switch(False)
     partial: bool = False
-    outside_files: bool = False
+    outside_files: bool = free_switch(False)
     unlabelled: Literal["ignore", "background"] = "ignore"
     dataset: str | None = None
     dataset_config: str | None = None

@@ -64,7 +64,7 @@ class LabellingConfig(Checked):
     flip: bool = True
     batch_size: int = number(8, at_least=1, limit=100_000)
     crf: CrfConfig | None = field(default_factory=CrfConfig)
-    crf_workers: int = number(2, at_least=1, limit=1024)
+    crf_workers: int = number(2, decides=False, at_least=1, limit=1024)
     known_classes: Literal["tags", "predicted"] = "tags"
     class_threshold: float = number(0.5, above=0, below=1)
 
@@ -140,7 +140,7 @@ class PredictionConfig(Checked):
     overlap: float = number(0.5, at_least=0, below=1)
     batch_size: int = number(8, at_least=1, limit=100_000)
     crf: CrfConfig | None = None
-    crf_workers: int = number(2, at_least=1, limit=1024)
+    crf_workers: int = number(2, decides=False, at_least=1, limit=1024)
 
 
 @strict

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import UserError
-from .ranges import shortened, shown
+from .ranges import Checked, shortened, shown
 from .yaml_text import MAX_DEPTH, read_yaml
 
 T = TypeVar("T")
@@ -96,6 +96,21 @@ def text_to_number(value: Any) -> Any:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The inverse of [`from_mapping`]: plain containers, ready for YAML or JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def deciding(config: Checked) -> dict[str, Any]:
+    """The settings on which a result depends, as [`to_mapping`] gives them.
+
+    The others, such as the number of worker processes, may change between a start and its continuation.
+    """
+    values = to_mapping(config)
+    for name in [f.name for f in dataclasses.fields(config)]:  # type: ignore[arg-type]
+        part = getattr(config, name)
+        if not config.declared(name).get("decides", True):
+            del values[name]
+        elif isinstance(part, Checked):
+            values[name] = deciding(part)
+    return values
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

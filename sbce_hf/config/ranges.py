@@ -52,9 +52,20 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
 
 
-def number(default: float | None, **bounds: float) -> Any:
-    """A field that holds a number; `bounds` are those of [`Range`], and `None` is in every range."""
-    return field(default=default, metadata={"range": Range(**bounds)})
+def number(default: float | None, *, decides: bool = True, **bounds: float) -> Any:
+    """A field that holds a number; `bounds` are those of [`Range`], and `None` is in every range.
+
+    Args:
+        default: of the field.
+        decides: a result depends on it; see [`deciding`].
+        bounds: see above.
+    """
+    return field(default=default, metadata={"range": Range(**bounds), "decides": decides})
+
+
+def free_switch(default: bool) -> Any:
+    """A field that is true or false, and on which no result depends; see [`deciding`]."""
+    return field(default=default, metadata={"decides": False})
 
 
 # The longest side of an image, view or window that anybody can have meant, in pixels.
@@ -91,7 +102,7 @@ class Checked:
             for path, leaf in _numbers(value, where):
                 if not math.isfinite(leaf):
                     raise UserError(f"{path}: got {leaf}, expected a finite number")
-            declared = self._declared(name)
+            declared = self.declared(name)
             if value is None:
                 continue
             if "range" in declared and (expected := declared["range"].problem(value)):
@@ -100,7 +111,8 @@ class Checked:
                 _check_scales(value, where)
 
     @classmethod
-    def _declared(cls, name: str) -> Mapping[str, Any]:
+    def declared(cls, name: str) -> Mapping[str, Any]:
+        """What a field says of itself besides its type and default."""
         fields = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
         return next((f.metadata for f in fields if f is not None and f.metadata), {})
 

@@ -103,4 +103,4 @@ class RunConfig(Checked):
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     irn: IrnRefinementConfig | None = None
     segmenter: SegmenterConfig | None = None
-    contact_images: int = number(8, at_least=0, limit=10_000)
+    contact_images: int = number(8, decides=False, at_least=0, limit=10_000)

@@ -44,10 +44,10 @@ class LoopConfig(Checked):
     max_grad_norm: float | None = number(None, above=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_accumulation_steps: int = number(1, at_least=1)
-    num_workers: int = number(2, at_least=0, limit=1024)
-    checkpoint_every: int = number(100, at_least=1)
-    checkpoints_total_limit: int = number(1, at_least=1)
-    log_every: int = number(10, at_least=1)
+    num_workers: int = number(2, decides=False, at_least=0, limit=1024)
+    checkpoint_every: int = number(100, decides=False, at_least=1)
+    checkpoints_total_limit: int = number(1, decides=False, at_least=1)
+    log_every: int = number(10, decides=False, at_least=1)
 
     def validate_loop(self) -> None:
         """The batch can be divided."""

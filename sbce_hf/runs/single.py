@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..config import LabellingConfig, PredictionConfig, RunConfig, from_mapping, to_mapping
+from ..config import LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
 from ..evaluation.confusion import score_store
@@ -60,8 +60,8 @@ def label_with_checkpoint(
     process = PartialState(cpu=use_cpu())
     model = load_classifier(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
-    # The number of CRF processes changes nothing, and may have to be lowered before a run can be continued.
-    options = {name: value for name, value in to_mapping(labelling).items() if name != "crf_workers"}
+    # Without the number of CRF processes, which may have to be lowered before a run can be continued.
+    options = deciding(labelling)
     return label_images(
         model,
         images,
@@ -118,7 +118,7 @@ def predict_with_checkpoint(
     process = PartialState(cpu=use_cpu())
     model, processor = load_segmenter(model_dir)
     files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "preprocessor_config.json"]
-    options = {name: value for name, value in to_mapping(prediction).items() if name != "crf_workers"}
+    options = deciding(prediction)
     made_from = {"prediction": options, "images": images.manifest_hash, "checkpoint": [file_digest(f) for f in files]}
     return predict_images(
         model,

@@ -9,13 +9,10 @@ from transformers import PreTrainedModel
 
 from ..config import RunConfig
 from ..files import digest, read_json, write_json
-from ..training.loop import FREE_SETTINGS
 from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
-# Settings that decide no result: they may differ when a run is continued.
-FREE = {*FREE_SETTINGS, "crf_workers", "contact_images", "strict", "outside_files"}
 
 Kind = Literal["classifier", "refinement", "segmenter", "yardstick"]
 
@@ -63,15 +60,6 @@ class Refinement:
     make: Callable[[Bench, Stage], None]
     note: str
     network: Callable[[RunConfig, Any], PreTrainedModel] | None = None
-
-
-def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a section that decide a result."""
-    return {
-        key: deciding(value) if isinstance(value, Mapping) else value
-        for key, value in settings.items()
-        if key not in FREE
-    }
 
 
 def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from ..config import RunConfig, from_mapping, to_mapping
+from ..config import RunConfig, deciding, from_mapping
 from .bench import CONFIG, NOTES
 from .classify import train_and_label
 from .refine import IRN
 from .refine import REFINEMENT as IRN_REFINEMENT
 from .segment import train_and_predict
 from .settings import BCE, labelling_of, variants
-from .stage import RECORD, Refinement, Stage, deciding
+from .stage import RECORD, Refinement, Stage
 from .yardstick import best_constant
 
 # By the section of the recipe that asks for it, in the order in which they refine.
@@ -56,20 +56,20 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 
 def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage:
-    values, labelling = to_mapping(config), labelling_of(config, number)
+    values, labelling = deciding(config), labelling_of(config, number)
     settings = {
         "seed": config.seed,
-        "labelling": deciding(to_mapping(labelling)),
+        "labelling": deciding(labelling),
         "proportions": values["proportions"],
         # Where class maps end decides the least share that a present class keeps.
         "spatial": {"image_size": config.spatial.image_size},
     }
     if previous is None:
-        data = {key: value for key, value in deciding(values["data"]).items() if key != "score_split"}
+        data = {key: value for key, value in values["data"].items() if key != "score_split"}
         settings |= {key: values[key] for key in ("model", "trunk_weights")}
-        settings |= {"data": data, "bce": deciding(values["bce"])}
+        settings |= {"data": data, "bce": values["bce"]}
     else:
-        settings["spatial"] = deciding(values["spatial"])
+        settings["spatial"] = values["spatial"]
     return Stage(
         name=f"round_{number}" if number else BCE,
         kind="classifier",
@@ -86,8 +86,8 @@ def _refinement(config: RunConfig, name: str, refinement: Refinement, source: St
     settings = {
         "seed": config.seed,
         "trunk_weights": config.trunk_weights,
-        name: deciding(to_mapping(config)[name]),
-        "labelling": deciding(to_mapping(labelling)),
+        name: deciding(config)[name],
+        "labelling": deciding(labelling),
     }
     stores, split = variants(name, labelling), config.data.score_split
     make, note = refinement.make, refinement.note
@@ -95,7 +95,7 @@ def _refinement(config: RunConfig, name: str, refinement: Refinement, source: St
 
 
 def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier: Stage) -> Stage:
-    section = deciding(to_mapping(config)[SEGMENTER])
+    section = deciding(config)[SEGMENTER]
     # Which others there are decides nothing about this one.
     section.pop("compare")
     crf = section["prediction"]["crf"] is not None

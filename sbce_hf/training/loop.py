@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..config import LoopConfig, to_mapping
+from ..config import LoopConfig, deciding
 from .device import create_accelerator, tune_allocator
 from .folder import FitSummary, Progress, StageFolder
 from .metrics import Values, Window, WindowMeans
@@ -29,9 +29,6 @@ from .optimization import poly_factor
 from .sampler import BatchOrder, Draws, EpochDataset
 
 logger = logging.getLogger(__name__)
-
-# Settings that may change between a stage and its continuation: they do not change what is learned.
-FREE_SETTINGS = ("num_workers", "checkpoint_every", "checkpoints_total_limit", "log_every")
 
 
 class TrainingHealthError(RuntimeError):
@@ -65,7 +62,7 @@ def stage_folder(
     output_dir: Path, config: LoopConfig, *, images: int, seed: int, name: str, inputs: Mapping[str, Any] | None = None
 ) -> StageFolder:
     """The folder in which [`fit`] trains, with its arguments: shows whether the stage is finished."""
-    training = {key: value for key, value in to_mapping(config).items() if key not in FREE_SETTINGS}
+    training = deciding(config)
     settings = {"name": name, "seed": seed, "images": images, "training": training, "inputs": inputs or {}}
     return StageFolder(Path(output_dir), settings)
 
