@@ -7,8 +7,18 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from sbce_hf import config as configs
-from sbce_hf.config import BoundaryTrainingConfig, LoopConfig, RunConfig, from_mapping, load_recipe, parse_override
+from sbce_hf.config import (
+    BoundaryTrainingConfig,
+    LoopConfig,
+    RunConfig,
+    deciding,
+    from_mapping,
+    load_recipe,
+    parse_override,
+    to_mapping,
+)
 from sbce_hf.config.ranges import Checked
+from sbce_hf.runs.stage import flat
 
 CONFIGS = [value for value in vars(configs).values() if isinstance(value, type) and issubclass(value, Checked)]
 
@@ -112,3 +122,21 @@ def test_a_range_outlives_a_new_default():
 def test_ranges_are_checked_before_fields_are_compared():
     with pytest.raises(ValueError, match="gradient_accumulation_steps: got 0, expected at least 1"):
         from_mapping(RunConfig, {"bce": {"gradient_accumulation_steps": 0}})
+
+
+def test_what_decides_no_result_is_left_out_and_nothing_else():
+    config = load_recipe("voc-animals", {"data": {"data_dir": "photos"}})
+    left_out = flat(to_mapping(config)).keys() - flat(deciding(config)).keys()
+    assert {name.rpartition(".")[2] for name in left_out} == {
+        "num_workers",
+        "checkpoint_every",
+        "checkpoints_total_limit",
+        "log_every",
+        "crf_workers",
+        "contact_images",
+        "strict",
+        "outside_files",
+    }
+    # In every training and labelling, however deep.
+    assert "segmenter.training.log_every" in left_out and "segmenter.prediction.crf_workers" in left_out
+    assert all(flat(to_mapping(config))[name] == value for name, value in flat(deciding(config)).items())
