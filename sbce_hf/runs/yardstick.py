@@ -20,7 +20,7 @@ def best_constant(bench: Bench, stage: Stage) -> None:
         raise ValueError(f"{stage.name}: no image has a mask")
     folder, model_dir = bench.run_dir / stage.name, bench.run_dir / stage.needs[0].name / "model"
     path, labelling = folder / SCAN, labelling_of(bench.config, 0)
-    if not path.is_file():
+    if not bench.decided(path.is_file()):
         scored, process = bench.scored, bench.process
         # Whole groups, as labelling has them: which images share a batch decides the last bits of their maps.
         groups = groups_of(scored, labelling.batch_size)
