@@ -46,7 +46,9 @@ def local_checkpoint(name: str | os.PathLike[str]) -> Path:
 
 def own_folder(folder: Path) -> Path:
     """Where the files of a checkpoint's folder lie: a snapshot in the Hub's cache links to those of its repository."""
-    return folder.parent.parent if folder.parent.name == "snapshots" else folder
+    repository = folder.parent.parent
+    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository if cached else folder
 
 
 def download(name: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:

@@ -6,6 +6,7 @@ be sound: to leave it out would silently make the data set smaller, so such erro
 """
 
 import errno
+import functools
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,14 @@ def named(name: str) -> Iterator[None]:
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Mapping):
         source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What PIL reads by itself: for EPS it starts another program, which runs what is in the file."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """Reader of Hugging Face datasets: on the Hub, saved by `save_to_disk`, or a local folder of parquet files."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ..config import DataConfig, check_keys
 from ..errors import UserError
-from ..references import split_revision
+from ..references import download, split_revision
+from .own_files import require_own_patterns, require_own_sources
 from .schema import TaggedImages, features
 from .validation import checked_images, class_indices
 
@@ -37,6 +39,10 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     """
     dataset = _open(config, split)
     columns = _columns(dataset, config)
+    if "image_id" in columns and not isinstance(dataset.features[columns["image_id"]], Value | ClassLabel):
+        # Of a picture, reading it would open what it names.
+        kind = dataset.features[columns["image_id"]]
+        raise UserError(f"data.columns.image_id: column {columns['image_id']!r} is {kind}, expected text or numbers")
     labels, class_names = _labels(dataset, columns["labels"], config.classes)
     feature = dataset.features[columns["labels"]]
     named = isinstance(getattr(feature, "feature", feature), ClassLabel)
@@ -65,6 +71,12 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     )
 
 
+def _with_revision(config: DataConfig) -> str:
+    name, revision = split_revision(config.dataset or "")
+    revision = revision or config.revision
+    return f"{name}@{revision}" if revision else name
+
+
 def _own_folder(name: str) -> Path:
     """Where the files of a dataset lie: a folder of this machine, or its repository in the Hub's cache."""
     if os.path.isdir(name):
@@ -74,6 +86,13 @@ def _own_folder(name: str) -> Path:
 
 def _open(config: DataConfig, split: str) -> Dataset:
     name = config.dataset or ""
+    if not config.outside_files:
+        if os.path.isdir(name):
+            require_own_sources(Path(name))
+        else:
+            # What cannot be fetched here is told by what follows.
+            with contextlib.suppress(OSError):
+                require_own_patterns(download(_with_revision(config), "dataset", ["README.md"]) / "README.md")
     if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
         saved = datasets.load_from_disk(name)
         if isinstance(saved, DatasetDict):

@@ -1,12 +1,71 @@
 """A data set shows only itself: its rows' bytes, and files in its own folder."""
 
+import json
 import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import DatasetCard
 
 from ..errors import UserError
 from ..files import is_inside
+
+
+def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path) -> None:
+    """Raise for a file that lies outside of the data set's own folder, before it is opened.
+
+    Args:
+        paths: of files; `None` is passed over.
+        root: the folder.
+
+    Raises:
+        UserError: names the file and the option that allows it.
+    """
+    for path in paths:
+        if path is not None and not is_inside(path, root):
+            raise UserError(
+                f"{path}: is {os.path.realpath(path)}, expected a file inside of {root}. If these data are your own, "
+                "set data.outside_files=true"
+            )
+
+
+def require_own_sources(folder: Path) -> None:
+    """Check which files a folder with a dataset takes its rows from: none outside, by a link, a list or a pattern.
+
+    Raises:
+        UserError: names the file; see [`require_own_paths`].
+    """
+    require_own_paths((path for path in folder.rglob("*") if not path.is_dir()), folder)
+    for state in folder.rglob("state.json"):
+        for entry in json.loads(state.read_text(encoding="utf-8")).get("_data_files", ()):
+            require_own_paths([state.parent / str(entry.get("filename"))], folder)
+    require_own_patterns(folder / "README.md")
+
+
+def require_own_patterns(card: Path) -> None:
+    """Check that a dataset's card names data files of the dataset itself.
+
+    Raises:
+        UserError: a pattern that is absolute, goes up, or names another address.
+    """
+    if not card.is_file():
+        return
+    for pattern in _strings(DatasetCard.load(card).data.to_dict().get("configs")):
+        if pattern.startswith(("/", "~")) or "://" in pattern or "::" in pattern or ".." in PurePath(pattern).parts:
+            raise UserError(
+                f"{card}: configs: got {pattern!r}, expected files of the dataset itself. If these data are your own, "
+                "set data.outside_files=true"
+            )
+
+
+def _strings(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _strings(value)
 
 
 def require_own_files(dataset: Dataset, root: Path) -> None:

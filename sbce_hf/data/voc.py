@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..errors import UserError
+from .own_files import require_own_paths
 from .schema import IGNORE_INDEX, TaggedImages, decode_indices
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_files, require_folder
 
@@ -78,6 +79,9 @@ def list_split(config: DataConfig, split: str) -> Listing:
         there = present_files(paths, what, config.partial, f"VOC's are in {ARCHIVE}")
         image_ids = [image_ids[index] for index in there]
     masks = [_find_mask(root, image_id) for image_id in image_ids]
+    if not config.outside_files:
+        # Tags may be read from them.
+        require_own_paths(masks, root)
     tags = _read_tags(root, config.tags_file, image_ids, masks)
     labels = [_known_indices(names, class_names, image_id) for image_id, names in zip(image_ids, tags, strict=True)]
     return Listing(image_ids, [photos / f"{image_id}.jpg" for image_id in image_ids], labels, masks, num_listed)

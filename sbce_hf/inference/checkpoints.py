@@ -152,6 +152,10 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
         raise
     except Exception as error:
         raise ValueError(f"{settings}: {error}") from error
+    if not isinstance(processor.rescale_factor, int | float):
+        raise ValueError(f"{settings}: rescale_factor: got {str(processor.rescale_factor)[:80]!r}, expected a number")
+    for key in ("image_mean", "image_std"):
+        _statistic(settings, {key: getattr(processor, key)}, key, ())
     scaled = processor.do_rescale and processor.do_normalize and math.isclose(processor.rescale_factor, 1 / 255)
     if not scaled or getattr(processor, "do_flip_channel_order", False):
         raise ValueError(
@@ -267,6 +271,6 @@ def trained_side(processor: Any) -> int | None:
     """
     size = dict(processor.size or {}) if processor.do_resize else {}
     side = size.get("longest_edge") or (size.get("max_height") if len(set(size.values())) == 1 else None)
-    if side is not None and not 1 <= side <= MAX_SIDE:
+    if side is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
         raise ValueError(f"preprocessor_config.json: size: got {side}, expected 1 to {MAX_SIDE} pixels")
     return side

@@ -2,11 +2,11 @@
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from datasets.data_files import sanitize_patterns
 from huggingface_hub import DatasetCard
@@ -40,7 +40,10 @@ class HubLabelMaps:
         files, info = _download(reference)
         dataset = Dataset.from_parquet([str(file) for file in files])
         missing = [name for name in COLUMNS if name not in dataset.column_names]
-        if missing or not isinstance(dataset.features["labels"].feature, ClassLabel):
+        kinds = (("image_id", Value), ("label_map", ImageFeature), ("labels", ClassLabel), ("proportions", Value))
+        # Reading a column of pictures would open what they name.
+        wrong = [name for name, kind in kinds if name not in missing and not _holds(dataset.features[name], kind)]
+        if missing or wrong:
             raise ValueError(
                 f"label maps {reference}: columns {', '.join(dataset.column_names)}, expected {', '.join(COLUMNS)} "
                 "with labels as a list of ClassLabel, as sbce push labels writes them"
@@ -87,6 +90,10 @@ class HubLabelMaps:
         return ids, table
 
 
+def _holds(feature: Any, kind: type) -> bool:
+    return isinstance(getattr(feature, "feature", feature), kind)
+
+
 def open_label_maps(
     reference: str | os.PathLike[str], class_names: tuple[str, ...] | None = None
 ) -> LabelStore | HubLabelMaps:
@@ -121,6 +128,9 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
             f"label maps {reference}: {what}, expected one of {sorted(patterns)} with a split {SPLIT!r}; name it as "
             f"in {name}:{next(iter(patterns), 'CONFIG')}"
         )
+    for pattern in patterns[config]:
+        if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+            raise ValueError(f"label maps {reference}: data_files {pattern!r}, expected files of the dataset itself")
     # This very commit, whatever happens to the branch meanwhile.
     pinned = f"{name.partition('@')[0]}@{folder.name}"
     folder = download(pinned, "dataset", [*patterns[config], f"{config}/{INFO}"])

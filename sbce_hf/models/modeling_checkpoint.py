@@ -23,7 +23,7 @@ MAX_CONFIG, MAX_INDEX = 2**20, 16 * 2**20
 # Elements of a model that a checkpoint may lack: a head of other classes, or tables that are not saved.
 MAX_LACKING = 2**26
 # Numbers of a foreign configuration: above these nothing is a width, a number of parts, or a number of layers in all.
-MAX_NUMBER, MAX_PARTS, MAX_LAYERS = 2**20, 1024, 512
+MAX_NUMBER, MAX_PARTS, MAX_LAYERS, MAX_SCALE = 2**20, 1024, 512, 64
 # Entries of a list or mapping in it; class names may be more.
 MAX_ENTRIES, MAX_NAMES = 256, 10_000
 # transformers would read these instead of model.safetensors.
@@ -105,17 +105,27 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         raise ValueError(f"{others[0]}: a shard of a distributed checkpoint; expected {SAFE_WEIGHTS_NAME} alone")
     whole, index = (folder / with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     if whole.is_file():
-        return [whole]
+        return [_own(whole)]
     if not index.is_file():
         raise FileNotFoundError(
             f"{folder}: no {whole.name} and no {index.name}; expected the model/ folder of a "
             "finished training. Pickled weights (.bin, .pth) are not read: `sbce import` converts them"
         )
-    files = [folder / name for name in read_shards(index)]
+    files = [_own(folder / name) for name in read_shards(index)]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise FileNotFoundError(f"{index}: names {missing.name}, which is missing; fetch the checkpoint again")
     return files
+
+
+def _own(path: Path) -> Path:
+    """The path of a file that lies in its folder, or, for a snapshot in the Hub's cache, in its repository's."""
+    folder = path.parent
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        folder = folder.parent.parent
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{path}: is a link out of the checkpoint's folder, expected a file; put a copy there")
+    return path
 
 
 def read_shards(index: Path) -> list[str]:
@@ -194,7 +204,9 @@ def _check_number(name: str, key: str, value: Any) -> None:
     if isinstance(value, list | Mapping) and len(value) > entries:
         raise ValueError(f"{name}: has {len(value)} entries, expected at most {entries}")
     layers = "layers" in key or "depth" in key
-    high = MAX_LAYERS if layers else MAX_PARTS if "num_" in key and key != "num_labels" else MAX_NUMBER
+    scale, parts = key.endswith(("scales", "factors")), "num_" in key and key != "num_labels"
+    limits = ((scale, MAX_SCALE), (layers, MAX_LAYERS), (parts, MAX_PARTS), (True, MAX_NUMBER))
+    high = next(limit for applies, limit in limits if applies)
     numbers = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, int | float)]
     for number in [*numbers, sum(numbers)] if layers else numbers:
         if not abs(number) <= high:

@@ -11,6 +11,7 @@ from PIL import Image
 from sbce_hf.cli import main
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
+from sbce_hf.data.decoding import decode_image
 from sbce_hf.errors import UserError
 from sbce_hf.hub.models import find_model, render_model_folder
 from sbce_hf.inference.checkpoints import load_classifier
@@ -92,7 +93,8 @@ def write_parquet(path, image, mask=None):
 def test_a_row_that_names_a_file_elsewhere_is_refused(tmp_path, secret, monkeypatch, column, path):
     monkeypatch.chdir(secret.parent)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "link.png").symlink_to(secret)
+    if path == "link":
+        (tmp_path / "data" / "link.png").symlink_to(secret)
     named = {
         "absolute": str(secret),
         "relative": secret.name,
@@ -103,7 +105,11 @@ def test_a_row_that_names_a_file_elsewhere_is_refused(tmp_path, secret, monkeypa
     rows = (entry, None) if column == "image" else (whole, entry)
     write_parquet(tmp_path / "data" / "train.parquet", *rows)
     config = DataConfig(source="hub", dataset=str(tmp_path / "data"), score_split="train")
-    with pytest.raises(UserError, match=f"{column} of image '1'.*secret.*expected the file's bytes"):
+    # Links are found before any row is read.
+    expected = (
+        f"{column} of image '1'.*secret.*expected the file's bytes" if path != "link" else "link.png: is .*secret"
+    )
+    with pytest.raises(UserError, match=expected):
         load_images(config, "train")
 
 
@@ -111,6 +117,50 @@ def test_a_row_may_name_a_file_of_its_own_data_set(tmp_path):
     own = picture(tmp_path / "data" / "pictures" / "own.png")
     write_parquet(tmp_path / "data" / "train.parquet", {"bytes": None, "path": str(own)})
     assert len(load_images(DataConfig(source="hub", dataset=str(tmp_path / "data")), "train")) == 2
+
+
+def test_sources_of_a_folder_are_its_own(tmp_path, secret):
+    write_parquet(tmp_path / "elsewhere" / "train.parquet", {"bytes": secret.read_bytes(), "path": None})
+    for name, make in {
+        "link": lambda folder: (folder / "train.parquet").symlink_to(tmp_path / "elsewhere" / "train.parquet"),
+        "pattern": lambda folder: card(folder, "../elsewhere/train.parquet"),
+        "absolute": lambda folder: card(folder, f"{tmp_path}/elsewhere/train.parquet"),
+        "address": lambda folder: card(folder, "http://127.0.0.1:9/train.parquet"),
+    }.items():
+        (tmp_path / name).mkdir()
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=r"data\.outside_files=true"):
+            load_images(DataConfig(source="hub", dataset=str(tmp_path / name)), "train")
+
+
+def card(folder, pattern):
+    files = f"configs: [{{config_name: default, data_files: [{{split: train, path: '{pattern}'}}]}}]"
+    (folder / "README.md").write_text(f"---\n{files}\n---\n")
+
+
+def test_a_saved_dataset_lists_its_own_files(tmp_path, secret):
+    rows = {"image": [{"bytes": secret.read_bytes(), "path": None}], "labels": [[0]]}
+    features = Features({name: FEATURES[name] for name in rows})
+    for name in ("own", "elsewhere"):
+        Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / name))
+    config = DataConfig(source="hub", dataset=str(tmp_path / "own"))
+    assert len(load_images(config, "train")) == 1
+    state = json.loads((tmp_path / "own" / "state.json").read_text())
+    (file,) = (tmp_path / "elsewhere").glob("*.arrow")
+    state["_data_files"] = [{"filename": f"../elsewhere/{file.name}"}]
+    (tmp_path / "own" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"expected a file inside of .*data\.outside_files=true"):
+        load_images(config, "train")
+
+
+def test_a_name_that_is_a_picture_is_refused(tmp_path, secret):
+    picture_column = Features({**FEATURES, "image_id": ImageFeature()})
+    own = {"bytes": secret.read_bytes(), "path": None}
+    rows = {"image": [own], "labels": [[0]], "mask": [own], "image_id": [own]}
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows, features=picture_column).to_parquet(str(tmp_path / "data" / "train.parquet"))
+    with pytest.raises(UserError, match="image_id: column 'image_id' is Image.*expected text or numbers"):
+        load_images(DataConfig(source="hub", dataset=str(tmp_path / "data")), "train")
 
 
 def test_a_published_label_map_that_names_a_file_is_refused(tmp_path, secret, monkeypatch):
@@ -132,6 +182,39 @@ def test_a_published_label_map_that_names_a_file_is_refused(tmp_path, secret, mo
     monkeypatch.setattr(hub_store, "_download", lambda reference: ([tmp_path / "train.parquet"], {}))
     with pytest.raises(ValueError, match="image 'a'.*expected the bytes of a PNG"):
         HubLabelMaps("user/labels").read("a")
+
+
+@pytest.mark.parametrize("column", ["image_id", "proportions"])
+def test_published_label_maps_with_pictures_for_numbers_are_refused(tmp_path, secret, monkeypatch, column):
+    own = {"bytes": secret.read_bytes(), "path": None}
+    features = {"image_id": Value("string"), "label_map": ImageFeature(), "labels": List(ClassLabel(names=["cat"]))}
+    features |= {"proportions": List(Value("float64"))}
+    rows = {"image_id": ["a"], "label_map": [own], "labels": [[0]], "proportions": [[1.0]]}
+    if column == "image_id":
+        features["image_id"], rows["image_id"] = ImageFeature(), [own]
+    else:
+        features["proportions"], rows["proportions"] = List(ImageFeature()), [[own]]
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(str(tmp_path / "train.parquet"))
+    monkeypatch.setattr(hub_store, "_download", lambda reference: ([tmp_path / "train.parquet"], {}))
+    with pytest.raises(ValueError, match="expected image_id, label_map"):
+        HubLabelMaps("user/labels")
+
+
+def test_tags_are_not_read_from_a_mask_elsewhere(tmp_path):
+    root = tmp_path / "voc"
+    picture(root / "JPEGImages" / "a.jpg")
+    (root / "SegmentationClass").mkdir()
+    (root / "SegmentationClass" / "a.png").symlink_to(picture(tmp_path / "private" / "m.png", grey=True))
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"SegmentationClass/a.png: is .*outside_files"):
+        load_images(DataConfig(source="voc", data_dir=str(root)), "train")
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        decode_image(tmp_path / "a.png")
 
 
 def test_a_label_map_that_is_a_link_is_refused_and_not_published(tmp_path, secret):
@@ -157,9 +240,18 @@ def test_files_of_a_model_that_are_links_are_neither_loaded_nor_published(tmp_pa
     with pytest.raises(ValueError, match="modeling_extra.py: is a link out of"):
         load_classifier(tmp_path / "model")
     (tmp_path / "out").mkdir()
+    (tmp_path / "snapshots").mkdir()
     with pytest.raises(ValueError, match="modeling_extra.py: is a link out of"):
         render_model_folder(find_model(tmp_path / "model"), "user/model", tmp_path / "out")
     assert not (tmp_path / "out" / "modeling_extra.py").exists()
+    (tmp_path / "model" / "modeling_extra.py").unlink()
+    # A folder that is only called like the cache's is not the cache's.
+    weights = (tmp_path / "model").rename(tmp_path / "snapshots" / "model") / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    for load in (load_classifier, SpatialBceForImageClassification.from_pretrained):
+        with pytest.raises(ValueError, match="model.safetensors: is a link out of"):
+            load(weights.parent)
 
 
 def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):

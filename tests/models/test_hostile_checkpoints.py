@@ -425,6 +425,7 @@ FOREIGN = {
         "model_type": "upernet",
         "backbone_config": {"model_type": "convnext", "depths": [1] * 200_000},
     },
+    "pools": {"model_type": "upernet", "pool_scales": [4096]},
     "convolutions": {"model_type": "upernet", "auxiliary_num_convs": 10**6},
     "tables": {
         "model_type": "upernet",
