@@ -23,6 +23,8 @@ class CrfConfig(Checked):
         bilateral_sxy: position deviation of the appearance kernel.
         bilateral_srgb: its colour deviation.
         bilateral_compat: its Potts weight.
+        side: long side to which larger photos are scaled for the CRF, as its widths are in pixels; the result has the
+            photo's own size. The published widths are those of photos of 500 pixels. `None` never scales.
     """
 
     SECTION = "crf"
@@ -34,6 +36,7 @@ class CrfConfig(Checked):
     bilateral_sxy: float = number(40.0, above=0)
     bilateral_srgb: float = number(5.0, above=0)
     bilateral_compat: float = 10.0
+    side: int | None = number(512, at_least=32, limit=MAX_SIDE)
 
 
 @strict

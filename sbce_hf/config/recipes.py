@@ -57,6 +57,7 @@ OFFICIAL: dict[str, Any] = {
             "bilateral_sxy": 40.0,
             "bilateral_srgb": 5.0,
             "bilateral_compat": 10.0,
+            "side": None,
         },
     },
     "proportions": {"lost": "minimum"},

@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import cast
 
 import numpy as np
+from PIL import Image
 from pydensecrf import densecrf
 
 from ..config import CrfConfig
@@ -99,7 +100,8 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     """Refine a label map; the CRF chooses among background and the image's known classes.
 
     A known class that the map has lost keeps its label, so that the CRF may bring it back; with no known class the map
-    is returned as it is.
+    is returned as it is. A photo that is larger than `config.side` is scaled down to it for the CRF, and the marginals
+    back, before the label is chosen.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -121,12 +123,49 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
         return label_map.copy()
     index_of = np.zeros(256, np.int64)
     index_of[values] = np.arange(len(values))
-    return values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
+    size = _crf_size(image, config)
+    _check_sizes(image, label_map.shape, len(values))
+    if size == image.shape[:2]:
+        return values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
+    # Which label most of a small pixel's area has; one label at a time.
+    small = _argmax(((label_map == value).astype(np.float32) for value in values), size)
+    marginals = crf_probabilities(_resized(image, size), small, len(values), config)
+    return values[_argmax(marginals, image.shape[:2])]
 
 
 def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:
-    """The `(H, W)` uint8 label map of the largest marginals; see [`crf_from_probabilities`]."""
-    return crf_from_probabilities(image, probabilities, config).argmax(axis=0).astype(np.uint8)
+    """The `(H, W)` uint8 label map of the largest marginals; see [`crf_from_probabilities`].
+
+    A photo that is larger than `config.side` is scaled down for it, as in [`dense_crf`].
+    """
+    size = _crf_size(image, config)
+    if size == image.shape[:2] or probabilities.shape[1:] != image.shape[:2]:
+        return crf_from_probabilities(image, probabilities, config).argmax(axis=0).astype(np.uint8)
+    small = np.stack([_resized(values, size) for values in probabilities])
+    return _argmax(crf_from_probabilities(_resized(image, size), small, config), image.shape[:2])
+
+
+def _crf_size(image: np.ndarray, config: CrfConfig) -> tuple[int, int]:
+    """Height and width at which the CRF works."""
+    height, width = image.shape[:2]
+    factor = min(1.0, (config.side or max(height, width)) / max(height, width))
+    return max(1, round(factor * height)), max(1, round(factor * width))
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, over the whole area of a pixel where it gets smaller; an RGB image or one map of floats."""
+    return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _argmax(maps: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Which of the maps is highest at another size, `(h, w)` uint8; the first of equal ones."""
+    winner = np.zeros(size, np.uint8)
+    highest = np.full(size, -np.inf, np.float32)
+    for index, values in enumerate(maps):
+        values = _resized(values, size)
+        higher = values > highest
+        winner[higher], highest[higher] = index, values[higher]
+    return winner
 
 
 class CrfPool:
