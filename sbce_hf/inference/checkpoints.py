@@ -29,7 +29,7 @@ from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, read_json, weight_files
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..references import own_folder
-from ..training.device import use_cpu
+from ..training.device import tune_allocator, use_cpu
 from .views import IMAGE_MEAN, IMAGE_STD
 
 # Longest side to which a checkpoint may have photos resized, in pixels.
@@ -260,7 +260,10 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _for_inference(model: Any) -> PreTrainedModel:
-    return model.eval().to(PartialState(cpu=use_cpu()).device)
+    device = PartialState(cpu=use_cpu()).device
+    if device.type == "cpu":
+        tune_allocator()
+    return model.eval().to(device)
 
 
 def trained_side(processor: Any) -> int | None:

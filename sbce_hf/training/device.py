@@ -14,7 +14,7 @@ from ..config import LoopConfig
 def tune_allocator() -> bool:
     """Let glibc keep freed memory instead of giving it back to the system after every layer.
 
-    Without it, training on a CPU spends more than half its time in page faults.
+    Without it, training and labelling on a CPU spend about half of their time in page faults.
 
     Returns:
         Whether there was a glibc to tune.
