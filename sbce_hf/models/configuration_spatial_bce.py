@@ -46,6 +46,9 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
             Give each class map a bias. The released program has none.
         normalization (`"balanced"` or `"official"`, defaults to `"balanced"`):
             Weighting of present and absent classes in the spatial loss, see `spatial_bce_loss`.
+        present_loss (`"ratio"` or `"cross_entropy"`, defaults to `"ratio"`):
+            What a present class's pixels pay in the spatial loss: the paper's `R`, or the cross-entropy to their own
+            side of the quantile threshold, which is stable under any proportions; see `quantile_cross_entropy`.
         kl_weight (`float`, defaults to 1.0):
             Weight of the proportion term.
         kl_form (`"bernoulli"` or `"odds"`, defaults to `"bernoulli"`):
@@ -84,6 +87,7 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     logit_scale_init: float | int = 1.0
     class_map_bias: bool = False
     normalization: Literal["balanced", "official"] = "balanced"
+    present_loss: Literal["ratio", "cross_entropy"] = "ratio"
     kl_weight: float | int = 1.0
     kl_form: Literal["bernoulli", "odds"] = "bernoulli"
     kl_slope_leak: float | int = 0.05

@@ -20,6 +20,7 @@ from torch import Tensor
 
 Normalization = Literal["balanced", "official"]
 KlForm = Literal["bernoulli", "odds"]
+PresentLoss = Literal["ratio", "cross_entropy"]
 SumOverProcesses = Callable[[Tensor], Tensor]
 
 # The released program clamps the threshold here; below it R's slope towards 0 would exceed any useful step.
@@ -51,6 +52,11 @@ def _pooled_mean(total: Tensor, count: Tensor, reduce: SumOverProcesses | None) 
 
 def _float(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _of_present(proportions: Tensor, labels: Tensor) -> Tensor:
+    """Proportions with those of absent classes replaced: nothing times NaN, which a table may have there, is NaN."""
+    return torch.where(labels > 0, proportions, torch.full_like(proportions, 0.5))
 
 
 def quantile_rank(proportions: Tensor, num_pixels: int) -> Tensor:
@@ -98,11 +104,41 @@ def threshold_ratio(probabilities: Tensor, thresholds: Tensor) -> tuple[Tensor, 
     return 1 - distance.square(), above
 
 
+def quantile_cross_entropy(pixel_logits: Tensor, proportions: Tensor) -> Tensor:
+    """The per-pixel cross-entropy to a map's own side of its quantile threshold.
+
+    Where `R` only pushes a pixel away from the threshold, wherever that lies, this says where to: the pixels above the
+    rank that the proportion gives to 1, the others to 0. Its slope is bounded by 1 in the logits, and a pixel that is
+    wrong and saturated still has one; so right proportions, which ask a rough map to shrink to a fraction, do not
+    drive it to 0. A pixel weighs by the distance of its rank from the threshold's, 0 there and 1 at either end: of
+    those near the threshold the map knows least.
+
+    Args:
+        pixel_logits (`torch.Tensor` of shape `(B, C, h, w)`): scaled class maps.
+        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, h, w)`.
+    """
+    logits = _float(pixel_logits).flatten(2)
+    pixels = logits.shape[-1]
+    above = quantile_rank(proportions, pixels).unsqueeze(-1)
+    # 0 for the highest pixel. Stable, so that it depends on no kernel which of equal pixels come first.
+    order = logits.detach().argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(pixels, device=order.device).expand_as(order))
+    foreground = rank < above
+    inside, outside = (above - rank) / above, (rank + 1 - above) / (pixels - above)
+    weight = torch.where(foreground, inside, outside).to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), weight, reduction="none")
+    return entropy.view(pixel_logits.shape)
+
+
 def spatial_bce_loss(
     pixel_logits: Tensor,
     labels: Tensor,
     proportions: Tensor,
     normalization: Normalization = "balanced",
+    present_loss: PresentLoss = "ratio",
     reduce: SumOverProcesses | None = None,
 ) -> Tensor:
     """Spatial-BCE in the weights phase (paper, eq. 3-5).
@@ -118,15 +154,20 @@ def spatial_bce_loss(
         normalization (`str`): ``"official"`` is the mean over ``B * C * N``. There the absent classes outnumber the
             present ones (C - 1 to 1 with one class per image) and on small data sets drive every map to 0.
             ``"balanced"`` averages present and absent pairs apart and adds the two means.
+        present_loss (`str`): what present classes pay: ``"ratio"`` is the paper's `R`, see [`threshold_ratio`];
+            ``"cross_entropy"``, see [`quantile_cross_entropy`].
         reduce: see the module's docstring.
 
     Returns:
         Scalar `torch.Tensor`.
     """
-    logits = _float(pixel_logits)
+    logits, proportions = _float(pixel_logits), _of_present(proportions, labels)
     weight = labels.to(logits.dtype)
-    ratio, _ = threshold_ratio(logits.sigmoid(), quantile_threshold(logits, proportions))
-    present = weight * ratio.mean(dim=(-2, -1))
+    if present_loss == "cross_entropy":
+        pixel_loss = quantile_cross_entropy(logits, proportions)
+    else:
+        pixel_loss, _ = threshold_ratio(logits.sigmoid(), quantile_threshold(logits, proportions))
+    present = weight * pixel_loss.mean(dim=(-2, -1))
     absent = (1 - weight) * F.softplus(logits).mean(dim=(-2, -1))
     if normalization == "official":
         return (present + absent).mean()
@@ -173,7 +214,7 @@ def proportion_kl(
     Args:
         pixel_logits (`torch.Tensor` of shape `(B, C, h, w)`): scaled class maps.
         labels (`torch.Tensor` of shape `(B, C)`): 1 for a present class.
-        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions in [0, 1].
+        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions in [0, 1]; read for present classes.
         form (`str`): ``"bernoulli"`` is a proper divergence (the released program's); ``"odds"`` is the paper's
             literal ``P ln(P / Q)`` of foreground-to-background odds, which can be negative.
         slope_leak (`float`): added to the sigmoid's slope `p (1 - p)` in this term's gradient; its value is unchanged.
@@ -190,7 +231,8 @@ def proportion_kl(
     m = logits.sigmoid().mean(dim=(-2, -1)).double().clamp(KL_EPSILON, 1 - KL_EPSILON)
     # After the clamp, which would stop this gradient, too.
     m = m + slope_leak * (logits - logits.detach()).mean(dim=(-2, -1))
-    q, background = proportions.double() + KL_EPSILON, 1 - proportions.double() + KL_EPSILON
+    proportions = _of_present(proportions, labels).double()
+    q, background = proportions + KL_EPSILON, 1 - proportions + KL_EPSILON
     if form == "odds":
         odds, target = m / (1 - m), q / background
         divergence = odds * torch.log(odds / target)

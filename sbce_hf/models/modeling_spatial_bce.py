@@ -165,9 +165,11 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
                 "as rough label maps give them"
             )
-        check_proportions(proportions)
+        check_proportions(proportions, labels)
         if phase == "weights":
-            spatial_loss = spatial_bce_loss(maps, labels, proportions, self.config.normalization, reduce)
+            spatial_loss = spatial_bce_loss(
+                maps, labels, proportions, self.config.normalization, self.config.present_loss, reduce
+            )
         proportion_loss = proportion_kl(
             maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce
         )
@@ -175,14 +177,15 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         return {"loss": loss, "spatial_loss": spatial_loss, "proportion_loss": proportion_loss}
 
 
-def check_proportions(proportions: Tensor) -> None:
-    """Raise for proportions outside [0, 1], of which the losses make NaN.
+def check_proportions(proportions: Tensor, labels: Tensor) -> None:
+    """Raise for proportions of present classes outside [0, 1], of which the losses make NaN.
 
     Only in main memory: on an accelerator it would wait for the device, every step. `train_classifier` checks them all
     before the first one.
 
     Args:
         proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions.
+        labels (`torch.Tensor` of shape `(B, C)`): above 0 for a present class.
 
     Raises:
         ValueError: one of them is negative, above 1, or NaN.
@@ -190,11 +193,11 @@ def check_proportions(proportions: Tensor) -> None:
     # A compiled or exported graph cannot depend on a value.
     if proportions.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    low, high = proportions.aminmax()
-    if not (low >= 0 and high <= 1):
+    present = proportions[labels > 0]
+    if not ((present >= 0) & (present <= 1)).all():
         raise ValueError(
-            f"proportions: got {low.item():.3g} to {high.item():.3g}, expected 0 to 1: shares of the image's pixels, "
-            "not percent"
+            f"proportions: got {present.min().item():.3g} to {present.max().item():.3g} for present classes, expected "
+            "0 to 1: shares of the image's pixels, not percent"
         )
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from sbce_hf.models.losses_spatial_bce import (
     proportion_kl,
+    quantile_cross_entropy,
     quantile_rank,
     quantile_threshold,
     spatial_bce_loss,
@@ -355,3 +357,49 @@ def test_reduction_over_two_processes_gives_the_one_process_gradient(monkeypatch
     # `_world_size` is only read where counts are reduced, so the one-process loss is not scaled.
     for ours, theirs in zip(averaged, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("present_loss", ["ratio", "cross_entropy"])
+@pytest.mark.parametrize("normalization", ["balanced", "official"])
+def test_unknown_proportions_of_absent_classes_change_nothing(normalization, present_loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 5, 6, generator=generator)
+    labels = (torch.rand(4, 3, generator=generator) > 0.5).float()
+    proportions = torch.rand(4, 3, dtype=torch.float64, generator=generator)
+    results = []
+    for table in (proportions, torch.where(labels > 0, proportions, torch.nan)):
+        x = logits.clone().requires_grad_()
+        loss = spatial_bce_loss(x, labels, table, normalization, present_loss) + proportion_kl(x, labels, table)
+        results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+    assert results[0][0].isfinite() and torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_quantile_cross_entropy_by_hand():
+    # Four pixels, half of them foreground: ranks 1, 0, 3, 2; weights (2-1)/2, 2/2 inside, 2/2, 1/2 outside.
+    x = torch.tensor([1.0, 3.0, -2.0, 0.5], dtype=torch.float64).view(1, 1, 2, 2)
+    expected = [0.5 * math.log1p(math.exp(-1)), math.log1p(math.exp(-3)), math.log1p(math.exp(-2))]
+    expected.append(0.5 * math.log1p(math.exp(0.5)))
+    loss = quantile_cross_entropy(x, torch.tensor([[0.5]]))
+    assert torch.allclose(loss.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("proportion", [0.02, 0.1, 0.5])
+def test_cross_entropy_brings_a_rough_map_to_a_right_proportion(proportion):
+    # As stage 0 leaves it: its order may be right, but almost all of it is foreground.
+    x = torch.linspace(3, -0.6, 1024, dtype=torch.float64).view(1, 1, 32, 32).requires_grad_()
+    start, labels, q = x.detach().clone(), torch.ones(1, 1), torch.full((1, 1), proportion, dtype=torch.float64)
+    optimizer = torch.optim.SGD([x], lr=1e3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        spatial_bce_loss(x, labels, q, present_loss="cross_entropy").backward()
+        optimizer.step()
+    expected = start > start.quantile(1 - proportion)
+    # Pixels at the threshold itself hardly weigh anything, and come last.
+    assert ((x > 0) != expected).sum() <= 10
+
+
+def test_equal_pixels_are_divided_in_their_order():
+    x = torch.zeros(1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
+    gradient = torch.autograd.grad(quantile_cross_entropy(x, torch.tensor([[0.25]])).sum(), x)[0].flatten()
+    assert (gradient[:2] < 0).all() and (gradient[2:] > 0).all()

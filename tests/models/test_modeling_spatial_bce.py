@@ -201,12 +201,17 @@ def test_errors_of_forward(batch):
 
 
 @pytest.mark.parametrize("wrong", [30.0, -0.1, float("nan")])
-@pytest.mark.parametrize("label", [0, 1])
-def test_proportions_that_are_no_shares_are_an_error(batch, wrong, label):
-    row, column = (batch["labels"] == label).nonzero()[0]
+def test_proportions_that_are_no_shares_are_an_error(batch, wrong):
+    row, column = (batch["labels"] == 1).nonzero()[0]
     batch["proportions"][row, column] = wrong
-    with pytest.raises(ValueError, match="proportions: got .*, expected 0 to 1: shares .* not percent"):
+    with pytest.raises(ValueError, match="proportions: got .* for present classes, expected 0 to 1: .* not percent"):
         build()(**batch)
+
+
+def test_proportions_of_absent_classes_may_be_unknown(batch):
+    loss = build()(**batch).loss
+    batch["proportions"][batch["labels"] == 0] = torch.nan
+    assert torch.equal(build()(**batch).loss, loss)
 
 
 @pytest.mark.parametrize("config", [{"trunk": "no_such_net"}, {"trunk": "test_vit", "output_stride": 8}])
