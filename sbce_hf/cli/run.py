@@ -97,7 +97,7 @@ def _stage_table(plan: "Plan") -> list[str]:
         cells = (
             stage.name,
             stage.images,
-            training.epochs,
+            stage.epochs,
             stage.iterations,
             training.batch_size,
             stage.size,

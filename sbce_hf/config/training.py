@@ -17,6 +17,8 @@ class LoopConfig(Checked):
 
     Args:
         epochs: passes over the training split.
+        min_iterations: a stage that would be shorter gets as many more epochs as it takes: what a network needs to
+            learn is counted in steps, however few the photos.
         batch_size: images per iteration over all processes and accumulation steps.
         lr: learning rate of the trunk.
         head_lr_factor: times `lr` for the heads.
@@ -35,6 +37,7 @@ class LoopConfig(Checked):
     SECTION = "training"
 
     epochs: int = number(20, at_least=1, limit=100_000)
+    min_iterations: int = number(0, at_least=0, limit=10_000_000)
     batch_size: int = number(12, at_least=1, limit=100_000)
     lr: float = number(1e-3, above=0)
     head_lr_factor: float = number(10.0, at_least=0)
@@ -68,6 +71,7 @@ class TrainingConfig(LoopConfig):
         scale_lr_factor: times `lr` for the logit scales, which have no weight decay.
         period: length `r` of the weights/threshold alternation, in iterations.
         weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
+        min_threshold_phases: in a stage that is too short for as many, period and phases shrink in proportion.
         augmentation: see [`AugmentationConfig`].
     """
 
@@ -75,6 +79,7 @@ class TrainingConfig(LoopConfig):
     scale_lr_factor: float = number(10.0, at_least=0)
     period: int = number(100, at_least=1)
     weights_iterations: int = 80
+    min_threshold_phases: int = number(3, at_least=1, limit=1000)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def validate_period(self) -> None:

@@ -20,6 +20,7 @@ from ..references import is_cached
 from ..training.classifier import create_classifier
 from ..training.device import use_cpu
 from ..training.memory import MemoryEstimate, estimate_memory
+from ..training.optimization import alternation
 from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
@@ -37,6 +38,7 @@ class StagePlan:
         name: of its folder.
         images: size of its training set; `None` where the data cannot be read.
         iterations: optimiser steps; `None` as well.
+        epochs: passes over the training set, which `min_iterations` may have raised; `None` as well.
         training: its settings.
         size: side of the samples in pixels.
         trained: number of parameters that are trained; `None` if the model cannot be built.
@@ -47,6 +49,7 @@ class StagePlan:
     name: str
     images: int | None
     iterations: int | None
+    epochs: int | None
     training: LoopConfig
     size: int
     trained: int | None
@@ -223,7 +226,8 @@ class _Planner:
         self, name: str, images: TaggedImages | None, training: LoopConfig, size: int, model: PreTrainedModel | None
     ) -> None:
         steps, count = training.gradient_accumulation_steps, None if images is None else len(images)
-        options = {"epochs": training.epochs, "seed": 0, "processes": self.processes, "accumulation": steps}
+        options = {"epochs": training.epochs, "min_iterations": training.min_iterations, "seed": 0}
+        options |= {"processes": self.processes, "accumulation": steps}
         order = self._attempt(lambda: BatchOrder(count or 0, training.batch_size, **options)) if images else None
         trained = frozen = memory = None
         if model is not None:
@@ -235,7 +239,10 @@ class _Planner:
             with contextlib.suppress(RuntimeError):
                 memory = estimate_memory(model, max(batch // (self.processes * steps), 1), size, training)
         iterations = None if order is None else order.iterations
-        self.stages.append(StagePlan(name, count, iterations, training, size, trained, frozen, memory))
+        if iterations is not None and training is self.config.spatial:
+            self._attempt(lambda: alternation(iterations, self.config.spatial))
+        epochs = None if order is None else order.epochs
+        self.stages.append(StagePlan(name, count, iterations, epochs, training, size, trained, frozen, memory))
 
     def _add_segmenter(
         self, stage: Stage, section: SegmenterConfig, images: TaggedImages | None, model: PreTrainedModel | None

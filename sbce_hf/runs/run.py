@@ -14,6 +14,8 @@ from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import write_atomic
 from ..labels.store import LabelStore
 from ..training.classifier import create_classifier
+from ..training.optimization import alternation
+from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
 from .bench import CONFIG, REPORT, Bench
 from .provenance import hardware, versions
@@ -63,6 +65,7 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     # Data and models first: a wrong path must not leave a run directory behind.
     bench = Bench(config, run_dir)
     create_classifier(config.model, bench.images.class_names, config.trunk_weights, config.seed)
+    alternation(count_iterations(len(bench.images), config.spatial), config.spatial)
     for name, refinement in REFINEMENTS.items():
         if (section := getattr(config, name)) is not None and refinement.network is not None:
             refinement.network(config, section)

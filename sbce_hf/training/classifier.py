@@ -22,7 +22,8 @@ from ..models.modeling_trunk_weights import load_trunk_weights
 from .folder import FitSummary
 from .loop import TrainingHealthError, fit, stage_folder
 from .metrics import Values, Window
-from .optimization import LOGIT_SCALE, parameter_groups, phase_for
+from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for
+from .sampler import count_iterations
 
 Kind = Literal["bce", "spatial"]
 
@@ -115,10 +116,15 @@ class ClassifierTask:
         kind: `"bce"` trains on image logits, `"spatial"` alternates between weights and thresholds.
         config: learning rates and the alternation.
         class_names: of the model's classes.
+        iterations: of the stage.
+
+    Raises:
+        UserError: a stage of kind `"spatial"` would train no threshold.
     """
 
-    def __init__(self, kind: Kind, config: TrainingConfig, class_names: Sequence[str]) -> None:
+    def __init__(self, kind: Kind, config: TrainingConfig, class_names: Sequence[str], iterations: int) -> None:
         self.kind, self.config, self.class_names = kind, config, tuple(class_names)
+        self._period, self._weights_iterations = alternation(iterations, config) if kind == "spatial" else (1, 1)
         self._health = ClassHealth(self.class_names)
 
     def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -129,7 +135,7 @@ class ClassifierTask:
         """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`."""
         phase: str = "bce"
         if self.kind == "spatial":
-            phase = phase_for(iteration, self.config.period, self.config.weights_iterations)
+            phase = phase_for(iteration, self._period, self._weights_iterations)
         proportions = batch["proportions"] if self.kind == "spatial" else None
         output = model(
             pixel_values=batch["pixel_values"], labels=batch["labels"], proportions=proportions, phase=phase
@@ -187,8 +193,8 @@ def train_classifier(
         images: the training set.
         config: of this stage.
         kind: `"bce"` or `"spatial"`.
-        proportions: `(n, C)` foreground proportions, for `"spatial"`: in (0, 1] of the present classes, in [0, 1] of
-            the others.
+        proportions: `(n, C)` foreground proportions, for `"spatial"`: in (0, 1] of the present classes; those of the
+            others are not read.
         output_dir: of this stage.
         seed: of order and augmentation.
 
@@ -219,7 +225,7 @@ def train_classifier(
     if folder.summary() is None:
         # Pooling is the stage's matter. A finished stage leaves the model as it was given.
         cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
-    task = ClassifierTask(kind, config, names)
+    task = ClassifierTask(kind, config, names, count_iterations(len(images), config))
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:
         size = {"height": config.image_size, "width": config.image_size}
@@ -232,16 +238,13 @@ def _check_proportions(proportions: np.ndarray | None, images: TaggedImages) -> 
     if proportions is None or proportions.shape != labels.shape:
         got = None if proportions is None else f"an array of shape {proportions.shape}"
         raise ValueError(f"proportions: got {got}, expected an array of shape {labels.shape}, one row per image")
-    # Absent classes weigh nothing in the losses, but nothing times the logarithm of a negative number is NaN.
-    present = labels > 0
-    bad = ~((proportions >= 0) & (proportions <= 1)) | (present & (proportions == 0))
+    bad = (labels > 0) & ~((proportions > 0) & (proportions <= 1))
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        expected = "above 0 and at most 1" if present[row, column] else "0 to 1, as the class is absent"
         raise ValueError(
             f"proportions of image {images.image_ids[row]!r}, class {images.class_names[column]!r}: got "
-            f"{proportions[row, column]}, expected {expected}; shares of pixels, not percent; clamp_proportions lifts "
-            "lost classes"
+            f"{proportions[row, column]}, expected above 0 and at most 1; shares of pixels, not percent; "
+            "clamp_proportions lifts lost classes"
         )
 
 

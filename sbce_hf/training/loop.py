@@ -139,6 +139,7 @@ class _Stage:
             len(dataset),
             config.batch_size,
             epochs=config.epochs,
+            min_iterations=config.min_iterations,
             seed=seed,
             processes=accelerator.num_processes,
             process=accelerator.process_index,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..config import SegmenterTrainingConfig, TrainingConfig
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,6 +108,33 @@ def poly_factor(iteration: int, iterations: int, power: float) -> float:
         `(1 - iteration / iterations) ** power`, 1 at the start.
     """
     return (1 - iteration / iterations) ** power
+
+
+def alternation(iterations: int, config: TrainingConfig) -> tuple[int, int]:
+    """Period and weights iterations of a stage of this length; see `min_threshold_phases`.
+
+    Args:
+        iterations: of the stage.
+        config: of the stage.
+
+    Returns:
+        The `period` and `weights_iterations` of [`phase_for`].
+
+    Raises:
+        UserError: no threshold would be trained.
+    """
+    period = min(config.period, iterations // config.min_threshold_phases)
+    # At least one iteration of either kind that the recipe has.
+    weights = min(
+        max(round(config.weights_iterations * period / config.period), config.weights_iterations > 0), period - 1
+    )
+    if config.weights_iterations == config.period or period < 2:
+        raise UserError(
+            f"spatial: {iterations} iterations with weights_iterations {config.weights_iterations} of a period of "
+            f"{config.period} train no threshold, at least {2 * config.min_threshold_phases} iterations and "
+            "weights_iterations below period do; raise spatial.min_iterations"
+        )
+    return period, weights
 
 
 def phase_for(iteration: int, period: int, weights_iterations: int) -> Literal["weights", "threshold"]:

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..config import LoopConfig
+
 
 class EpochDataset(Protocol):
     """A training set whose augmentation depends on nothing but its seed, the epoch and the index."""
@@ -27,6 +29,7 @@ class BatchOrder:
         images: size of the training set.
         batch_size: images per iteration over all processes and accumulation steps.
         epochs: passes over the set.
+        min_iterations: raises the epochs until there are as many.
         seed: of the permutations.
         processes: that train together.
         process: this one's number.
@@ -43,6 +46,7 @@ class BatchOrder:
         *,
         epochs: int,
         seed: int,
+        min_iterations: int = 0,
         processes: int = 1,
         process: int = 0,
         accumulation: int = 1,
@@ -59,7 +63,8 @@ class BatchOrder:
                 f"gradient_accumulation_steps = {processes} x {accumulation}"
             )
         self.iterations_per_epoch = images // self.batch_size
-        self.iterations = epochs * self.iterations_per_epoch
+        self.epochs = max(epochs, -(-min_iterations // self.iterations_per_epoch))
+        self.iterations = self.epochs * self.iterations_per_epoch
 
     def indices(self, iteration: int) -> np.ndarray:
         """Image indices of one iteration's batch over all processes, of shape `(batch_size,)`."""
@@ -70,6 +75,12 @@ class BatchOrder:
     def batches(self, start: int) -> "ProcessBatches":
         """This process's micro-batches from iteration `start` to the end, as a batch sampler."""
         return ProcessBatches(self, start)
+
+
+def count_iterations(images: int, config: LoopConfig) -> int:
+    """Optimiser steps of a whole stage, however many processes share them."""
+    order = BatchOrder(images, config.batch_size, epochs=config.epochs, min_iterations=config.min_iterations, seed=0)
+    return order.iterations
 
 
 class ProcessBatches:

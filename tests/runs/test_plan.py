@@ -7,6 +7,7 @@ from PIL import Image
 from sbce_hf.cli import main
 from sbce_hf.cli.run import render_plan
 from sbce_hf.config import LoopConfig, load_recipe
+from sbce_hf.errors import UserError
 from sbce_hf.runs.plan import make_plan
 from sbce_hf.runs.run import open_bench
 from sbce_hf.runs.stage import keys_of, write_record
@@ -92,7 +93,22 @@ def test_skipped_images_and_an_impossible_batch(tmp_path):
     plan = make_plan(load_recipe("own-data", overrides), tmp_path / "run")
     assert plan.splits == ("train: 3 images to train on and to label, 1 skipped",)
     assert len(plan.problems) == 1 and "the set has only 3 images" in plan.problems[0]
-    assert plan.stages[0].iterations is None and plan.stages[1].iterations == 4
+    assert plan.stages[0].iterations is None and plan.stages[1].iterations == 60
+
+
+def test_a_stage_is_as_long_as_its_least_number_of_iterations(tiny_recipe, tmp_path):
+    config = load_recipe(str(tiny_recipe), {"bce": {"min_iterations": 100}, "spatial": {"min_iterations": 4}})
+    stages = make_plan(config, tmp_path / "run").stages
+    assert [(stage.epochs, stage.iterations) for stage in stages] == [(34, 102), (2, 6), (2, 6)]
+
+
+def test_a_round_that_trains_no_threshold_is_a_problem_and_does_not_start(tiny_recipe, tmp_path):
+    config = load_recipe(str(tiny_recipe), {"spatial": {"epochs": 1}})
+    (problem,) = make_plan(config, tmp_path / "run").problems
+    assert "spatial: 3 iterations" in problem and "raise spatial.min_iterations" in problem
+    with pytest.raises(UserError, match="train no threshold"):
+        open_bench(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_segmenter_is_planned_with_its_yardsticks(tiny_recipe, tmp_path):

@@ -81,7 +81,7 @@ def run(output_dir, name, **changes):
         checkpoint_every=7,
         gradient_accumulation_steps=accumulation,
     )
-    task = ClassifierTask(kind, config, CLASSES)
+    task = ClassifierTask(kind, config, CLASSES, iterations)
     config = replace(config, **changes)
     return fit(model, task, FewPositives(images), config, output_dir=Path(output_dir), seed=0, name=kind)
 

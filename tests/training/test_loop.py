@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_stage import CONFIG, NoisyDataset, TinyModel, TinyTask, run
 
+from sbce_hf.config import TrainingConfig
 from sbce_hf.training.device import tune_allocator
 from sbce_hf.training.folder import read_metrics
 from sbce_hf.training.loop import TrainingHealthError
-from sbce_hf.training.sampler import BatchOrder
+from sbce_hf.training.sampler import BatchOrder, count_iterations
 
 ITERATIONS = 60  # 6 epochs of 42 // 4
 
@@ -80,6 +81,16 @@ def test_the_batch_of_an_iteration_is_the_same_set_whatever_the_number_of_proces
     for micro_batch, parts in zip(reference, zip(*shares, strict=True), strict=True):
         assert len({len(part) for part in parts}) == 1
         assert sorted(sum(parts, [])) == sorted(micro_batch)
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(5, 50), (12, 50), (40, 17), (1000, 2)])
+def test_a_small_set_is_passed_over_until_there_are_enough_iterations(images, epochs):
+    order = BatchOrder(images, 12, epochs=2, min_iterations=50, seed=0)
+    assert order.epochs == epochs and order.iterations == epochs * order.iterations_per_epoch >= 50
+    # No epoch more than it takes.
+    assert epochs == 2 or order.iterations - order.iterations_per_epoch < 50
+    config = TrainingConfig(epochs=2, min_iterations=50, batch_size=12)
+    assert count_iterations(images, config) == order.iterations
 
 
 def test_a_later_start_continues_the_same_order():

@@ -10,11 +10,18 @@ from transformers import (
 )
 
 from sbce_hf.config import SegmenterTrainingConfig, TrainingConfig
+from sbce_hf.errors import UserError
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.training.optimization import parameter_groups, phase_for, poly_factor, segmenter_parameter_groups
+from sbce_hf.training.optimization import (
+    alternation,
+    parameter_groups,
+    phase_for,
+    poly_factor,
+    segmenter_parameter_groups,
+)
 
 CONFIG = TrainingConfig(lr=0.01, head_lr_factor=5.0, scale_lr_factor=3.0, weight_decay=0.1)
 
@@ -127,3 +134,22 @@ def test_alternation_equals_the_released_program(golden_dir):
 @pytest.mark.parametrize("weights_iterations, phases", [(0, {"threshold"}), (10, {"weights"})])
 def test_alternation_can_be_all_of_one_phase(weights_iterations, phases):
     assert {phase_for(i, 10, weights_iterations) for i in range(30)} == phases
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"),
+    [(1000, (100, 80)), (300, (100, 80)), (299, (99, 79)), (60, (20, 16)), (12, (4, 3)), (6, (2, 1))],
+)
+def test_a_short_stage_has_as_many_threshold_phases(iterations, expected):
+    period, weights = alternation(iterations, TrainingConfig(period=100, weights_iterations=80))
+    assert (period, weights) == expected
+    phases = [phase_for(i, period, weights) for i in range(iterations)]
+    assert sum(a == "threshold" and b == "weights" for a, b in zip(phases, [*phases[1:], "weights"], strict=True)) >= 3
+
+
+@pytest.mark.parametrize(
+    ("iterations", "fields"), [(5, {}), (1, {}), (1000, {"period": 20, "weights_iterations": 20})]
+)
+def test_a_stage_that_trains_no_threshold_is_an_error(iterations, fields):
+    with pytest.raises(UserError, match=rf"spatial: {iterations} iterations .* train no threshold.*min_iterations"):
+        alternation(iterations, TrainingConfig(**fields))
