@@ -173,6 +173,6 @@ def test_split_of_a_recipe(tmp_path):
     folder = save_segmenter(tmp_path / "model", images.class_names)
     config = RunConfig(data=data, segmenter=SegmenterConfig(prediction=PredictionConfig(flip=False)))
     summary = predict_split(config, folder, tmp_path / "out", "train")
-    store = LabelStore(summary.directory)
+    store = LabelStore(summary.directories[0])
     assert store.complete and store.meta["config"]["flip"] is False and len(store.done_ids()) == 6
     assert 0 <= score_store(store, images)["mean_iou"] < 1

@@ -29,7 +29,7 @@ def _label(options: argparse.Namespace) -> int:
     from ..runs.single import label_split
 
     summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
-    print(f"label maps: {summary.crf_directory or summary.directory}")
+    print(f"label maps: {summary.directories[-1]}")
     print(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
     return 0
 

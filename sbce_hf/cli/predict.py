@@ -52,7 +52,7 @@ def _predict(options: argparse.Namespace) -> int:
     summary = predict_photos(
         options.checkpoint, options.input, values, output_dir, options.strict, not options.no_overlays
     )
-    print(f"label maps: {summary.crf_directory or summary.directory}")
+    print(f"label maps: {summary.directories[-1]}")
     if not options.no_overlays:
         print(f"overlays:   {output_dir / 'overlays'}")
     print(f"{summary.num_labelled} labelled now, {summary.num_images} photos in all, {len(summary.skipped)} skipped")

@@ -81,7 +81,7 @@ def _add_labels(commands: Any) -> None:
     labels.add_argument("store", metavar="STORE", help="a label store")
     labels.add_argument("repo_id", metavar="REPO_ID", help="user/name; it may hold other configurations already")
     labels.add_argument(
-        "--config", metavar="NAME", help="of the dataset's configuration (default: as in round_2_paper_crf)"
+        "--config", metavar="NAME", help="of the dataset's configuration (default: as in round_2_paper)"
     )
     labels.add_argument(
         "--append", action="store_true", help="add label maps of images that the configuration lacks; replace nothing"

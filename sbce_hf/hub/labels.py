@@ -72,7 +72,7 @@ class RenderedLabels:
 
 
 def default_config_name(directory: Path) -> str:
-    """A name from a store's place in a run, as in `round_2_paper_crf`; elsewhere its folder's."""
+    """A name from a store's place in a run, as in `round_2_paper`; elsewhere its folder's."""
     parts = directory.resolve().parts
     if len(parts) > 3 and parts[-2] == "labels":
         parts = (parts[-3], parts[-1])

@@ -34,16 +34,14 @@ class LabelSummary:
     """What [`label_images`] or [`segmenter.predict_images`] left on disk.
 
     Args:
-        directory: store of the label maps before the CRF.
-        crf_directory: store of the CRF's; `None` without a CRF.
+        directories: of the stores, in the method's order; see [`variants`].
         num_images: in the list.
         num_labelled: of them, by this call.
         skipped: why each image without a label map has none.
         complete: every image is labelled or skipped. With several processes, only the last to finish sees it.
     """
 
-    directory: Path
-    crf_directory: Path | None
+    directories: tuple[Path, ...]
     num_images: int
     num_labelled: int
     skipped: dict[str, str]
@@ -87,7 +85,7 @@ def label_images(
         images: to label; their tags are the known classes unless `config.known_classes` is `"predicted"`. An image
             without known classes becomes all background.
         config: views, rule, CRF.
-        output_dir: gets the method's stores; a rule's are `<rule>` and, with a CRF, `<rule>_crf`.
+        output_dir: gets the method's stores.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         checkpoint: hash of the model's weights, kept with the label maps.
         method: instead of `config.rule`.
@@ -157,10 +155,10 @@ def _create_stores(
             images.class_names,
             key=key,
             num_images=len(images),
-            details={**details, "crf": after_crf and config.crf is not None},
+            details={**details, "crf": config.crf is not None and name == method.stores[-1]},
             rank=rank,
         )
-        for name, after_crf in method.stores.items()
+        for name in method.stores
     ]
 
 
@@ -174,11 +172,10 @@ def groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], size: int, ra
 
 
 def finish(stores: Sequence[LabelStore], num_images: int, num_labelled: int) -> LabelSummary:
-    """Mark the stores, one or also that of the CRF, complete if they are, and sum up."""
+    """Mark the stores complete if they are, and sum up."""
     completed = [store.complete or store.mark_complete() for store in stores]
     return LabelSummary(
-        directory=stores[0].directory,
-        crf_directory=stores[1].directory if len(stores) > 1 else None,
+        directories=tuple(store.directory for store in stores),
         num_images=num_images,
         num_labelled=num_labelled,
         skipped=stores[0].skipped,

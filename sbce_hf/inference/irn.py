@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..config import IrnRefinementConfig, to_mapping
+from ..config import CrfConfig, IrnRefinementConfig, to_mapping
 from ..data.schema import IGNORE_INDEX
+from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Answer, then_crf
@@ -40,7 +41,7 @@ class SeedMethod:
 
     name = "seeds"
     # Both label maps it is made from are after the CRF, where there is one.
-    stores: Mapping[str, bool] = {"seeds": True}
+    stores: tuple[str, ...] = ("seeds",)
 
     def __init__(self, config: IrnRefinementConfig) -> None:
         self.config = config
@@ -72,7 +73,7 @@ class WalkMethod:
     Args:
         model: a trained boundary network, on its device. Left in evaluation mode.
         config: of the walk.
-        crf: whether a dense CRF follows.
+        crf: that follows; `None` without one.
         image_mean: per channel, of values in [0, 1].
         image_std: per channel.
     """
@@ -83,14 +84,14 @@ class WalkMethod:
         self,
         model: IrnModel,
         config: IrnRefinementConfig,
-        crf: bool,
+        crf: CrfConfig | None,
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
     ) -> None:
         self.model, self.config = model.eval(), config
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
         self.image_mean, self.image_std = image_mean, image_std
-        self.stores: Mapping[str, bool] = {"irn": False, "irn_crf": True} if crf else {"irn": False}
+        self.stores = variants(self.name, crf)
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Refine the class maps of one image; see [`methods.Method`]."""

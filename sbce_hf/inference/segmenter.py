@@ -19,12 +19,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..config import PredictionConfig, to_mapping
 from ..data.schema import TaggedImages
 from ..labels.store import LabelStore
+from ..labels.variants import variants
 from ..postprocess.crf import CrfPool
 from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
 from .views import IMAGE_MEAN, IMAGE_STD, MIN_SIDE, normalize, to_pixels
 from .windows import Window, average_bands, cover
 
-STORE, CRF_STORE = "labels", "labels_crf"
+# The method of the label stores.
+METHOD = "labels"
 
 
 def foreground_classes(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def predict_images(
         model: see [`segment`]; label 0 is background. On its device.
         images: of which the classes are the model's.
         config: views, window, CRF.
-        output_dir: gets the store `labels` and, with a CRF, `labels_crf`.
+        output_dir: gets the [`variants`] of `labels`.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
@@ -124,16 +126,17 @@ def predict_images(
         )
     if not 0 <= rank < world:
         raise ValueError(f"rank: got {rank}, expected 0 to {world - 1} (world {world})")
+    names = variants(METHOD, config.crf)
     stores = [
         LabelStore.create(
             Path(output_dir) / name,
             classes,
             key=key,
             num_images=len(images),
-            details={"config": to_mapping(config), "crf": name == CRF_STORE},
+            details={"config": to_mapping(config), "crf": config.crf is not None and name == names[-1]},
             rank=rank,
         )
-        for name in ([STORE, CRF_STORE] if config.crf else [STORE])
+        for name in names
     ]
     todo = groups_to_do(images.image_ids, stores, 1, rank, world)
     num_labelled = 0

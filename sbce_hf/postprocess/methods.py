@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config import LabellingConfig
+from ..labels.variants import variants
 from .crf import CrfPool
 from .rules import ClassMaps, apply_rule
 
@@ -33,12 +34,12 @@ class Method(Protocol):
 
     Args:
         name: for the progress bar and the stores' description.
-        stores: names of the stores that are filled, and whether their label maps are after the CRF.
+        stores: names of the stores that are filled, in the order of the answers; see [`variants`].
         options: what the stores' description says besides the labelling config.
     """
 
     name: str
-    stores: Mapping[str, bool]
+    stores: tuple[str, ...]
     options: Mapping[str, Any]
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
@@ -56,7 +57,7 @@ class RuleMethod:
         self.config = config
         self.name: str = config.rule
         self.options: Mapping[str, Any] = {}
-        self.stores: Mapping[str, bool] = {config.rule: False, **({f"{config.rule}_crf": True} if config.crf else {})}
+        self.stores = variants(config.rule, config.crf)
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Apply the rule; see [`Method`]."""

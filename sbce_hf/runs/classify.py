@@ -1,7 +1,7 @@
 """The stages with a classifier: stage 0 on image tags alone, then the rounds with Spatial-BCE.
 
-bce/       model/, labels/fixed and labels/fixed_crf, proportions.parquet
-round_1/   the same with labels/<rule>; starts from the weights and the proportions of the stage before
+bce/       model/, labels/ of the rule "fixed" before and after the CRF, proportions.parquet
+round_1/   the same with the recipe's rule; starts from the weights and the proportions of the stage before
 """
 
 import time

@@ -2,7 +2,7 @@
 
     irn/seeds/    what is sure in the last round's class maps, the rest ignored
     irn/model/    the boundary network
-    irn/labels/   irn and irn_crf: the class maps after the random walk, and after the CRF
+    irn/labels/   the class maps after the random walk, before and after the CRF
 
 No mask is read here.
 """
@@ -79,7 +79,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         labelling,
         folder / "labels",
         strict,
-        method=WalkMethod(model, section, crf=labelling.crf is not None),
+        method=WalkMethod(model, section, labelling.crf),
         inputs={"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")},
     )
     bench.process.wait_for_everyone()

@@ -19,8 +19,3 @@ def labelling_of(config: RunConfig, number: int) -> LabellingConfig:
     if number == config.rounds and config.final_scales is not None:
         return replace(config.labelling, scales=config.final_scales)
     return config.labelling
-
-
-def variants(name: str, config: LabellingConfig) -> tuple[str, ...]:
-    """The label stores of a method, before and after the CRF, relative to a stage's folder."""
-    return tuple(f"labels/{name}{suffix}" for suffix in (("", "_crf") if config.crf is not None else ("",)))

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..config import LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
+from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
 from ..evaluation.confusion import score_store
@@ -20,11 +20,12 @@ from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
 from ..inference.checkpoints import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
 from ..inference.classifier import LabelSummary, label_images
-from ..inference.segmenter import foreground_classes, predict_images
+from ..inference.segmenter import METHOD, foreground_classes, predict_images
 from ..inference.views import class_maps
 from ..labels.hub_store import HubLabelMaps, open_label_maps
 from ..labels.proportions import ProportionTable, clamp_proportions
 from ..labels.store import LabelStore
+from ..labels.variants import variants
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_trunk import create_trunk
 from ..postprocess.methods import Method
@@ -173,11 +174,11 @@ def predict_photos(
     model_dir = local_checkpoint(checkpoint)
     config, processor = read_segmenter(model_dir)
     prediction = from_mapping(PredictionConfig, {"image_size": trained_side(processor), **options}, "prediction")
-    results = [output_dir / name for name in ("labels", "labels_crf", "overlays")]
+    results = [output_dir / name for name in (*variants(METHOD, CrfConfig()), "overlays")]
     images = load_photos(paths, foreground_classes(config), strict=strict, exclude=results)
     summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
     if overlays:
-        _draw_overlays(images, LabelStore(summary.crf_directory or summary.directory), output_dir / "overlays")
+        _draw_overlays(images, LabelStore(summary.directories[-1]), output_dir / "overlays")
     skipped = {**{image.file: image.reason for image in images.skipped}, **summary.skipped}
     if summary.complete:
         listed = [{"file": file, "reason": reason} for file, reason in sorted(skipped.items())]

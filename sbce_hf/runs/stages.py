@@ -18,12 +18,14 @@ from pathlib import Path
 import yaml
 
 from ..config import RunConfig, deciding, from_mapping
+from ..inference.segmenter import METHOD
+from ..labels.variants import variants
 from .bench import CONFIG, NOTES
 from .classify import train_and_label
 from .refine import IRN
 from .refine import REFINEMENT as IRN_REFINEMENT
 from .segment import train_and_predict
-from .settings import BCE, labelling_of, variants
+from .settings import BCE, labelling_of
 from .stage import RECORD, Refinement, Stage
 from .yardstick import best_constant
 
@@ -76,7 +78,7 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
         make=partial(train_and_label, number=number),
         settings=settings,
         needs=() if previous is None else (previous,),
-        stores=variants(labelling.rule, labelling),
+        stores=variants(labelling.rule, labelling.crf, "labels"),
         scored_on=config.data.score_split,
     )
 
@@ -89,7 +91,7 @@ def _refinement(config: RunConfig, name: str, refinement: Refinement, source: St
         name: deciding(config)[name],
         "labelling": deciding(labelling),
     }
-    stores, split = variants(name, labelling), config.data.score_split
+    stores, split = variants(name, labelling.crf, "labels"), config.data.score_split
     make, note = refinement.make, refinement.note
     return Stage(name, "refinement", make, settings, (source,), stores, scored_on=split, note=note)
 
@@ -98,15 +100,13 @@ def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier:
     section = deciding(config)[SEGMENTER]
     # Which others there are decides nothing about this one.
     section.pop("compare")
-    crf = section["prediction"]["crf"] is not None
-    predictions = ("predictions/labels", "predictions/labels_crf") if crf else ("predictions/labels",)
     return Stage(
         name=f"{SEGMENTER}/{labels}",
         kind="segmenter",
         make=partial(train_and_predict, source=source, classifier=classifier),
         settings={"seed": config.seed, SEGMENTER: section},
         needs=tuple(dict.fromkeys(stage for stage in (source, classifier) if stage is not None)),
-        stores=() if section["score_split"] is None else predictions,
+        stores=() if section["score_split"] is None else variants(METHOD, section["prediction"]["crf"], "predictions"),
         uses_masks=source is None,
         scored_on=section["score_split"],
     )

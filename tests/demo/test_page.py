@@ -120,7 +120,7 @@ def test_numbers_are_those_of_label_images(classifier, photo, tmp_path):
     assert all(reading.image_probability > 0.5 for reading in found.readings)
     images = load_photos([photo], CLASS_NAMES, strict=True)
     summary = label_images(checkpoint.model, images, config, output_dir=tmp_path, key="k")
-    store = LabelStore(summary.crf_directory)
+    store = LabelStore(summary.directories[-1])
     (image_id,) = images.image_ids
     assert np.array_equal(store.read(image_id), found.label_map)
     record = store.record(image_id)

@@ -43,7 +43,7 @@ def fresh(tiny_model, images, tmp_path_factory):
 
 def test_one_pass_fills_a_store_before_and_after_the_crf(tiny_model, images, fresh):
     folder, summary = fresh
-    assert summary.directory == folder / "paper" and summary.crf_directory == folder / "paper_crf"
+    assert summary.directories == (folder / "paper", folder / "paper_crf")
     assert summary.num_images == summary.num_labelled == 7 and summary.complete and not summary.skipped
     plain, refined = LabelStore(folder / "paper"), LabelStore(folder / "paper_crf")
     assert plain.complete and refined.complete
@@ -90,8 +90,8 @@ def test_an_image_without_tags_is_all_background(images, fresh):
 @pytest.mark.parametrize("rule", ["official", "fixed"])
 def test_rule_argument_wins_over_the_config(tiny_model, images, tmp_path, rule):
     summary = label_images(tiny_model, images, replace(CONFIG, rule=rule), output_dir=tmp_path, key="k")
-    assert summary.directory == tmp_path / rule and summary.crf_directory is None
-    store = LabelStore(summary.directory)
+    assert summary.directories == (tmp_path / rule,)
+    store = LabelStore(summary.directories[0])
     assert store.meta["rule"] == store.meta["config"]["rule"] == rule
     if rule == "fixed":
         assert store.record(images.image_ids[1])["thresholds"] == [0.3, 0.3]

@@ -81,14 +81,14 @@ def test_walk_fills_up_to_the_boundary():
     logits = np.full((1, 64, 64), -4.0)
     # A blob that fills most of the left half and leaves it at one side.
     logits[:, 8:56, 4:36] = 4
-    (refined,) = answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=False), photo(), maps_of(logits, [0]))
+    (refined,) = answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=None), photo(), maps_of(logits, [0]))
     assert (refined[:, :28] == 1).all() and (refined[:, 40:] == 0).all()
 
 
 def test_the_adaptive_threshold_decides_what_walks():
     logits = np.full((1, 64, 64), 1.0)
     logits[:, :, 34:] = -1
-    method = WalkMethod(FixedBoundaries(), SECTION, crf=False)
+    method = WalkMethod(FixedBoundaries(), SECTION, crf=None)
     for threshold, left, right in ((0, 1, 0), (2, 0, 0), (-2, 1, 1)):
         (refined,) = answer_of(method, photo(), maps_of(logits, [threshold]))
         assert (refined[:, :28] == left).all() and (refined[:, 40:] == right).all()
@@ -99,7 +99,7 @@ def test_what_arrives_is_compared_with_the_constant(constant, left):
     logits = np.full((2, 64, 64), -4.0)
     # One class fills half of its side and evens out, the other fills its side.
     logits[0, :32, :28], logits[1, :, 36:] = 4, 4
-    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(background_threshold=constant), crf=False)
+    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(background_threshold=constant), crf=None)
     (refined,) = answer_of(method, photo(), maps_of(logits, [0, 0], (0, 1)))
     assert (refined[:, 40:] == 2).all() and (refined[40:, :24] == left).mean() > 0.5
 
@@ -109,7 +109,7 @@ def test_walk_at_any_size(size):
     logits = np.full((2, *size), -4.0)
     logits[1, :, : size[1] // 3] = 4
     training = BoundaryTrainingConfig(image_size=size[0] * 2 if size[0] < 60 else 128)
-    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(training=training), crf=False)
+    method = WalkMethod(FixedBoundaries(), IrnRefinementConfig(training=training), crf=None)
     (refined,) = answer_of(method, photo(*size), maps_of(logits, [0, 0], (1, 2)))
     assert refined.shape == size and refined.dtype == np.uint8
     # The padded image's middle, where the boundary is, may lie to the right of the photo's.
@@ -118,18 +118,19 @@ def test_walk_at_any_size(size):
 
 def test_no_known_class_is_background():
     nothing = maps_of(np.zeros((0, 64, 64)), [], ())
-    assert (answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=False), photo(), nothing)[0] == 0).all()
+    assert (answer_of(WalkMethod(FixedBoundaries(), SECTION, crf=None), photo(), nothing)[0] == 0).all()
     assert (answer_of(SeedMethod(SECTION), photo(), nothing)[0] == 0).all()
 
 
 @pytest.mark.parametrize("crf", [False, True])
 def test_both_fill_stores(tiny_model, make_images, tmp_path, crf):
     images, config = make_images(LABELS), WITH_CRF if crf else CONFIG
-    for method in (SeedMethod(SECTION), WalkMethod(FixedBoundaries(), SECTION, crf=crf)):
+    for method in (SeedMethod(SECTION), WalkMethod(FixedBoundaries(), SECTION, config.crf)):
         label_images(tiny_model, images, config, output_dir=tmp_path, key="k", method=method)
         for name in method.stores:
             store = LabelStore(tmp_path / name)
             assert store.complete and store.meta["rule"] == method.name
+            assert store.meta["crf"] == (crf and name != "irn")
             assert store.meta["config"]["irn"]["walk_radius"] == 5
             for image_id, known in zip(images.image_ids, LABELS, strict=True):
                 allowed = {0, *(c + 1 for c in known)} | ({255} if method.name == "seeds" else set())

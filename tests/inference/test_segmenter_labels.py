@@ -250,9 +250,9 @@ def fresh(segformer, images, tmp_path_factory):
 
 def test_stores_before_and_after_the_crf(segformer, images, fresh):
     folder, summary = fresh
-    assert summary.directory == folder / "labels" and summary.crf_directory == folder / "labels_crf"
+    assert summary.directories == (folder / "labels", folder / "labels_crf")
     assert summary.num_images == summary.num_labelled == 5 and summary.complete and not summary.skipped
-    plain, refined = LabelStore(summary.directory), LabelStore(summary.crf_directory)
+    plain, refined = map(LabelStore, summary.directories)
     assert plain.class_names == ("ant", "bee", "cat") and plain.meta["crf"] is False and refined.meta["crf"] is True
     differs = 0
     for index, image_id in enumerate(images.image_ids):
@@ -356,6 +356,6 @@ def test_deeplab(images, tmp_path, window):
     config = DeepLabConfig(trunk="test_resnet.r160_in1k", id2label=ID2LABEL)
     model = DeepLabForSemanticSegmentation(config)
     summary = predict_images(model, images, replace(CONFIG, window=window), output_dir=tmp_path, key="k")
-    store = LabelStore(summary.directory)
+    store = LabelStore(summary.directories[0])
     for image_id, size in zip(images.image_ids, SIZES, strict=True):
         assert store.read(image_id).shape == size
