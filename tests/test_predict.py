@@ -9,13 +9,13 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from sbce_hf import SpatialBceConfig, SpatialBceForImageClassification
 from sbce_hf.cli import main
-from sbce_hf.config import DataConfig, PredictionConfig, RunConfig, SegmenterConfig
+from sbce_hf.config import DataConfig, PredictionConfig
 from sbce_hf.data import load_images
 from sbce_hf.data.schema import palette
 from sbce_hf.evaluation.confusion import score_store
 from sbce_hf.inference.segmenter import segment
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs.single import load_segmenter, predict_split
+from sbce_hf.runs.single import load_segmenter, predict_with_checkpoint
 
 NAMES = ("disc", "square", "triangle", "ring")
 
@@ -167,12 +167,11 @@ def test_checkpoints_that_cannot_be_used(photos, tmp_path, capsys):
     assert "preprocessor_config.json: missing" in message(folder)
 
 
-def test_split_of_a_recipe(tmp_path):
+def test_images_of_a_split(tmp_path):
     data = DataConfig(source="shapes", shapes_images=6, shapes_size=48)
     images = load_images(data, "train")
     folder = save_segmenter(tmp_path / "model", images.class_names)
-    config = RunConfig(data=data, segmenter=SegmenterConfig(prediction=PredictionConfig(flip=False)))
-    summary = predict_split(config, folder, tmp_path / "out", "train")
+    summary = predict_with_checkpoint(folder, images, PredictionConfig(flip=False), tmp_path / "out")
     store = LabelStore(summary.directories[0])
     assert store.complete and store.meta["config"]["flip"] is False and len(store.done_ids()) == 6
     assert 0 <= score_store(store, images)["mean_iou"] < 1

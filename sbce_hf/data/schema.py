@@ -126,13 +126,6 @@ class TaggedImages:
         """Unique names, usable as relative file paths without suffix."""
         return list(self.dataset["image_id"])
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether at least one image has a mask."""
-        if self.painter is not None:
-            return len(self) > 0
-        return "mask" in self.dataset.column_names and any(map(_is_given, self.dataset["mask"]))
-
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
         """Decode image `index`; see [`decode_image`].
 

@@ -12,29 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..config import ProportionConfig
-from ..data.schema import IGNORE_INDEX, TaggedImages
+from ..data.schema import TaggedImages
 from ..errors import UserError
-
-
-def proportions_from_label_map(label_map: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
-    """Share of pixels of each foreground class.
-
-    Args:
-        label_map: of shape `(H, W)`, 0 background, ``c + 1`` class ``c``; ignored pixels count neither way.
-        num_classes: ``C``.
-
-    Returns:
-        `float64` array of shape `(C,)` in [0, 1]; all 0 where every pixel is ignored.
-
-    Raises:
-        ValueError: a value above ``C`` that is not the ignore index.
-    """
-    counts = np.bincount(label_map.ravel(), minlength=256)
-    if counts[num_classes + 1 : IGNORE_INDEX].any() or len(counts) > 256:
-        raise ValueError(
-            f"label map: got value {int(label_map[label_map != IGNORE_INDEX].max())}, expected 0 to {num_classes}"
-        )
-    return counts[1 : num_classes + 1] / max(label_map.size - counts[IGNORE_INDEX], 1)
 
 
 def clamp_proportions(

@@ -54,19 +54,6 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-def unscaled_threshold(threshold: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Move a threshold of `sigmoid(scale * z)` to the domain of `sigmoid(z)`: `sigmoid(logit(t) / scale)`.
-
-    The released program solves this numerically and fails from a scale of about 20 on.
-
-    Args:
-        threshold: in (0, 1).
-        scale: above 0; broadcast against `threshold`.
-    """
-    threshold = np.asarray(threshold, np.float64)
-    return sigmoid((np.log(threshold) - np.log1p(-threshold)) / scale)
-
-
 def label_paper(maps: ClassMaps) -> Labelled:
     """`S_c = sigmoid(s_c * z_c) - t_c` (paper, sec. 3.4)."""
     thresholds = sigmoid(maps.threshold_logits.astype(np.float64))

@@ -135,21 +135,6 @@ def predict_with_checkpoint(
     )
 
 
-def predict_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, split: str) -> LabelSummary:
-    """Predict label maps of one split with a segmentation network.
-
-    Args:
-        config: its `data` and the `segmenter`'s `prediction` are used.
-        checkpoint: a model folder, or a Hub id with an optional `@revision`.
-        output_dir: gets the label stores.
-        split: its tags are not looked at.
-    """
-    model_dir = local_checkpoint(checkpoint)
-    prediction = config.segmenter.prediction if config.segmenter else PredictionConfig()
-    images = load_images(config.data, split)
-    return predict_with_checkpoint(model_dir, images, prediction, output_dir, strict=config.data.strict)
-
-
 def predict_photos(
     checkpoint: str | Path,
     paths: Sequence[str],

@@ -94,7 +94,7 @@ def test_ids_and_tags(root):
 
 def test_painted_masks(root):
     images = load(config(root), "train2014")
-    assert images.has_masks and images.with_masks() is images
+    assert images.with_masks() is images
     assert images.mask(0).tolist() == expected_mask().tolist()
     # An uncompressed encoding; the line of two points has no area.
     assert images.mask(1).tolist() == (12 * (1 - crowd_mask())).tolist()
@@ -120,7 +120,7 @@ def test_masks_are_not_painted_before_they_are_asked_for(root):
     bad = [{"image_id": 1, "category_id": CAT, "segmentation": [[1, 2, 3]]}]
     write(root, instances(bad))
     images = load(config(root, score_split=None), "train2014")
-    assert images.has_masks and len(images) == 1
+    assert len(images.with_masks()) == len(images) == 1
     with pytest.raises(ValueError, match=r"annotation 100: segmentation \[\[1, 2, 3\]\], expected polygons"):
         images.mask(0)
     with pytest.raises(ValueError, match="annotation 100: segmentation"):

@@ -40,7 +40,7 @@ def test_csv(folder):
     assert images.image_ids == ["a", "trip/b", "c"]
     # An image without tags is legal.
     assert images.label_matrix().tolist() == [[1, 1], [0, 1], [0, 0]]
-    assert images.skipped == () and not images.has_masks
+    assert images.skipped == () and not len(images.with_masks())
     assert images.image(0).size == (24, 16) and images.image(0).mode == "RGB"
     # Paths stay paths.
     assert images.dataset[1]["image"] == {"bytes": None, "path": str(folder / "images/trip/b.png")}

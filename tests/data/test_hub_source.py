@@ -60,7 +60,7 @@ def test_kinds_of_labels(saved, labels, feature, classes):
     assert images.label_matrix().tolist() == [[1, 0], [1, 1], [0, 0]]
     assert images.image_ids == ["0", "1", "2"]
     assert [images.image(i).getpixel((0, 0)) for i in range(3)] == [(0, 0, 0), (10, 0, 0), (20, 0, 0)]
-    assert not images.has_masks and images.skipped == ()
+    assert not len(images.with_masks()) and images.skipped == ()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_parquet_folder(tmp_path, monkeypatch):
     make(mask=True).to_parquet(tmp_path / "parquet/train-00000-of-00001.parquet")
     make([[1]], mask=True).to_parquet(tmp_path / "parquet/validation-00000-of-00001.parquet")
     images = load(config(tmp_path / "parquet", score_split="train"), "train")
-    assert images.class_names == ("cat", "dog") and images.has_masks
+    assert images.class_names == ("cat", "dog") and len(images.with_masks()) == 3
     assert images.label_matrix().tolist() == [[1, 0], [1, 1], [0, 0]]
     assert len(load(config(tmp_path / "parquet"), "validation")) == 1
     with pytest.raises(ValueError, match="test"):

@@ -19,7 +19,7 @@ def folder(tmp_path):
 def test_folders_are_searched_at_any_depth(folder):
     images = load_photos([folder], NAMES)
     assert images.image_ids == ["a", "b", "deep/c", "deep/er/a"]
-    assert images.class_names == NAMES and not images.label_matrix().any() and not images.has_masks
+    assert images.class_names == NAMES and not images.label_matrix().any() and not len(images.with_masks())
     assert images.image(3).size == (9, 7) and not images.skipped
 
 

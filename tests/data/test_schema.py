@@ -209,7 +209,6 @@ def test_select_changes_the_hash_and_keeps_the_order():
 
 def test_without_masks():
     images = tagged(encode(Image.new("RGB", (2, 2))))
-    assert not images.has_masks
     assert len(images.with_masks()) == 0
     with pytest.raises(ValueError, match="'image0'.*there is none"):
         images.mask(0)

@@ -58,9 +58,9 @@ def test_masks_hold_vocs_values(devkit):
     assert images.mask_values == (0, CAT, DOG, PERSON) and images.mask_known == frozenset(range(21))
     assert [np.unique(images.mask(i)).tolist() for i in (0, 1)] == [[0, 1, 255], [0, 3, 255]]
     assert images.mask(0)[2:6].tolist() == [[1] * 12] * 4
-    assert images.has_masks and images.with_masks().image_ids == ["a", "b"]
+    assert images.with_masks().image_ids == ["a", "b"]
     without = load(config(devkit), "val")
-    assert not without.has_masks and without.mask_values is None
+    assert not len(without.with_masks()) and without.mask_values is None
 
 
 def test_masks_of_the_augmented_set_come_first(devkit):

@@ -3,7 +3,7 @@ import pytest
 
 from sbce_hf.config import DataConfig, ProportionConfig
 from sbce_hf.data import load_images
-from sbce_hf.labels.proportions import ProportionTable, clamp_proportions, proportions_from_label_map
+from sbce_hf.labels.proportions import ProportionTable, clamp_proportions
 
 
 @pytest.fixture(scope="module")
@@ -19,29 +19,6 @@ def table(images, **changes):
         "lost": np.eye(4, dtype=bool),
     }
     return ProportionTable(**{**values, **changes})
-
-
-def test_shares_of_pixels():
-    label_map = np.array([[0, 0, 1, 1, 1], [3, 0, 0, 0, 0]], dtype=np.uint8)
-    shares = proportions_from_label_map(label_map, 3)
-    assert shares.dtype == np.float64 and shares.tolist() == [0.3, 0.0, 0.1]
-
-
-def test_shares_are_one_over_all_classes_and_background():
-    label_map = np.random.default_rng(0).integers(0, 5, (37, 41), dtype=np.uint8)
-    assert proportions_from_label_map(label_map, 4).sum() == pytest.approx((label_map > 0).mean(), abs=1e-15)
-
-
-def test_ignored_pixels_count_neither_way():
-    assert proportions_from_label_map(np.array([[0, 1, 255, 255]], np.uint8), 1).tolist() == [0.5]
-    assert proportions_from_label_map(np.full((2, 2), 255, np.uint8), 2).tolist() == [0, 0]
-    assert proportions_from_label_map(np.full((2, 2), 1, np.uint8), 1).tolist() == [1]
-
-
-@pytest.mark.parametrize("value", [3, 254])
-def test_unknown_label(value):
-    with pytest.raises(ValueError, match=f"got value {value}, expected 0 to 2"):
-        proportions_from_label_map(np.array([[0, value, 255]], np.uint8), 2)
 
 
 def test_clamping():

@@ -11,7 +11,6 @@ from sbce_hf.postprocess.rules import (
     label_official,
     label_paper,
     sigmoid,
-    unscaled_threshold,
 )
 
 
@@ -45,9 +44,17 @@ def test_sigmoid_is_exact_and_does_not_overflow():
     assert sigmoid(np.zeros(2, np.float32)).dtype == np.float32
 
 
+def official_thresholds(threshold, scale):
+    """What `label_official` compares maps of `sigmoid(z)` with, where `sigmoid(scale * z)` has this threshold."""
+    threshold, scale = np.asarray(threshold, np.float64), np.asarray(scale, np.float64)
+    logits = (np.log(threshold) - np.log1p(-threshold)).ravel()
+    maps = ClassMaps("a", np.arange(logits.size), np.zeros((logits.size, 1, 1), np.float32), logits, scale.ravel())
+    return label_official(maps).thresholds.reshape(threshold.shape)
+
+
 def test_threshold_conversion_is_the_released_one_where_that_one_converges(golden_dir):
     golden = np.load(golden_dir / "threshold_conversion.npz", allow_pickle=False)  # noqa: TID251 - no pickles
-    ours = unscaled_threshold(golden["a"][:, None], np.exp(golden["temperature"])[None])
+    ours = official_thresholds(*np.broadcast_arrays(golden["a"][:, None], np.exp(golden["temperature"])[None]))
     assert np.allclose(ours, golden["closed_form"], rtol=0, atol=1e-12)
     ok = golden["fsolve_ok"]
     assert ok.mean() > 0.5
@@ -57,8 +64,8 @@ def test_threshold_conversion_is_the_released_one_where_that_one_converges(golde
 def test_conversion_keeps_the_decision_and_its_fixed_point():
     z = np.linspace(-2, 2, 401)
     for t, s in [(0.3, 5.0), (0.9, 20.0), (0.02, 1.0)]:
-        assert ((sigmoid(s * z) > t) == (sigmoid(z) > unscaled_threshold(t, s))).all()
-    assert unscaled_threshold(0.5, 17.0) == pytest.approx(0.5)
+        assert ((sigmoid(s * z) > t) == (sigmoid(z) > official_thresholds(t, s))).all()
+    assert official_thresholds(0.5, 17.0) == pytest.approx(0.5)
 
 
 def test_paper_rule_by_hand():
@@ -86,7 +93,8 @@ def test_higher_threshold_only_removes_pixels():
 def test_official_rule_written_out():
     maps = random_maps(1)
     unscaled = 1 / (1 + np.exp(-(maps.logits.astype(np.float64) / maps.scales[:, None, None])))
-    t = unscaled_threshold(sigmoid(maps.threshold_logits.astype(np.float64)), maps.scales)
+    # The released program solves sigmoid(s * z) = t for z.
+    t = sigmoid(maps.threshold_logits.astype(np.float64) / maps.scales)
     expected = np.zeros(unscaled.shape[1:], np.uint8)
     winner = unscaled.argmax(axis=0)
     for c in range(3):
