@@ -44,13 +44,6 @@ def local_checkpoint(name: str | os.PathLike[str]) -> Path:
     return download(os.fspath(name), "model", CHECKPOINT_FILES)
 
 
-def own_folder(folder: Path) -> Path:
-    """Where the files of a checkpoint's folder lie: a snapshot in the Hub's cache links to those of its repository."""
-    repository = folder.parent.parent
-    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
-    return repository if cached else folder
-
-
 def download(name: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
     """Download files of a repository, or find them in the cache when the Hub cannot be asked.
 

@@ -52,7 +52,7 @@ def require_own_patterns(card: Path) -> None:
     """
     if not card.is_file():
         return
-    for pattern in _strings(DatasetCard.load(card).data.to_dict().get("configs")):
+    for pattern in strings_in(DatasetCard.load(card).data.to_dict().get("configs")):
         if pattern.startswith(("/", "~")) or "://" in pattern or "::" in pattern or ".." in PurePath(pattern).parts:
             raise UserError(
                 f"{card}: configs: got {pattern!r}, expected files of the dataset itself. If these data are your own, "
@@ -60,12 +60,13 @@ def require_own_patterns(card: Path) -> None:
             )
 
 
-def _strings(values: Any) -> Iterator[str]:
+def strings_in(values: Any) -> Iterator[str]:
+    """Every text in nested mappings and lists, keys excepted."""
     if isinstance(values, str):
         yield values
     elif isinstance(values, Mapping | list | tuple):
         for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _strings(value)
+            yield from strings_in(value)
 
 
 def require_own_files(dataset: Dataset, root: Path) -> None:

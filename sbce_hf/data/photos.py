@@ -13,7 +13,7 @@ from .schema import TaggedImages, features
 from .validation import checked_images
 
 # Not the name of a training or score split: no class needs to occur, and no mask is looked for.
-SPLIT = "photos"
+_SPLIT = "photos"
 
 
 def load_photos(
@@ -61,7 +61,7 @@ def load_photos(
         "labels": [[] for _ in found],
     }
     dataset = Dataset.from_dict(columns, features=features(class_names, with_mask=False))
-    return checked_images(dataset, class_names, DataConfig(data_dir=str(paths[0]), strict=strict), SPLIT)
+    return checked_images(dataset, class_names, DataConfig(data_dir=str(paths[0]), strict=strict), _SPLIT)
 
 
 def _listed(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[tuple[str, Path]]:

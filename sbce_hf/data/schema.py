@@ -32,21 +32,20 @@ __all__ = [
 IGNORE_INDEX = 255
 
 
-def palette(num_entries: int = 256) -> list[int]:
+def palette() -> list[int]:
     """The colour map of PASCAL VOC: bits of the index, three at a time, become high bits of red, green and blue.
 
-    Args:
-        num_entries: entries that get their VOC colour; the rest are black.
+    The models' own [`voc_palette`] are the same colours; a checkpoint carries its code, which imports nothing of ours,
+    and nothing here loads models.
 
     Returns:
         256 x 3 numbers, flat, as `PIL.Image.putpalette` takes them.
     """
-    colours = [0] * (256 * 3)
-    for entry in range(min(num_entries, 256)):
-        for bit in range(8):
-            for channel in range(3):
-                colours[3 * entry + channel] |= ((entry >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours
+    return [
+        sum(((entry >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+        for entry in range(256)
+        for channel in range(3)
+    ]
 
 
 def features(class_names: Sequence[str], with_mask: bool) -> Features:

@@ -18,6 +18,7 @@ from ..config import CrfConfig, LabellingConfig, PredictionConfig
 from ..inference.checkpoints import load_classifier, load_segmenter, read_config, read_preprocessing, trained_side
 from ..inference.views import IMAGE_MEAN, IMAGE_STD, class_maps
 from ..labels.store import MAX_CLASSES
+from ..models.configuration_checks import label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceOutput
 from ..postprocess.rules import apply_rule
@@ -65,12 +66,6 @@ class Explanation:
     image_probabilities: dict[str, float] = field(default_factory=dict)
 
 
-def class_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """The model's `id2label` in order; a segmentation network's includes background."""
-    id2label = cast(dict[int, str], model.config.id2label)
-    return tuple(id2label[index] for index in range(len(id2label)))
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A model that [`explain`] takes.
@@ -97,7 +92,7 @@ class Checkpoint:
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each label-map value; 0 is background for a classifier, and whatever it is for a segmenter."""
-        names = class_names(self.model)
+        names = label_names(self.model.config)
         return ("background", *names) if self.needs_tags else names
 
 
@@ -183,7 +178,7 @@ def explain_tags(
     Raises:
         ValueError: a tag that is no class of the model, or class maps that are not finite.
     """
-    names = class_names(model)
+    names = label_names(model.config)
     unknown = [tag for tag in tags or () if tag not in names]
     if unknown:
         raise ValueError(f"tag {unknown[0]!r}: the model has no such class; its classes are {', '.join(names)}")

@@ -12,7 +12,7 @@ from PIL import Image
 from ..config import CrfConfig
 from ..data.schema import decode_image
 from ..data.shapes import THINGS, draw_scene
-from ..evaluation.contact_sheet import class_colours
+from ..models.configuration_deeplab import voc_palette
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
 from .pictures import encode_label_map, encode_png, outlined_heat_map, overlay, served_file
 
@@ -159,7 +159,7 @@ def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
                 _add_example(names, photo, tags)
             with gr.Column(min_width=300):
                 # Lighter than in the file: VOC's dark blue and maroon hide a photo instead of tinting it.
-                colours = np.minimum(class_colours(len(names) - 1).astype(int) + 90, 255).astype(np.uint8)
+                colours = np.minimum(np.array(voc_palette(len(names))) + 90, 255).astype(np.uint8)
                 painted = gr.AnnotatedImage(
                     label="Label map",
                     color_map={

@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sbce_hf.data.schema import IGNORE_INDEX, palette
-
+from ..data.schema import IGNORE_INDEX
 from ..files import write_atomic
+from ..models.configuration_deeplab import voc_palette
 
 # In pixels.
 CELL_WIDTH, CELL_HEIGHT_LIMIT, GAP, LINE_HEIGHT, FONT_SIZE = 280, 330, 12, 24, 15
@@ -49,11 +49,6 @@ class ContactRow:
     truth: np.ndarray | None = None
 
 
-def class_colours(num_classes: int) -> np.ndarray:
-    """Colours of label-map values 0 (background) to `num_classes`, uint8 of shape `(num_classes + 1, 3)`."""
-    return np.array(palette(num_classes + 1), dtype=np.uint8).reshape(-1, 3)[: num_classes + 1]
-
-
 def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: Path) -> None:
     """Draw photo, activation, label map, label map after CRF and refinement, and truth of several images.
 
@@ -71,7 +66,7 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
         raise ValueError("contact sheet: got no rows, expected at least one image")
     for row in rows:
         _check(row, len(class_names))
-    colours = class_colours(len(class_names))
+    colours = np.array(voc_palette(len(class_names) + 1), np.uint8)
     drawn = [title for title, name in _MAPS.items() if any(getattr(row, name) is not None for row in rows)]
     columns = ["photo", "activation", *drawn]
     strips = [_strip(row, columns, colours) for row in rows]

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.schema import palette
+from ..models.configuration_deeplab import voc_palette
 
 # In pixels. Larger photos are drawn smaller: an overlay is for looking at.
 MAX_SIDE, GAP, LINE_HEIGHT, FONT_SIZE = 2048, 8, 24, 15
@@ -47,7 +48,8 @@ def overlay(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str
     # Index 0 is False; the palette plays no part.
     foreground = Image.fromarray(np.asarray(labels) > 0)
     drawn = Image.composite(blended, photo, foreground)
-    legend = _legend({class_names[value - 1]: palette()[3 * value : 3 * value + 3] for value in present}, drawn.width)
+    colours = voc_palette(len(class_names) + 1)
+    legend = _legend({class_names[value - 1]: colours[value] for value in present}, drawn.width)
     sheet = Image.new("RGB", (legend.width, drawn.height + legend.height), "white")
     sheet.paste(drawn, (0, 0))
     sheet.paste(legend, (0, drawn.height))

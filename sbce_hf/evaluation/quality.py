@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..postprocess.rules import SOFT_RANGE
+from .iou import class_iou
 from .report import percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -18,7 +20,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_LOST_SHARE = 0.2
 # The median object of VOC and COCO classes covers a few to some tens of percent of its image.
 MIN_MEDIAN_COVERAGE, MAX_MEDIAN_COVERAGE = 0.01, 0.9
-# Fewer pixels with 0.02 < p < 0.98 than this, and neither loss term has a gradient left to move p with.
+# Fewer pixels in SOFT_RANGE than this, and neither loss term has a gradient left to move p with.
 MIN_SOFT_SHARE = 0.02
 FIELDS = ("thresholds", "proportions", "soft_share", "mean_probability")
 
@@ -35,7 +37,7 @@ class ClassQuality:
         threshold_quantiles: of the adaptive threshold at [`QUANTILES`]; NaN for a rule without.
         coverage_mean: mean share of the image in the final label map.
         coverage_median: its median.
-        soft_share: mean share of pixels whose probability is between 0.02 and 0.98.
+        soft_share: mean share of pixels whose probability is in [`SOFT_RANGE`].
         mean_probability: mean over pixels and images.
         thresholds (`np.ndarray` of shape `(n,)`, float64): the adaptive thresholds themselves.
         warnings: in words, without stage and class.
@@ -189,7 +191,8 @@ def _class_quality(name: str, before: np.ndarray, after: np.ndarray) -> ClassQua
     if median > MAX_MEDIAN_COVERAGE:
         warnings.append(f"flood: covers {percent(median)} % of its median image")
     if mean(soft) < MIN_SOFT_SHARE:
-        warnings.append(f"saturated: only {percent(mean(soft))} % of its pixels have 0.02 < p < 0.98")
+        low, high = SOFT_RANGE
+        warnings.append(f"saturated: only {percent(mean(soft))} % of its pixels have {low} < p < {high}")
     return ClassQuality(
         name=name,
         images=len(before),
@@ -239,13 +242,10 @@ def agreement(
         counts += np.bincount(a.astype(np.int64).ravel() * size + b.ravel(), minlength=size**2).reshape(size, size)
         num_images += 1
     counts, num_images = total(counts), int(total(np.array([num_images]))[0])
-    same = np.diag(counts).astype(float)
-    union = counts.sum(0) + counts.sum(1) - same
-    iou = np.divide(same, union, out=np.full(size, math.nan), where=union > 0)
-    pixels = counts.sum()
+    iou, pixels = class_iou(counts), counts.sum()
     return Agreement(
         mean_iou=mean(iou[~np.isnan(iou)]),
         per_class_iou=iou,
-        pixels=float(same.sum() / pixels) if pixels else math.nan,
+        pixels=float(np.trace(counts) / pixels) if pixels else math.nan,
         num_images=num_images,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..postprocess.rules import SOFT_RANGE
 from .curves import plot_histograms
 from .quality import (
     MAX_LOST_SHARE,
@@ -51,7 +52,7 @@ def render_quality(
         "# Quality without ground truth",
         "No mask was read for this page. *Empty*: images of a class where no pixel passed its threshold or another "
         "class won everywhere. *Lost*: images without a pixel of it in the final label map, after the CRF if it ran. "
-        "*Coverage*: its share of the image. *Soft*: share of pixels with 0.02 < p < 0.98.",
+        f"*Coverage*: its share of the image. *Soft*: share of pixels with {SOFT_RANGE[0]} < p < {SOFT_RANGE[1]}.",
         f"A warning is given for a class lost in more than {percent(MAX_LOST_SHARE, 0)} % of its images, for a median "
         f"coverage below {percent(MIN_MEDIAN_COVERAGE, 0)} % or above {percent(MAX_MEDIAN_COVERAGE, 0)} %, and for "
         f"fewer than {percent(MIN_SOFT_SHARE, 0)} % soft pixels.",

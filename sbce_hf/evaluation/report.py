@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage
+from ..data.schema import IGNORE_INDEX, SkippedImage
+from .scan import LEAK_MARK
 
-LEAK_MARK = "[leak: constant chosen on ground truth]"
 SKIPPED_SHOWN = 10
 
 

@@ -9,6 +9,8 @@ from ..data.schema import IGNORE_INDEX
 from ..postprocess.rules import ClassMaps, divide_by_maximum
 from .iou import class_iou
 
+# What a number that was chosen on ground truth is marked with.
+LEAK_MARK = "[leak: constant chosen on ground truth]"
 DEFAULT_CONSTANTS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 
@@ -27,8 +29,6 @@ class FixedThresholdScan:
     constants: np.ndarray
     confusions: np.ndarray
     num_images: int
-    uses_ground_truth: bool = True
-    note: str = "[leak: chosen on ground truth]"
 
     @property
     def mean_iou(self) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config import RunConfig
-from ..evaluation.report import LEAK_MARK, ScoreRow, SegmenterRow, markdown_table, percent
+from ..evaluation.report import ScoreRow, SegmenterRow, markdown_table, percent
+from ..evaluation.scan import LEAK_MARK
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "unknown"

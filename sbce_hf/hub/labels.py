@@ -18,11 +18,12 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from ..data.schema import TaggedImages, label_features, palette
+from ..data.schema import TaggedImages, label_features
 from ..evaluation.report import markdown_table, percent
 from ..files import write_atomic
 from ..labels.hub_store import INFO, SPLIT
 from ..labels.store import LabelStore
+from ..models.configuration_deeplab import voc_palette
 from .cards import TEMPLATES, UNKNOWN
 from .errors import explained
 from .label_info import LabelSetInfo, grown, read_info
@@ -224,11 +225,11 @@ def _dataset_info(info: LabelSetInfo) -> DatasetInfo:
 
 
 def _tables(info: LabelSetInfo) -> dict[str, Any]:
-    flat = palette()
+    colours = voc_palette(len(info.class_names) + 1)
     rows: list[tuple[Any, ...]] = [(0, "background", "#000000", "", "")]
     for c, name in enumerate(info.class_names):
         images, lost = info.images_per_class[c], info.lost_per_class[c]
-        colour = "#{:02x}{:02x}{:02x}".format(*flat[3 * (c + 1) : 3 * (c + 2)])
+        colour = "#{:02x}{:02x}{:02x}".format(*colours[c + 1])
         rows.append((c + 1, name, colour, images, f"{percent(lost / images)} %" if images else "-"))
     pairs = sum(info.images_per_class)
     return {

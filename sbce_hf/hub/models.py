@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import RunConfig, from_mapping, to_mapping
-from ..data.schema import palette
 from ..evaluation.quality_page import summary_table
-from ..files import is_inside, read_json, write_atomic
+from ..files import read_json, write_atomic
+from ..models.configuration_deeplab import voc_palette
 from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..references import own_folder
+from ..models.modeling_checkpoint import own_file
 from ..runs.bench import CONFIG, NOTES, QUALITY_PAGE, REPORT
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
@@ -169,9 +169,7 @@ def render_model_folder(
 def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext:
     for pattern in ("*.safetensors", "*.safetensors.index.json", "*.py"):
         for path in sorted(model_dir.glob(pattern)):
-            if not is_inside(path, own_folder(model_dir)):
-                raise ValueError(f"{path}: is a link out of the model's folder, expected a file; put a copy there")
-            shutil.copyfile(path, folder / path.name)
+            shutil.copyfile(own_file(path), folder / path.name)
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     architecture = (config.get("architectures") or [""])[0]
     is_classifier = config.get("model_type") == SpatialBceConfig.model_type
@@ -191,8 +189,7 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
     names = [name for _, name in sorted((int(key), name) for key, name in config["id2label"].items())]
     labels = ["background", *names] if is_classifier else names
     if not config.get("palette"):
-        flat = palette(len(labels))
-        config["palette"] = [flat[3 * value : 3 * value + 3] for value in range(len(labels))]
+        config["palette"] = voc_palette(len(labels))
     config.pop("_name_or_path", None)
     _write_json(folder / "config.json", config)
     processor = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))

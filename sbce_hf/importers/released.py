@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import OFFICIAL
 from ..data.coco import COCO_CLASSES
 from ..data.voc import VOC_CLASSES
+from ..models.configuration_checks import label_fields
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk import RESNET38
@@ -58,8 +59,7 @@ def import_released(
             "embedding_dim": shapes[EMBEDDING][0],
             "image_top_share": IMAGE_TOP_SHARE["spatial"],
         },
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
+        **label_fields(names),
     )
     with torch.device("meta"):
         model = SpatialBceForImageClassification(config)

@@ -7,7 +7,7 @@ values and goes on; here nothing predicts with them.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +23,11 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
-from ..files import is_inside
+from ..data.own_files import strings_in
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
-from ..models.modeling_checkpoint import check_foreign_config, check_loadable, read_json, weight_files
+from ..models.modeling_checkpoint import check_foreign_config, check_loadable, own_file, read_json, weight_files
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..references import own_folder
 from ..training.device import tune_allocator, use_cpu
 from .views import IMAGE_MEAN, IMAGE_STD
 
@@ -47,8 +46,7 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
     """
     path = checkpoint / "config.json"
     for file in checkpoint.glob("*.*"):
-        if not is_inside(file, own_folder(checkpoint)):
-            raise ValueError(f"{file}: is a link out of the checkpoint's folder, expected a file; put a copy there")
+        own_file(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
     check_foreign_config(read_json(path), str(path))
@@ -169,9 +167,10 @@ def _check_processor(checkpoint: Path, values: dict[str, Any]) -> None:
     other = checkpoint / "processor_config.json"
     if other.exists():
         raise ValueError(f"{other}: would be read instead of preprocessor_config.json; remove it")
+    # An entry of transformers' table has had more than one form.
     known = {DeepLabImageProcessor.__name__}
     for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        known |= set(_flatten(IMAGE_PROCESSOR_MAPPING_NAMES.get(config_class.model_type)))
+        known |= set(strings_in(IMAGE_PROCESSOR_MAPPING_NAMES.get(config_class.model_type)))
     for key in ("image_processor_type", "feature_extractor_type"):
         name = str(values.get(key) or "").replace("FeatureExtractor", "ImageProcessor")
         if name and name.removesuffix("Fast") not in {one.removesuffix("Fast") for one in known}:
@@ -179,15 +178,6 @@ def _check_processor(checkpoint: Path, values: dict[str, Any]) -> None:
                 f"{checkpoint / 'preprocessor_config.json'}: {key}: got {name[:120]!r}, expected one of "
                 f"{', '.join(sorted(known))}"
             )
-
-
-def _flatten(names: Any) -> Iterator[str]:
-    """The class names in an entry of transformers' table, which has had more than one form."""
-    if isinstance(names, str):
-        yield names
-    elif isinstance(names, Mapping | list | tuple):
-        for name in names.values() if isinstance(names, Mapping) else names:
-            yield from _flatten(name)
 
 
 def load_segmenter(checkpoint: Path) -> tuple[PreTrainedModel, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,14 @@ from ..config import LabellingConfig, to_mapping
 from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
 from ..labels.store import LabelStore
+from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Method, RuleMethod
-from ..postprocess.rules import ClassMaps
+from ..postprocess.rules import SOFT_RANGE, ClassMaps
 from .views import IMAGE_MEAN, IMAGE_STD, class_maps
 
 T = TypeVar("T")
-
-# A pixel outside this range sits on the flat part of the sigmoid, where training has no gradient.
-SOFT_RANGE = (0.02, 0.98)
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ def label_images(
 
 
 def _check_classes(model: SpatialBceForImageClassification, class_names: tuple[str, ...]) -> None:
-    id2label = cast(dict[int, str], model.config.id2label)
-    names = tuple(id2label[i] for i in range(len(id2label)))
+    names = label_names(model.config)
     # A model that was made from a number of classes alone has names like these.
     unnamed = tuple(f"LABEL_{i}" for i in range(len(names)))
     if len(names) != len(class_names) or names not in (unnamed, tuple(class_names)):

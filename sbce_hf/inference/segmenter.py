@@ -20,6 +20,7 @@ from ..config import PredictionConfig, to_mapping
 from ..data.schema import TaggedImages
 from ..labels.store import LabelStore
 from ..labels.variants import variants
+from ..models.configuration_checks import label_names
 from ..postprocess.crf import CrfPool
 from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
 from .views import IMAGE_MEAN, IMAGE_STD, MIN_SIDE, normalize, to_pixels
@@ -35,14 +36,13 @@ def foreground_classes(config: PreTrainedConfig) -> tuple[str, ...]:
     Raises:
         ValueError: fewer than two labels, or label 0 is not background. Everywhere in this library it is.
     """
-    id2label = cast(dict[int, str], config.id2label)
-    names = [id2label.get(label, "") for label in range(len(id2label))]
+    names = label_names(config)
     if len(names) < 2 or names[0].casefold() != "background":
         raise ValueError(
-            f"the model's labels are {names[:4]}{'...' if len(names) > 4 else ''}, expected 'background' as label 0 "
-            "and classes from 1 on; a network that was trained on other labels cannot be used here"
+            f"the model's labels are {list(names[:4])}{'...' if len(names) > 4 else ''}, expected 'background' as "
+            "label 0 and classes from 1 on; a network that was trained on other labels cannot be used here"
         )
-    return tuple(names[1:])
+    return names[1:]
 
 
 def segment(

@@ -89,7 +89,23 @@ class PaletteMixin:
             self.palette = self.default_palette()
 
 
-def check_keys(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
+def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of a configuration's labels in the order of their ids, empty where an id is left out."""
+    names: Mapping[Any, str] = config.id2label or {}
+    return tuple(names.get(index, "") for index in range(len(names)))
+
+
+def label_fields(names: Iterable[str]) -> dict[str, Any]:
+    """The fields of a configuration that say how its labels are called.
+
+    Args:
+        names: in the order of their ids.
+    """
+    id2label = dict(enumerate(names))
+    return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+
+
+def checked_keys(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Look at the keys of a configuration that are no fields of it, before `PreTrainedConfig` acts on them.
 
     Args:

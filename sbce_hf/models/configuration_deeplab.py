@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import PaletteMixin, check_keys, check_trunk, check_widths
+from .configuration_checks import PaletteMixin, check_trunk, check_widths, checked_keys
 
 # Rates of the two heads.
 _RATES = {"largefov": [12], "aspp": [6, 12, 18, 24]}
@@ -101,7 +101,7 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs = check_keys(self, kwargs)
+        kwargs = checked_keys(self, kwargs)
         super().__post_init__(**kwargs)
         for name, value in self._head_defaults().items():
             if getattr(self, name) is None:

@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_keys, check_trunk, check_widths
+from .configuration_checks import check_trunk, check_widths, checked_keys
 
 
 @strict
@@ -42,7 +42,7 @@ class IrnConfig(PreTrainedConfig):
     radius: int = 10
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs = check_keys(self, kwargs)
+        kwargs = checked_keys(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_ranges(self) -> None:

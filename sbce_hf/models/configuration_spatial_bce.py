@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import PaletteMixin, check_keys, check_trunk, check_widths
+from .configuration_checks import PaletteMixin, check_trunk, check_widths, checked_keys
 
 
 @strict
@@ -98,7 +98,7 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs = check_keys(self, kwargs)
+        kwargs = checked_keys(self, kwargs)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)

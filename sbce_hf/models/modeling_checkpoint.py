@@ -105,21 +105,25 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         raise ValueError(f"{others[0]}: a shard of a distributed checkpoint; expected {SAFE_WEIGHTS_NAME} alone")
     whole, index = (folder / with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     if whole.is_file():
-        return [_own(whole)]
+        return [own_file(whole)]
     if not index.is_file():
         raise FileNotFoundError(
             f"{folder}: no {whole.name} and no {index.name}; expected the model/ folder of a "
             "finished training. Pickled weights (.bin, .pth) are not read: `sbce import` converts them"
         )
-    files = [_own(folder / name) for name in read_shards(index)]
+    files = [own_file(folder / name) for name in read_shards(index)]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise FileNotFoundError(f"{index}: names {missing.name}, which is missing; fetch the checkpoint again")
     return files
 
 
-def _own(path: Path) -> Path:
-    """The path of a file that lies in its folder, or, for a snapshot in the Hub's cache, in its repository's."""
+def own_file(path: Path) -> Path:
+    """The path of a file that lies in its folder, or, for a snapshot in the Hub's cache, in its repository's.
+
+    Raises:
+        ValueError: it is a link to somewhere else.
+    """
     folder = path.parent
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         folder = folder.parent.parent

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_checks import label_fields, label_names
 from .configuration_deeplab import DeepLabConfig
 from .losses_segmentation import segmentation_loss
 from .losses_spatial_bce import sum_over_processes
@@ -130,9 +131,7 @@ class DeepLabForSemanticSegmentation(DeepLabPreTrainedModel):
         """
         source: Any = classifier.config
         copied = {name: getattr(source, name) for name in TrunkConfig.__annotations__}
-        names = ["background", *(source.id2label[index] for index in range(len(source.id2label)))]
-        copied["id2label"] = dict(enumerate(names))
-        copied["label2id"] = {name: index for index, name in enumerate(names)}
+        copied |= label_fields(["background", *label_names(source)])
         model = cls(DeepLabConfig(**{**copied, **fields}))
         trunk: Any = classifier.base_model
         try:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
+SOFT_RANGE = (0.02, 0.98)
+
 
 @dataclass(frozen=True)
 class ClassMaps:

@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from ..config import TrainingConfig
 from ..data import TaggedImages
 from ..data.transforms import TrainingDataset
+from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk_weights import load_trunk_weights
+from ..postprocess.rules import SOFT_RANGE
 from .folder import FitSummary
 from .loop import TrainingHealthError, fit, stage_folder
 from .metrics import Values, Window
@@ -29,9 +31,6 @@ Kind = Literal["bce", "spatial"]
 
 # The highest pixels decide whether a class is there once maps are negative outside objects.
 IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.1}
-
-# Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
-SOFT_RANGE = (0.02, 0.98)
 
 
 class ClassHealth:
@@ -205,8 +204,7 @@ def train_classifier(
         ValueError: model, images and proportions do not belong together.
         TrainingHealthError: training has failed.
     """
-    id2label: dict[int, str] = cast(Any, model.config).id2label
-    names = tuple(id2label[index] for index in range(len(id2label)))
+    names = label_names(model.config)
     if names != tuple(images.class_names):
         raise ValueError(
             f"the model's classes {list(names)} are not the images' {list(images.class_names)}; set id2label to these"
@@ -263,10 +261,8 @@ def create_classifier(
         FileNotFoundError: no such checkpoint file, or timm's weights cannot be had.
         ValueError: an unknown field, or one that does not fit the trunk.
     """
-    names = dict(enumerate(class_names))
-    config = SpatialBceConfig(**fields, id2label=names, label2id={name: index for index, name in names.items()})
     set_seed(seed)
-    model = SpatialBceForImageClassification(config)
+    model = SpatialBceForImageClassification(SpatialBceConfig(**fields, **label_fields(class_names)))
     if trunk_weights != "random":
         load_trunk_weights(model, trunk_weights)
     return model

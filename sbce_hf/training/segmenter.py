@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from ..config import SegmenterConfig, SegmenterTrainingConfig, check_keys
 from ..data import IGNORE_INDEX, TaggedImages
 from ..labels.label_maps import LabelMaps, check_label_maps
+from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_deeplab import DeepLabConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_buildable, check_foreign_config, check_loadable, read_json
@@ -172,10 +173,11 @@ def train_segmenter(
         ValueError: model, images and label maps do not belong together; see [`check_label_maps`].
         TrainingHealthError: training has failed.
     """
-    id2label: dict[int, str] = cast(Any, model.config).id2label
-    expected = _id2label(images.class_names)
-    if id2label != expected:
-        raise ValueError(f"the model's classes are {id2label}, expected {expected}; set id2label to these")
+    names, expected = label_names(model.config), (BACKGROUND, *images.class_names)
+    if names != expected:
+        raise ValueError(
+            f"the model's classes are {list(names)}, expected {dict(enumerate(expected))}; set id2label to these"
+        )
     process = PartialState(cpu=use_cpu())
     images, labels_hash = check_label_maps(images, label_maps)
     dataset = SegmentationDataset(images, label_maps, config, seed)
@@ -223,8 +225,7 @@ def create_segmenter(
         FileNotFoundError: a file or checkpoint that the config names does not exist.
         ValueError: an unknown architecture or field, one that does not fit, or no classifier where one is the start.
     """
-    id2label = _id2label(class_names)
-    labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+    labels = label_fields((BACKGROUND, *class_names))
     for key in (*labels, "num_labels"):
         if key in config.model:
             raise ValueError(f"segmenter.model.{key}: the classes come from the data; leave it out")
@@ -292,7 +293,3 @@ def _read_config(field: str, path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{field}: {path} has no readable config.json: {error}") from error
     check_foreign_config(values, str(path))
     return values
-
-
-def _id2label(class_names: Sequence[str]) -> dict[int, str]:
-    return dict(enumerate((BACKGROUND, *class_names)))

@@ -6,13 +6,12 @@ import pytest
 from PIL import Image
 
 from sbce_hf import files
-from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage, palette
+from sbce_hf.data.schema import IGNORE_INDEX, SkippedImage
 from sbce_hf.evaluation import contact_sheet as sheets
 from sbce_hf.evaluation import curves
 from sbce_hf.evaluation.contact_sheet import ContactRow, contact_sheet
 from sbce_hf.evaluation.curves import plot_curves
 from sbce_hf.evaluation.report import (
-    LEAK_MARK,
     ReportContext,
     ScoreRow,
     duration,
@@ -22,7 +21,9 @@ from sbce_hf.evaluation.report import (
     render_report,
     score_table,
 )
+from sbce_hf.evaluation.scan import LEAK_MARK
 from sbce_hf.files import write_atomic
+from sbce_hf.models.configuration_deeplab import voc_palette
 
 HONEST = ScoreRow(
     "round1", "paper", True, 0.6234, {"background": 0.9, "cat": 0.5, "dog": math.nan}, 370, False, "best"
@@ -214,7 +215,7 @@ def test_contact_sheet_paints_maps_in_voc_colours(tmp_path):
     truth[:, 30:] = IGNORE_INDEX
     contact_sheet([contact_row(truth=truth)], ("cat", "dog"), tmp_path / "sheet.png")
     pixels = sheet_pixels(tmp_path / "sheet.png")
-    voc = np.array(palette(3)).reshape(-1, 3)
+    voc = np.array(voc_palette(3))
     grey = (1 - sheets.COLOUR_SHARE) * 128
     # No image has a map after the CRF: truth is the fourth column.
     for column, side, label in ((2, 0, 1), (2, 1, 0), (3, 0, 2)):
@@ -249,7 +250,7 @@ def test_contact_sheet_grows_by_rows_and_columns(tmp_path):
 def test_legend_wraps_with_many_classes():
     names = [f"a long class name {i}" for i in range(80)]
     row = contact_row(80, 81, label_map=np.tile(np.arange(81, dtype=np.uint8), (80, 1)))
-    legend = sheets._legend([row], names, sheets.class_colours(80), 900)
+    legend = sheets._legend([row], names, np.array(voc_palette(81), np.uint8), 900)
     assert legend.width == 900 and legend.height > 10 * sheets.LINE_HEIGHT
 
 

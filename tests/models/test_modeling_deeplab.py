@@ -33,6 +33,7 @@ from sbce_hf import (
     SpatialBceImageProcessor,
     load_trunk_weights,
 )
+from sbce_hf.data import schema
 from sbce_hf.models import modeling_deeplab
 from sbce_hf.models.configuration_deeplab import voc_palette
 from sbce_hf.models.losses_segmentation import segmentation_loss
@@ -172,6 +173,7 @@ def test_a_file_keeps_every_field(tmp_path):
 def test_the_default_palette_is_the_voc_colour_map():
     palette = DeepLabConfig(num_labels=255).palette
     assert len({tuple(colour) for colour in palette}) == 255
+    assert sum(voc_palette(256), []) == schema.palette()
     aeroplane, person, monitor = (palette[index] for index in (1, 15, 20))
     assert palette[0] == [0, 0, 0] and aeroplane == [128, 0, 0]
     assert person == [192, 128, 128] and monitor == [0, 64, 128]
