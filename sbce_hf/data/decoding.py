@@ -141,6 +141,13 @@ def upright_size(source: ImageSource) -> tuple[int, int]:
     return decode_image(source).size
 
 
+def encode_png(image: Image.Image) -> bytes:
+    """An image as a PNG."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
 def decode_indices(source: ImageSource) -> NDArray[np.integer]:
     """Decode a single-channel index image, palette or grey, to its stored values, never to its luminance.
 

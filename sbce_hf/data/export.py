@@ -1,13 +1,11 @@
 """A checked split as parquet files of the same schema, which source `hub` and plain `datasets` read back."""
 
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List, Value
@@ -16,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from .decoding import encode_png
 from .schema import TaggedImages
 
 # The size that `datasets` gives its own shards.
@@ -103,19 +102,13 @@ def _row(images: TaggedImages, index: int, masked: set[str]) -> dict[str, Any]:
     source = row["image"]
     data = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
     name = None if source["path"] is None else Path(source["path"]).name
-    mask = _png(images.mask(index)) if row["image_id"] in masked else None
+    mask = encode_png(Image.fromarray(images.mask(index))) if row["image_id"] in masked else None
     return {
         "image_id": row["image_id"],
         "image": {"bytes": data, "path": name},
         "labels": row["labels"],
         "mask": None if mask is None else {"bytes": mask, "path": None},
     }
-
-
-def _png(mask: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(mask).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def _size(source: Mapping[str, Any]) -> int:

@@ -5,7 +5,6 @@ An image classifier looks at the loud part first, so its class activation map is
 to be won. Some hide their loud part, so that the body counts. Pebbles and flowers (blobs, loud spots) mean nothing.
 """
 
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ..config import DataConfig
+from .decoding import encode_png
 from .schema import TaggedImages, features
 from .validation import checked_images, class_indices
 
@@ -131,9 +131,9 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         present = _draw_classes(index, len(class_names), generator)
         image, mask = draw_scene(config.shapes_size, [(c, THINGS[class_names[c]]) for c in present], generator)
         columns["image_id"].append(f"{split}_{index:05d}")
-        columns["image"].append({"bytes": _png(image), "path": None})
+        columns["image"].append({"bytes": encode_png(Image.fromarray(image)), "path": None})
         columns["labels"].append(sorted(present))
-        columns["mask"].append({"bytes": _png(mask), "path": None})
+        columns["mask"].append({"bytes": encode_png(Image.fromarray(mask)), "path": None})
     return checked_images(
         Dataset.from_dict(columns, features=features(class_names, with_mask=True)),
         class_names,
@@ -174,12 +174,6 @@ def draw_scene(
     for (label, thing), (x, y, radius) in zip(things, places, strict=True):
         mask[_draw_thing(canvas, thing, x, y, radius, generator) > 0.5] = label + 1
     return _photograph(canvas, generator), mask
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def _places(count: int, generator: Generator) -> list[tuple[float, float, float]]:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ..config import CrfConfig
-from ..data.schema import decode_image
+from ..data.decoding import decode_image, encode_png
 from ..data.shapes import THINGS, draw_scene
 from ..models.configuration_deeplab import voc_palette
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
-from .pictures import encode_label_map, encode_png, outlined_heat_map, overlay, served_file
+from .pictures import annotated, encode_label_map, outlined_heat_map, served_file
 
 # Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
 MAX_SIDE = 512
@@ -249,7 +249,7 @@ def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) 
             gr.Warning("No class was recognised, so everything is background.")
         cache = download.GRADIO_CACHE
         file = served_file(encode_label_map(found.label_map), "label_map.png", cache)
-        picture, sections = overlay(photo, found.label_map, loaded.names)
+        picture, sections = annotated(photo, found.label_map, loaded.names)
         said = remarks(photo, found, loaded.names, predict)
         shown: list[Any] = [
             (served_file(encode_png(picture), "photo.png", cache), sections),

@@ -1,7 +1,6 @@
 """Pictures of the page, and the files in which they are served."""
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
+from ..data.decoding import encode_png
 from ..data.schema import palette
 from ..evaluation.contact_sheet import heat_map
 from ..files import write_atomic
@@ -20,13 +20,6 @@ def encode_label_map(label_map: np.ndarray) -> bytes:
     image = Image.fromarray(label_map)
     image.putpalette(palette())
     return encode_png(image)
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """An image as a PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def served_file(content: bytes, name: str, cache: str) -> str:
@@ -50,7 +43,7 @@ def served_file(content: bytes, name: str, cache: str) -> str:
     return str(path.resolve())
 
 
-def overlay(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> tuple[Image.Image, list]:
+def annotated(photo: Image.Image, label_map: np.ndarray, names: Sequence[str]) -> tuple[Image.Image, list]:
     """The value of `gradio.AnnotatedImage`: every label that occurs, background excepted."""
     values = [value for value in np.unique(label_map).tolist() if names[value] != "background"]
     return photo, [((label_map == value) * 0.6, names[value]) for value in values]

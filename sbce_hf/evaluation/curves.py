@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..files import write_atomic
 
-COLUMNS = 4
+PANELS_IN_A_ROW = 4
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -37,9 +37,9 @@ def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     """
     curves = _Curves({stage: lines for stage, lines in metrics.items() if lines})
     names = curves.class_names()
-    rows = 1 + math.ceil(len(names) / COLUMNS)
-    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    rows = 1 + math.ceil(len(names) / PANELS_IN_A_ROW)
+    figure = Figure(figsize=(4 * PANELS_IN_A_ROW, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, PANELS_IN_A_ROW, squeeze=False).flat
 
     for key, label, colour in (
         ("loss", "total", "black"),
@@ -56,14 +56,14 @@ def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
         curves.finish(panel, title)
         panel.set_visible(bool(names) or panel.has_data() or title == "loss")
     axes[3].set_ylim(0, 1)
-    for panel, name in zip(axes[COLUMNS:], names, strict=False):
+    for panel, name in zip(axes[PANELS_IN_A_ROW:], names, strict=False):
         curves.draw(panel, f"soft_share/{name}", "soft pixels", fill=True, color="0.85")
         curves.draw(panel, f"mean_p/{name}", "mean p", color="tab:blue")
         curves.draw(panel, f"mean_q/{name}", "proportion q", color="black", linestyle="--", linewidth=1)
         curves.draw(panel, f"threshold/{name}", "threshold", color="tab:red", linewidth=1)
         curves.finish(panel, name, legend=name == names[0])
         panel.set_ylim(0, 1)
-    for panel in axes[COLUMNS + len(names) :]:
+    for panel in axes[PANELS_IN_A_ROW + len(names) :]:
         panel.set_visible(False)
     figure.supxlabel("iteration", fontsize=9)
     save_figure(figure, path)
@@ -138,7 +138,7 @@ def plot_histograms(values: Mapping[str, Mapping[str, np.ndarray]], path: Path) 
         path: PNG file to write.
     """
     names = list(dict.fromkeys(name for classes in values.values() for name in classes))
-    columns = min(COLUMNS, len(names))
+    columns = min(PANELS_IN_A_ROW, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat

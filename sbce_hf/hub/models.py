@@ -22,7 +22,7 @@ from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, st
 from .cards import ModelCardContext, render_model_card
 from .publish import check_repo_id, folder_digest, folder_files
 
-Part = Literal["classifier", "segmenter"]
+Kind = Literal["classifier", "segmenter"]
 
 # What a push replaces even where the new model has no such file: another model's code or quality would be wrong there.
 MODEL_FILES = (
@@ -71,12 +71,12 @@ class RenderedModel:
     """
 
     folder: Path
-    kind: Part
+    kind: Kind
     tag: str | None
     load: str
 
 
-def find_model(path: str | Path, part: Part | None = None) -> ModelSource:
+def find_model(path: str | Path, part: Kind | None = None) -> ModelSource:
     """Find the model in a run directory, a stage's directory, or a model folder.
 
     Args:
@@ -108,7 +108,7 @@ def find_model(path: str | Path, part: Part | None = None) -> ModelSource:
     return ModelSource(path)
 
 
-def _find_in_run(run_dir: Path, part: Part) -> ModelSource:
+def _find_in_run(run_dir: Path, part: Kind) -> ModelSource:
     stages = stages_of(read_config(run_dir))
     stage = classifier_of(stages) if part == "classifier" else segmenter_of(stages)
     if stage is None:
@@ -194,7 +194,7 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
     _write_json(folder / "config.json", config)
     processor = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))
     _write_json(folder / "preprocessor_config.json", processor)
-    kind: Part = "classifier" if is_classifier else "segmenter"
+    kind: Kind = "classifier" if is_classifier else "segmenter"
     return ModelCardContext(repo_id, kind, custom_code, CLASSES.get(architecture), labels, config["palette"])
 
 

@@ -24,7 +24,7 @@ from ..models.configuration_checks import label_names
 from ..postprocess.crf import CrfPool
 from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
 from .views import IMAGE_MEAN, IMAGE_STD, MIN_SIDE, normalize, to_pixels
-from .windows import Window, average_bands, cover
+from .windows import Tile, average_bands, cover
 
 # The method of the label stores.
 METHOD = "labels"
@@ -157,7 +157,7 @@ def _factor(image: Image.Image, config: PredictionConfig) -> float:
     return 1.0 if config.image_size is None else config.image_size / max(image.size)
 
 
-def _windows(image: Image.Image, config: PredictionConfig) -> list[Window]:
+def _windows(image: Image.Image, config: PredictionConfig) -> list[Tile]:
     side = max(image.size) if config.window is None else max(1, round(config.window / _factor(image, config)))
     return cover(image.height, image.width, side, config.overlap)
 
@@ -169,7 +169,7 @@ def _predict_windows(
     config: PredictionConfig,
     image_mean: Sequence[float],
     image_std: Sequence[float],
-) -> Iterator[tuple[Window, Tensor]]:
+) -> Iterator[tuple[Tile, Tensor]]:
     """Each window with its probabilities `(K, h, w)`; the windows of a batch go through the network together."""
     model.eval()
     windows, per_batch = _windows(image, config), max(1, config.batch_size // (1 + config.flip))
@@ -232,7 +232,7 @@ class _Prediction:
     image_id: str
     skipped: str | None = None
     label_map: np.ndarray | None = None
-    refined: Sequence[tuple[Window, Future]] = ()
+    refined: Sequence[tuple[Tile, Future]] = ()
 
 
 def _predict_all(
@@ -255,9 +255,9 @@ def _predict(
     image_std: Sequence[float],
     crf: CrfPool | None,
 ) -> _Prediction:
-    refined: list[tuple[Window, Future]] = []
+    refined: list[tuple[Tile, Future]] = []
 
-    def submitted(predictions: Iterator[tuple[Window, Tensor]]) -> Iterator[tuple[Window, Tensor]]:
+    def submitted(predictions: Iterator[tuple[Tile, Tensor]]) -> Iterator[tuple[Tile, Tensor]]:
         for window, probabilities in predictions:
             if crf:
                 photo = np.asarray(image.crop(window.box))

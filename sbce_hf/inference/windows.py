@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Window:
+class Tile:
     """One position of the sliding window, in pixels of the image.
 
     Args:
@@ -39,7 +39,7 @@ class Window:
         return slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
 
 
-def cover(height: int, width: int, side: int, overlap: float) -> list[Window]:
+def cover(height: int, width: int, side: int, overlap: float) -> list[Tile]:
     """Windows of one size that cover an image, row by row from the top.
 
     The last window of a row or column is shifted inwards to end at the border.
@@ -52,7 +52,7 @@ def cover(height: int, width: int, side: int, overlap: float) -> list[Window]:
     """
     rows, columns = (_spans(length, min(side, length), overlap) for length in (height, width))
     return [
-        Window(top, left, min(side, height), min(side, width), (core_rows, core_columns))
+        Tile(top, left, min(side, height), min(side, width), (core_rows, core_columns))
         for top, core_rows in rows
         for left, core_columns in columns
     ]
@@ -66,7 +66,7 @@ def _spans(length: int, size: int, overlap: float) -> list[tuple[int, slice]]:
     return list(zip(starts, (slice(*ends) for ends in pairwise(borders)), strict=True))
 
 
-def average_bands(predictions: Iterator[tuple[Window, Tensor]], width: int) -> Iterator[Tensor]:
+def average_bands(predictions: Iterator[tuple[Tile, Tensor]], width: int) -> Iterator[Tensor]:
     """Mean probabilities of overlapping windows, as soon as no later window can change them.
 
     What is held at any time does not depend on the height of the image: sums over one row of windows.

@@ -18,7 +18,7 @@ from .store import LabelStore
 SPLIT = "train"
 # What a published configuration says of itself, in its folder.
 INFO = "info.json"
-COLUMNS = ("image_id", "label_map", "labels", "proportions")
+_READ = ("image_id", "label_map", "labels", "proportions")
 
 
 class HubLabelMaps:
@@ -39,13 +39,13 @@ class HubLabelMaps:
         self.directory = reference
         files, info = _download(reference)
         dataset = Dataset.from_parquet([str(file) for file in files])
-        missing = [name for name in COLUMNS if name not in dataset.column_names]
+        missing = [name for name in _READ if name not in dataset.column_names]
         kinds = (("image_id", Value), ("label_map", ImageFeature), ("labels", ClassLabel), ("proportions", Value))
         # Reading a column of pictures would open what they name.
         wrong = [name for name, kind in kinds if name not in missing and not _holds(dataset.features[name], kind)]
         if missing or wrong:
             raise ValueError(
-                f"label maps {reference}: columns {', '.join(dataset.column_names)}, expected {', '.join(COLUMNS)} "
+                f"label maps {reference}: columns {', '.join(dataset.column_names)}, expected {', '.join(_READ)} "
                 "with labels as a list of ClassLabel, as sbce push labels writes them"
             )
         self.class_names: tuple[str, ...] = tuple(dataset.features["labels"].feature.names)
@@ -55,7 +55,7 @@ class HubLabelMaps:
             )
         self.complete: bool = info.get("complete", True)
         self.skipped: dict[str, str] = dict.fromkeys(info.get("skipped", ()), "skipped when it was labelled")
-        self._dataset = dataset.select_columns(list(COLUMNS)).cast_column("label_map", ImageFeature(decode=False))
+        self._dataset = dataset.select_columns(list(_READ)).cast_column("label_map", ImageFeature(decode=False))
         self._rows = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
 
     def __contains__(self, image_id: str) -> bool:

@@ -7,7 +7,6 @@ A store's folder holds:
 - `records-<rank>.jsonl`: one line per image, in order, written after its label map.
 """
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ..data.decoding import encode_png
 from ..data.schema import label_features, palette
 from ..files import is_inside
 from .disk import explain, flush, replace, truncate, whole_lines
@@ -80,7 +80,7 @@ class LabelStore:
             class_names: foreground classes.
             key: of everything the label maps depend on: checkpoint, options and images.
             num_images: how many label maps a complete store has, skipped images included.
-            details: more to keep in `meta.json`, such as rule and options.
+            details: more to keep in `meta.json`, such as method and options.
             rank: of this process; each process appends to its own records.
 
         Raises:
@@ -178,12 +178,10 @@ class LabelStore:
         """
         image = Image.fromarray(label_map.astype(np.uint8, casting="safe"))
         image.putpalette(_PALETTE)
-        png = io.BytesIO()
-        image.save(png, format="PNG")
         path = self.path(image_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, png.getvalue(), self._rank)
+            replace(path, encode_png(image), self._rank)
         except OSError as error:
             raise explain(error, f"label map of image {image_id!r} in {self.directory}") from error
         self._append({"image_id": image_id, **record})
