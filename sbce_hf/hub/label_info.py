@@ -22,7 +22,7 @@ class LabelSource:
 
     Args:
         stage: of the run, such as `"round_2"`; `None` outside of a run.
-        rule: threshold rule; `None` for the prediction of a segmentation network.
+        method: threshold rule, or what was used instead; `None` for the prediction of a segmentation network.
         crf: whether a dense CRF refined them.
         options: of labelling or prediction.
         seed: of the run.
@@ -33,7 +33,7 @@ class LabelSource:
     """
 
     stage: str | None
-    rule: str | None
+    method: str | None
     crf: bool
     options: dict[str, Any]
     seed: int | None
@@ -135,7 +135,8 @@ def source_of(store: LabelStore, num_images: int) -> LabelSource:
             checkpoint = file_digest(weights)
     return LabelSource(
         stage=stage,
-        rule=store.meta.get("rule"),
+        # Older stores call it their rule.
+        method=store.meta.get("method", store.meta.get("rule")),
         crf=bool(store.meta.get("crf")),
         options=without_local_paths(store.meta.get("config", {})),
         seed=seed,

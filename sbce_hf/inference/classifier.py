@@ -145,7 +145,7 @@ def _create_stores(
     rank: int,
     checkpoint: str | None,
 ) -> list[LabelStore]:
-    details = {"rule": method.name, "config": {**to_mapping(config), **method.options}, "checkpoint": checkpoint}
+    details = {"method": method.name, "config": {**to_mapping(config), **method.options}, "checkpoint": checkpoint}
     return [
         LabelStore.create(
             output_dir / name,

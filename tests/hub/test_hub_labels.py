@@ -39,9 +39,9 @@ SEGMENTER = {
 }
 
 
-def fill(folder, ids, key="k", complete=True, seed=0, rule="paper"):
+def fill(folder, ids, key="k", complete=True, seed=0, method="paper", called="method"):
     """A store with a random label map of each id: the same id and seed, the same label map."""
-    store = LabelStore.create(folder, NAMES, key=key, num_images=len(ids), details={"rule": rule, "crf": True})
+    store = LabelStore.create(folder, NAMES, key=key, num_images=len(ids), details={called: method, "crf": True})
     for image_id in ids:
         digits = int(hashlib.sha256(f"{image_id}{seed}".encode()).hexdigest()[:8], 16)
         label_map = np.random.default_rng(digits).choice(np.array([0, 1, 255], np.uint8), (6, 8))
@@ -108,8 +108,10 @@ def test_origin_of_a_store_in_a_run(tmp_path):
     assert alone.stage is alone.seed is alone.ground_truth is None
 
 
+# Older stores call their method "rule".
+@pytest.mark.parametrize("called", ["method", "rule"])
 @pytest.mark.parametrize(
-    ("rule", "words"),
+    ("method", "words"),
     [
         ("paper", "threshold rule `paper`, classes of a photo known from its tags"),
         ("irn", "random walk of IRN from the adaptive thresholds, classes of a photo known from its tags"),
@@ -117,10 +119,10 @@ def test_origin_of_a_store_in_a_run(tmp_path):
         (None, "prediction of a segmentation network (argmax), no tags used"),
     ],
 )
-def test_card_says_how_labels_were_made(hub, tmp_path, rule, words):
+def test_card_says_how_labels_were_made(hub, tmp_path, method, words, called):
     folder = tmp_path / "rendered"
     folder.mkdir()
-    render_label_folder(fill(tmp_path / "store", ["a"], rule=rule), REPO, folder)
+    render_label_folder(fill(tmp_path / "store", ["a"], method=method, called=called), REPO, folder)
     assert words in (folder / "README.md").read_text()
 
 
@@ -266,6 +268,15 @@ def test_append(hub, tmp_path, capsys):
         "image 'b': .*has another label map of it than .*--append replaces nothing", capsys.readouterr().err
     )
     assert stored(hub) == before
+
+
+def test_append_to_what_an_older_version_published(hub, tmp_path):
+    assert push(fill(tmp_path / "one" / "maps", ["a"])) == 0
+    info = stored(hub)["maps/info.json"].replace(b'"method":', b'"rule":')
+    huggingface_hub.upload_file(path_or_fileobj=info, path_in_repo="maps/info.json", repo_id=REPO, repo_type="dataset")
+    assert push(fill(tmp_path / "two" / "maps", ["b"], method="official"), "--append") == 0
+    card = stored(hub)["README.md"].decode()
+    assert "1 of them: threshold rule `paper`" in card and "1 of them: threshold rule `official`" in card
 
 
 def test_dry_run_sends_nothing(hub, tmp_path, capsys, monkeypatch):

@@ -48,7 +48,7 @@ def test_one_pass_fills_a_store_before_and_after_the_crf(tiny_model, images, fre
     plain, refined = LabelStore(folder / "paper"), LabelStore(folder / "paper_crf")
     assert plain.complete and refined.complete
     assert plain.meta["crf"] is False and refined.meta["crf"] is True
-    assert plain.meta["rule"] == "paper" and plain.meta["config"]["scales"] == [1.0, 0.5]
+    assert plain.meta["method"] == "paper" and plain.meta["config"]["scales"] == [1.0, 0.5]
     differs = 0
     for i, image_id in enumerate(images.image_ids):
         (maps,) = class_maps(tiny_model, [images.image(i)], images.labels(i)[None], CONFIG)
@@ -92,7 +92,7 @@ def test_rule_argument_wins_over_the_config(tiny_model, images, tmp_path, rule):
     summary = label_images(tiny_model, images, replace(CONFIG, rule=rule), output_dir=tmp_path, key="k")
     assert summary.directories == (tmp_path / rule,)
     store = LabelStore(summary.directories[0])
-    assert store.meta["rule"] == store.meta["config"]["rule"] == rule
+    assert store.meta["method"] == store.meta["config"]["rule"] == rule
     if rule == "fixed":
         assert store.record(images.image_ids[1])["thresholds"] == [0.3, 0.3]
 

@@ -129,7 +129,7 @@ def test_both_fill_stores(tiny_model, make_images, tmp_path, crf):
         label_images(tiny_model, images, config, output_dir=tmp_path, key="k", method=method)
         for name in method.stores:
             store = LabelStore(tmp_path / name)
-            assert store.complete and store.meta["rule"] == method.name
+            assert store.complete and store.meta["method"] == method.name
             assert store.meta["crf"] == (crf and name != "irn")
             assert store.meta["config"]["irn"]["walk_radius"] == 5
             for image_id, known in zip(images.image_ids, LABELS, strict=True):

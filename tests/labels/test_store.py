@@ -34,7 +34,7 @@ def create(path, **changes):
 
 @pytest.fixture
 def filled(tmp_path):
-    store = create(tmp_path / "store", num_images=3, details={"rule": "paper"})
+    store = create(tmp_path / "store", num_images=3, details={"method": "paper"})
     for i, image_id in enumerate(["b", "a/x", "c"]):
         label_map = make_map(i)
         store.write(image_id, label_map, make_record(label_map))
@@ -51,7 +51,7 @@ def test_round_trip_is_exact_and_viewers_see_colours(filled):
     with Image.open(filled.directory / "label_maps" / "a" / "x.png") as image:
         assert image.mode == "P"
         assert image.getpalette()[:12] == palette()[:12]
-    assert store.meta["rule"] == "paper" and store.meta["key"] == "k" and store.meta["num_images"] == 3
+    assert store.meta["method"] == "paper" and store.meta["key"] == "k" and store.meta["num_images"] == 3
 
 
 def test_every_8_bit_value_survives(tmp_path):
