@@ -81,7 +81,7 @@ def render_plan(plan: "Plan") -> str:
         "",
         *_stage_table(plan),
         "",
-        "memory: estimated for one process, in GiB: weights, gradients, momentum, activations",
+        "memory: estimated for one process, in GiB: weights, gradients, optimiser, activations",
     ]
     if plan.problems:
         lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]

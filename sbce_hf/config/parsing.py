@@ -105,8 +105,8 @@ def deciding(config: Checked) -> dict[str, Any]:
     """
     values = to_mapping(config)
     for name in [f.name for f in dataclasses.fields(config)]:  # type: ignore[arg-type]
-        part = getattr(config, name)
-        if not config.declared(name).get("decides", True):
+        part, declared = getattr(config, name), config.declared(name)
+        if not declared.get("decides", True) or ("before" in declared and part == declared["before"]):
             del values[name]
         elif isinstance(part, Checked):
             values[name] = deciding(part)

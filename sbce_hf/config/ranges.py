@@ -68,6 +68,16 @@ def free_switch(default: bool) -> Any:
     return field(default=default, metadata={"decides": False})
 
 
+def added(*, before: Any) -> Any:
+    """A field that older versions lack, `None` unless it is set.
+
+    Args:
+        before: the value that says what they did. With it a config decides what it decided before there was the field,
+            so that what they made is taken up; see [`deciding`].
+    """
+    return field(default=None, metadata={"before": before})
+
+
 # The longest side of an image, view or window that anybody can have meant, in pixels.
 MAX_SIDE = 65_536
 

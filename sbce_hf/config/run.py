@@ -44,6 +44,10 @@ class SegmenterConfig(Checked):
     score_split: str | None = None
     compare: tuple[Literal["bce", "mask"], ...] = ()
 
+    def __post_init__(self) -> None:
+        # What is left open is decided here, so that a run's config and its keys say what was used.
+        self.training = self.training.filled("sgd" if self.architecture == "deeplab" else "adamw")
+
     @property
     def starts_from_classifier(self) -> bool:
         """Whether the trunk is that of the classifier that made the label maps."""

@@ -1,13 +1,21 @@
 """What every training has, and each kind of training."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
 from .data import AugmentationConfig
-from .ranges import MAX_SIDE, Checked, number
+from .ranges import MAX_SIDE, Checked, added, number
+
+Optimizer = Literal["sgd", "adamw"]
+
+# What goes with each optimiser: DeepLab v2's values on ResNet-101, and those of SegFormer's authors.
+_SEGMENTER: dict[Optimizer, dict[str, Any]] = {
+    "sgd": {"lr": 2.5e-4, "weight_decay": 5e-4, "head_bias_lr_factor": 20.0},
+    "adamw": {"lr": 6e-5, "weight_decay": 0.01, "head_bias_lr_factor": 10.0},
+}
 
 
 @strict
@@ -51,6 +59,11 @@ class LoopConfig(Checked):
     checkpoint_every: int = number(100, decides=False, at_least=1)
     checkpoints_total_limit: int = number(1, decides=False, at_least=1)
     log_every: int = number(10, decides=False, at_least=1)
+
+    @property
+    def optimizer_states(self) -> int:
+        """How many numbers the optimiser keeps for each that is trained."""
+        return 1 if self.momentum else 0
 
     def validate_loop(self) -> None:
         """The batch can be divided."""
@@ -125,17 +138,39 @@ class SegmenterTrainingConfig(CropTrainingConfig):
     """Training of a segmentation network on label maps. Defaults are DeepLab v2's on ResNet-101.
 
     Args:
-        head_bias_lr_factor: times `lr` for the heads' biases.
-        bias_weight_decay: of every bias.
+        optimizer: `"sgd"`, or `"adamw"` with torch's betas, which has no use for `momentum`; `None` is `"sgd"` for a
+            DeepLab and `"adamw"` for a transformers model.
+        lr: learning rate of the trunk; `None` is 2.5e-4 with SGD and 6e-5 with AdamW.
+        weight_decay: decay of what is no bias; `None` is 5e-4 with SGD and 0.01 with AdamW.
+        head_bias_lr_factor: times `lr` for the heads' biases; `None` is 20 with SGD and 10 with AdamW.
+        bias_weight_decay: decay of every bias.
     """
 
     SECTION = "segmenter.training"
 
     epochs: int = 20
     batch_size: int = 10
-    lr: float = 2.5e-4
-    head_bias_lr_factor: float = number(20.0, at_least=0)
+    optimizer: Optimizer | None = added(before="sgd")
+    # None is gone once the optimiser is known.
+    lr: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None  # type: ignore[assignment]
+    head_bias_lr_factor: float | None = number(None, at_least=0)
     bias_weight_decay: float = number(0.0, at_least=0)
+
+    @property
+    def optimizer_states(self) -> int:
+        """See [`LoopConfig.optimizer_states`]."""
+        return 2 if self.optimizer == "adamw" else super().optimizer_states
+
+    def filled(self, optimizer: Optimizer) -> "SegmenterTrainingConfig":
+        """The same with a value for everything that a recipe may leave open.
+
+        Args:
+            optimizer: where the recipe names none.
+        """
+        chosen = self.optimizer or optimizer
+        left_open = {name: value for name, value in _SEGMENTER[chosen].items() if getattr(self, name) is None}
+        return replace(self, optimizer=chosen, **left_open)
 
 
 @strict

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from .crops import SegmentationDataset
 from .folder import FitSummary
 from .loop import fit
 from .metrics import Values, Window
+from .optimization import sgd
 
 
 class BoundaryTask:
@@ -30,10 +32,10 @@ class BoundaryTask:
         self.config = config
         self.class_names: tuple[str, ...] = ()
 
-    def parameter_groups(self, model: IrnModel) -> list[dict[str, Any]]:
-        """One group: the trunk is frozen, everything else is trained alike."""
+    def optimizer(self, model: IrnModel) -> torch.optim.Optimizer:
+        """SGD on one group: the trunk is frozen, everything else is trained alike."""
         head = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [{"name": "head", "params": head, "lr": self.config.lr * self.config.head_lr_factor}]
+        return sgd([{"name": "head", "params": head, "lr": self.config.lr * self.config.head_lr_factor}], self.config)
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
         """Loss of one batch with `pixel_values` and `labels`."""

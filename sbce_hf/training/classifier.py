@@ -24,7 +24,7 @@ from ..postprocess.rules import SOFT_RANGE
 from .folder import FitSummary
 from .loop import TrainingHealthError, fit, stage_folder
 from .metrics import Values, Window
-from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for
+from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for, sgd
 from .sampler import count_iterations
 
 Kind = Literal["bce", "spatial"]
@@ -126,9 +126,9 @@ class ClassifierTask:
         self._period, self._weights_iterations = alternation(iterations, config) if kind == "spatial" else (1, 1)
         self._health = ClassHealth(self.class_names)
 
-    def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """See [`parameter_groups`]."""
-        return parameter_groups(model, self.config)
+    def optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """SGD on the [`parameter_groups`]."""
+        return sgd(parameter_groups(model, self.config), self.config)
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
         """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`."""

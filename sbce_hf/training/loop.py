@@ -1,8 +1,8 @@
 """One Accelerate loop for everything that is trained: order, steps, resume, logging and progress.
 
-It knows no model: a [`Task`] says which parameters are trained and what the loss of a step is. Everything that an
-iteration depends on (learning rate, images, augmentation) follows from its number, so that a killed process continues
-bit by bit where it was.
+It knows no model: a [`Task`] says what is trained, by which optimiser, and what the loss of a step is. Everything that
+an iteration depends on (learning rate, images, augmentation) follows from its number, so that a killed process
+continues bit by bit where it was.
 """
 
 import itertools
@@ -44,8 +44,8 @@ class Task(Protocol):
 
     class_names: tuple[str, ...]
 
-    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
-        """Groups for the optimiser, each with `params` and `lr`."""
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """What trains the model, with every group's rate at the first iteration; the schedule scales these."""
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
         """Loss of one batch, and values to log.
@@ -145,9 +145,7 @@ class _Stage:
             process=accelerator.process_index,
             accumulation=config.gradient_accumulation_steps,
         )
-        optimizer = torch.optim.SGD(
-            task.parameter_groups(model), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        optimizer = task.optimizer(model)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.means = WindowMeans()

@@ -16,19 +16,19 @@ class MemoryEstimate:
     Args:
         weights: of the whole model, with their 16-bit copies in mixed precision.
         gradients: of what is trained.
-        momentum: the same again, if there is momentum.
+        optimizer: what it keeps: momentum, or AdamW's two moments.
         activations: what the forward pass keeps for the backward pass, and the images.
     """
 
     weights: int
     gradients: int
-    momentum: int
+    optimizer: int
     activations: int
 
     @property
     def total(self) -> int:
         """Their sum, an upper bound of the four: activations go while gradients come."""
-        return self.weights + self.gradients + self.momentum + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def estimate_memory(model: PreTrainedModel, batch: int, size: int, training: LoopConfig) -> MemoryEstimate:
@@ -41,7 +41,7 @@ def estimate_memory(model: PreTrainedModel, batch: int, size: int, training: Loo
         model: moved to the meta device: its weights are gone afterwards.
         batch: images of one forward pass.
         size: their height and width in pixels.
-        training: its precision and momentum.
+        training: its precision and optimiser.
 
     Raises:
         RuntimeError: the model uses an operation that the meta device does not have.
@@ -69,6 +69,6 @@ def estimate_memory(model: PreTrainedModel, batch: int, size: int, training: Loo
     return MemoryEstimate(
         weights=weights + (weights // 2 if half else 0),
         gradients=trained,
-        momentum=trained if training.momentum else 0,
+        optimizer=trained * training.optimizer_states,
         activations=images.nbytes + sum(kept.values()) // (2 if half else 1),
     )

@@ -1,19 +1,35 @@
 """What is trained at which rate, and which loss has its turn: stateless functions of the iteration."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from torch import nn
 
-from ..config import SegmenterTrainingConfig, TrainingConfig
+from ..config import LoopConfig, SegmenterTrainingConfig, TrainingConfig
 from ..errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGIT_SCALE = "logit_scale"
+Groups = list[dict[str, Any]]
 
 
-def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> list[dict[str, Any]]:
+def sgd(groups: Groups, config: LoopConfig) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum; groups may have a rate and a weight decay of their own."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def adamw(groups: Groups, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW with torch's betas; groups may have a rate and a weight decay of their own."""
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Callable[[Groups, LoopConfig], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
+
+
+def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> Groups:
     """Sort the trainable parameters into trunk, heads and logit scales (paper, sec. 4.1).
 
     Args:
@@ -37,7 +53,7 @@ def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> list[d
         else:
             members["trunk" if id(parameter) in trunk else "heads"].append(parameter)
     factors = {"trunk": 1.0, "heads": config.head_lr_factor, LOGIT_SCALE: config.scale_lr_factor}
-    groups: list[dict[str, Any]] = [
+    groups: Groups = [
         {
             "name": kind,
             "params": parameters,
@@ -53,17 +69,16 @@ def parameter_groups(model: "PreTrainedModel", config: TrainingConfig) -> list[d
     return groups
 
 
-def segmenter_parameter_groups(model: "PreTrainedModel", config: SegmenterTrainingConfig) -> list[dict[str, Any]]:
+def segmenter_parameter_groups(model: "PreTrainedModel", config: SegmenterTrainingConfig) -> Groups:
     """Sort the trainable parameters of a segmentation network into weights and biases of trunk and head (DeepLab).
 
     Args:
         model: its `base_model` is the trunk, or `backbone` for models that have no base model; everything else is the
             head.
-        config: learning rates and weight decay.
+        config: learning rates and weight decay, [`filled`][SegmenterTrainingConfig.filled].
 
     Returns:
-        One group per kind that has trainable parameters, with `params`, `lr`, `weight_decay` and `name`. Frozen
-        parameters are in no group: weight decay would move them.
+        See [`parameter_groups`].
 
     Raises:
         ValueError: there is no head, or nothing of it is trainable.
@@ -83,12 +98,12 @@ def segmenter_parameter_groups(model: "PreTrainedModel", config: SegmenterTraini
             f"{type(model).__name__}: has no trainable weights besides its trunk's; expected a segmentation network "
             "with a head"
         )
-    factors = {"head weights": config.head_lr_factor, "head biases": config.head_bias_lr_factor}
+    factors = {"head weights": config.head_lr_factor, "head biases": cast(float, config.head_bias_lr_factor)}
     return [
         {
             "name": kind,
             "params": parameters,
-            "lr": config.lr * factors.get(kind, 1.0),
+            "lr": cast(float, config.lr) * factors.get(kind, 1.0),
             "weight_decay": config.bias_weight_decay if kind.endswith("biases") else config.weight_decay,
         }
         for kind, parameters in members.items()

@@ -35,7 +35,7 @@ from .device import use_cpu
 from .folder import FitSummary
 from .loop import TrainingHealthError, fit
 from .metrics import Values, Window
-from .optimization import segmenter_parameter_groups
+from .optimization import OPTIMIZERS, segmenter_parameter_groups
 
 BACKGROUND = "background"
 
@@ -104,7 +104,7 @@ class SegmenterTask:
     """A step of a segmentation network.
 
     Args:
-        config: learning rates.
+        config: optimiser and learning rates, [`filled`][SegmenterTrainingConfig.filled].
         class_names: the foreground classes.
     """
 
@@ -112,9 +112,9 @@ class SegmenterTask:
         self.config, self.class_names = config, (BACKGROUND, *class_names)
         self._watch = SingleClassWatch(self.class_names)
 
-    def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """See [`segmenter_parameter_groups`]."""
-        return segmenter_parameter_groups(model, self.config)
+    def optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """The config's, on the [`segmenter_parameter_groups`]."""
+        return OPTIMIZERS[str(self.config.optimizer)](segmenter_parameter_groups(model, self.config), self.config)
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
         """Loss of one batch with `pixel_values` and `labels`; 0 if every pixel is ignored."""
@@ -178,6 +178,7 @@ def train_segmenter(
         raise ValueError(
             f"the model's classes are {list(names)}, expected {dict(enumerate(expected))}; set id2label to these"
         )
+    config = config.filled("sgd" if isinstance(model.config, DeepLabConfig) else "adamw")
     process = PartialState(cpu=use_cpu())
     images, labels_hash = check_label_maps(images, label_maps)
     dataset = SegmentationDataset(images, label_maps, config, seed)

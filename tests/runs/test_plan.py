@@ -36,7 +36,7 @@ def test_frozen_parameters_are_counted_apart(tiny_recipe, tmp_path, plan):
     config = load_recipe(str(tiny_recipe), {"model": {"freeze_batch_norm": True, "frozen_reduction": 4}})
     stage = make_plan(config, tmp_path / "run").stages[0]
     assert stage.frozen > 0 and stage.trained + stage.frozen == plan.stages[0].trained
-    assert stage.memory.gradients == stage.memory.momentum == 4 * stage.trained
+    assert stage.memory.gradients == stage.memory.optimizer == 4 * stage.trained
     assert stage.memory.weights == plan.stages[0].memory.weights
     assert stage.memory.activations < plan.stages[0].memory.activations
 
@@ -150,4 +150,4 @@ def test_estimated_activations_are_what_autograd_keeps():
     assert estimate.activations - images.nbytes == pytest.approx(counted, rel=0.1)
     del output
     half = estimate_memory(meta, 2, 64, LoopConfig(mixed_precision="bf16", momentum=0.0))
-    assert half.activations < 0.6 * estimate.activations and half.weights > estimate.weights and half.momentum == 0
+    assert half.activations < 0.6 * estimate.activations and half.weights > estimate.weights and half.optimizer == 0

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from sbce_hf.config import SegmenterTrainingConfig, TrainingConfig
+from sbce_hf.config import SegmenterConfig, SegmenterTrainingConfig, TrainingConfig, deciding, from_mapping, to_mapping
 from sbce_hf.errors import UserError
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
@@ -61,6 +63,29 @@ def test_frozen_parameters_survive_weight_decay(model):
     optimizer.step()
     assert before
     assert all(torch.equal(model.get_parameter(name), value) for name, value in before.items())
+
+
+def test_what_a_recipe_leaves_open_goes_with_the_optimizer():
+    sgd, adamw = (SegmenterTrainingConfig().filled(name) for name in ("sgd", "adamw"))
+    assert (sgd.lr, sgd.weight_decay, sgd.head_bias_lr_factor) == (2.5e-4, 5e-4, 20)
+    assert (adamw.lr, adamw.weight_decay, adamw.head_bias_lr_factor, adamw.head_lr_factor) == (6e-5, 0.01, 10, 10)
+    assert (sgd.optimizer, adamw.optimizer) == ("sgd", "adamw")
+    given = SegmenterTrainingConfig(optimizer="adamw", lr=0.1, weight_decay=0.0)
+    assert given.filled("sgd") == replace(given, head_bias_lr_factor=10.0)
+    assert (sgd.optimizer_states, adamw.optimizer_states, replace(sgd, momentum=0.0).optimizer_states) == (1, 2, 0)
+
+
+def test_the_architecture_decides_the_optimizer():
+    deeplab = from_mapping(SegmenterConfig, {})
+    assert deeplab.training == SegmenterTrainingConfig().filled("sgd")
+    section = {"architecture": "segformer", "from_config": "config.json"}
+    segformer = from_mapping(SegmenterConfig, section)
+    assert segformer.training == SegmenterTrainingConfig().filled("adamw")
+    assert from_mapping(SegmenterConfig, to_mapping(segformer)) == segformer
+    # What was trained before there was a choice is taken up: its settings are the same.
+    assert "optimizer" not in deciding(deeplab)["training"]
+    old = from_mapping(SegmenterConfig, section | {"training": {"optimizer": "sgd"}})
+    assert "optimizer" not in deciding(old)["training"] and deciding(segformer)["training"]["optimizer"] == "adamw"
 
 
 SEGMENTER = SegmenterTrainingConfig(

@@ -110,7 +110,7 @@ def test_loss_falls_and_values_are_logged(trained, images):
 def test_every_parameter_of_every_group_moves(trained):
     start, model, _ = trained
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = segmenter_parameter_groups(model, SegmenterTrainingConfig())
+    groups = segmenter_parameter_groups(model, SegmenterTrainingConfig().filled("sgd"))
     assert len(groups) == 4
     for group in groups:
         for parameter in group["params"]:
@@ -173,11 +173,14 @@ def test_interrupted_the_result_is_bit_identical(trained, images, build, tmp_pat
             raise KeyboardInterrupt
         return original(self, model, batch, iteration)
 
+    made, create = [], SegmenterTask.optimizer
     monkeypatch.setattr(SegmenterTask, "loss", loss)
+    monkeypatch.setattr(SegmenterTask, "optimizer", lambda self, model: made.append(create(self, model)) or made[-1])
     with pytest.raises(KeyboardInterrupt):
         train(build(architecture), images, tmp_path)
     train(build(architecture), images, tmp_path)
     assert seen == [*range(8), *range(5, 16)]
+    assert [type(one) for one in made] == [torch.optim.SGD if architecture == "deeplab" else torch.optim.AdamW] * 2
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", straight))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert lines(tmp_path) == lines(straight.parent)

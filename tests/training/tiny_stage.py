@@ -12,6 +12,7 @@ from torch import nn
 
 from sbce_hf.config import TrainingConfig
 from sbce_hf.training.loop import fit
+from sbce_hf.training.optimization import sgd
 
 CONFIG = {
     "epochs": 6,
@@ -70,12 +71,12 @@ class TinyTask:
         self.delay, self.fail_at, self.poison_at = delay, fail_at, poison_at
         self.seen, self.epochs, self.windows = [], [], []
 
-    def parameter_groups(self, model):
+    def optimizer(self, model):
         self.groups = [
             {"params": model.features.parameters(), "lr": 0.05},
             {"params": model.head.parameters(), "lr": 0.5},
         ]
-        return self.groups
+        return sgd(self.groups, self.config)
 
     def loss(self, model, batch, iteration):
         if iteration == self.fail_at:
@@ -96,11 +97,13 @@ class TinyTask:
 
 def run(output_dir, task=None, dataset=None, model=None, seed=3, **config):
     torch.manual_seed(0)
+    task = task or TinyTask()
+    task.config = TrainingConfig(**{**CONFIG, **config})
     return fit(
         model or TinyModel(),
-        task or TinyTask(),
+        task,
         dataset or NoisyDataset(),
-        TrainingConfig(**{**CONFIG, **config}),
+        task.config,
         output_dir=Path(output_dir),
         seed=seed,
         name="tiny",
