@@ -5,6 +5,7 @@ workers, the order of loading and the state of the global generators.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,31 @@ _PHOTOMETRIC: tuple[tuple[Operation, float, float, bool], ...] = (
     (lambda image, v: F.autocontrast(image), 0, 0, False),
     (lambda image, v: F.equalize(image), 0, 0, False),
 )
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How pixels become the input of a network.
+
+    Args:
+        mean: per channel, of values in [0, 1].
+        std: standard deviation per channel.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Scale `(..., 3, h, w)` uint8 to [0, 1], then subtract the mean and divide by the deviation; float32."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (pixels / 255 - mean) / std
+
+
+# Of the images that trunks are trained on.
+IMAGENET = Normalization()
 
 
 def _affine(
@@ -99,8 +125,7 @@ class TrainingDataset(Dataset):
         augmentation: see [`AugmentationConfig`].
         seed: of the augmentation.
         proportions: of shape `(n, C)`; `None` leaves them out of the samples.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
 
     Raises:
         ValueError: proportions of another shape.
@@ -113,8 +138,7 @@ class TrainingDataset(Dataset):
         augmentation: AugmentationConfig,
         seed: int,
         proportions: NDArray[np.float64] | None = None,
-        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        normalization: Normalization = IMAGENET,
     ) -> None:
         expected = (len(images), images.num_classes)
         if proportions is not None and proportions.shape != expected:
@@ -126,8 +150,7 @@ class TrainingDataset(Dataset):
         self.epoch = 0
         self._labels = torch.from_numpy(images.label_matrix())
         self._proportions = None if proportions is None else torch.from_numpy(np.asarray(proportions, np.float64))
-        self._mean = torch.tensor(image_mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
+        self._normalize = normalization
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
@@ -149,7 +172,7 @@ class TrainingDataset(Dataset):
         image = augment(image, self.augmentation, np.random.default_rng([self.seed, self.epoch, index]))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         sample: dict[str, Tensor | int] = {
-            "pixel_values": (pixels / 255 - self._mean) / self._std,
+            "pixel_values": self._normalize(pixels),
             "labels": self._labels[index],
             "index": index,
         }

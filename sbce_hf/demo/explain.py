@@ -15,8 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import CrfConfig, LabellingConfig, PredictionConfig
-from ..inference.checkpoints import load_classifier, load_segmenter, read_config, read_preprocessing, trained_side
-from ..inference.views import IMAGE_MEAN, IMAGE_STD, class_maps
+from ..data.transforms import IMAGENET, Normalization
+from ..inference.checkpoints import (
+    load_classifier,
+    load_segmenter,
+    normalization_of,
+    read_config,
+    read_preprocessing,
+    trained_side,
+)
+from ..inference.views import class_maps
 from ..labels.store import MAX_CLASSES
 from ..models.configuration_checks import label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
@@ -74,15 +82,13 @@ class Checkpoint:
         name: what it was loaded from.
         model: in evaluation mode, on its device.
         config: how photos are labelled; its type says whether the model is a classifier or a segmentation network.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
     """
 
     name: str
     model: PreTrainedModel
     config: LabellingConfig | PredictionConfig
-    image_mean: tuple[float, ...] = IMAGE_MEAN
-    image_std: tuple[float, ...] = IMAGE_STD
+    normalization: Normalization = IMAGENET
 
     @property
     def needs_tags(self) -> bool:
@@ -115,8 +121,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
     elif any(architecture.endswith("ForSemanticSegmentation") for architecture in config.architectures or ()):
         model, processor = load_segmenter(folder)
         prediction = PredictionConfig(image_size=image_size or trained_side(processor))
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        checkpoint = Checkpoint(name, model, prediction, image_mean=mean, image_std=std)
+        checkpoint = Checkpoint(name, model, prediction, normalization_of(processor))
     else:
         raise ValueError(
             f"{name}: config.json says architectures {config.architectures}, expected "
@@ -130,9 +135,9 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
 
 
 def _load_classifier(name: str, folder: Path, image_size: int | None) -> Checkpoint:
-    side, mean, std = read_preprocessing(folder)
+    side, normalization = read_preprocessing(folder)
     labelling = LabellingConfig(image_size=image_size or side, scales=(1.0,))
-    return Checkpoint(name, load_classifier(folder), labelling, image_mean=mean, image_std=std)
+    return Checkpoint(name, load_classifier(folder), labelling, normalization)
 
 
 def explain(
@@ -149,11 +154,11 @@ def explain(
     Raises:
         ValueError: see [`explain_tags`].
     """
-    statistics: dict[str, Any] = {"image_mean": checkpoint.image_mean, "image_std": checkpoint.image_std}
+    normalization = checkpoint.normalization
     if isinstance(checkpoint.config, PredictionConfig):
-        return explain_segmenter(checkpoint.model, photo, replace(checkpoint.config, crf=crf), **statistics)
+        return explain_segmenter(checkpoint.model, photo, replace(checkpoint.config, crf=crf), normalization)
     classifier = cast(SpatialBceForImageClassification, checkpoint.model)
-    return explain_tags(classifier, photo, tags, replace(checkpoint.config, crf=crf), **statistics)
+    return explain_tags(classifier, photo, tags, replace(checkpoint.config, crf=crf), normalization)
 
 
 def explain_tags(
@@ -161,9 +166,7 @@ def explain_tags(
     photo: Image.Image,
     tags: Sequence[str] | None,
     config: LabellingConfig,
-    *,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> Explanation:
     """Label a photo with a classifier and its tags.
 
@@ -172,8 +175,7 @@ def explain_tags(
         photo: RGB.
         tags: names of the classes on it; `None` predicts them from the photo. Without any, all is background.
         config: views, rule, dense CRF; `known_classes` is not used.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
 
     Raises:
         ValueError: a tag that is no class of the model, or class maps that are not finite.
@@ -191,7 +193,7 @@ def explain_tags(
 
     # Class maps carry no image-level logits, and a second pass over the views would double the waiting time.
     with model.register_forward_hook(keep):
-        maps = class_maps(model, [photo], labels, config, image_mean=image_mean, image_std=image_std)[0]
+        maps = class_maps(model, [photo], labels, config, normalization=normalization)[0]
     labelled = apply_rule(config.rule, maps, config.background_threshold)
     classes = maps.classes.tolist()
     label_map = labelled.label_map
@@ -226,9 +228,7 @@ def explain_segmenter(
     model: PreTrainedModel,
     photo: Image.Image,
     config: PredictionConfig,
-    *,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> Explanation:
     """Label a photo with a segmentation network, which needs no tags.
 
@@ -236,8 +236,7 @@ def explain_segmenter(
         model: see [`segment`].
         photo: RGB.
         config: views and dense CRF; the CRF refines the whole photo, with a window too.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
 
     Raises:
         ValueError: see [`segment`].
@@ -245,7 +244,7 @@ def explain_segmenter(
     # Here, because it needs pydensecrf, which classifiers do not.
     from ..inference.segmenter import segment
 
-    probabilities = segment(model, photo, config, image_mean, image_std)
+    probabilities = segment(model, photo, config, normalization)
     if config.crf is not None:
         from ..postprocess.crf import dense_crf_from_probabilities
 

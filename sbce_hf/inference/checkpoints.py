@@ -24,12 +24,12 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from ..data.own_files import strings_in
+from ..data.transforms import IMAGENET, Normalization
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, own_file, read_json, weight_files
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.device import tune_allocator, use_cpu
-from .views import IMAGE_MEAN, IMAGE_STD
 
 # Longest side to which a checkpoint may have photos resized, in pixels.
 MAX_SIDE = 4096
@@ -99,8 +99,8 @@ def load_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
     return cast(SpatialBceForImageClassification, _for_inference(model))
 
 
-def read_preprocessing(checkpoint: Path) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
-    """Side to which a classifier's photos are resized, and mean and deviation by which they are normalised.
+def read_preprocessing(checkpoint: Path) -> tuple[int | None, Normalization]:
+    """Side to which a classifier's photos are resized, and how they are normalised.
 
     Raises:
         ValueError: the checkpoint's image processor says something else than one side and three numbers each.
@@ -108,13 +108,14 @@ def read_preprocessing(checkpoint: Path) -> tuple[int | None, tuple[float, ...],
     path = checkpoint / "preprocessor_config.json"
     # Not every training leaves one.
     if not path.is_file():
-        return None, IMAGE_MEAN, IMAGE_STD
+        return None, IMAGENET
     values = read_json(path)
     size = values.get("size")
     side = size.get("height") if isinstance(size, dict) else None
     if size is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
         raise ValueError(f"{path}: size: got {str(size)[:120]}, expected a height and width of 1 to {MAX_SIDE} pixels")
-    return side, _statistic(path, values, "image_mean", IMAGE_MEAN), _statistic(path, values, "image_std", IMAGE_STD)
+    mean = _statistic(path, values, "image_mean", IMAGENET.mean)
+    return side, Normalization(mean, _statistic(path, values, "image_std", IMAGENET.std))
 
 
 def _statistic(path: Path, values: dict[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -254,6 +255,11 @@ def _for_inference(model: Any) -> PreTrainedModel:
     if device.type == "cpu":
         tune_allocator()
     return model.eval().to(device)
+
+
+def normalization_of(processor: Any) -> Normalization:
+    """How an image processor that [`read_segmenter`] has checked normalises."""
+    return Normalization(tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def trained_side(processor: Any) -> int | None:

@@ -16,13 +16,14 @@ from tqdm import tqdm
 from ..config import LabellingConfig, to_mapping
 from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
+from ..data.transforms import IMAGENET, Normalization
 from ..labels.store import LabelStore
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps
-from .views import IMAGE_MEAN, IMAGE_STD, class_maps
+from .views import class_maps
 
 T = TypeVar("T")
 
@@ -68,8 +69,7 @@ def label_images(
     strict: bool = False,
     rank: int = 0,
     world: int = 1,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> LabelSummary:
     """Label every image: views, threshold rule or another method, and in worker processes the dense CRF.
 
@@ -90,8 +90,7 @@ def label_images(
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
         world: number of processes.
-        image_mean: per channel, of values in [0, 1]; the image processor's.
-        image_std: per channel.
+        normalization: of the pixels; the image processor's.
 
     Returns:
         [`LabelSummary`].
@@ -113,7 +112,7 @@ def label_images(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         progress = tqdm(total=sum(map(len, groups)), desc=f"label ({chosen.name})", unit="image", disable=None)
         pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
-        views = partial(class_maps, model, config=config, image_mean=image_mean, image_std=image_std)
+        views = partial(class_maps, model, config=config, normalization=normalization)
         with progress, pool as crf:
             items = _label_groups(images, groups, strict, views, partial(_label, method=chosen, crf=crf))
             # What may wait in memory: enough to keep the workers busy during the next group's views.

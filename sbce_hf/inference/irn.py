@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..config import CrfConfig, IrnRefinementConfig, to_mapping
 from ..data.schema import IGNORE_INDEX
+from ..data.transforms import IMAGENET, Normalization
 from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.random_walk import random_walk
 from ..postprocess.rules import ClassMaps, label_by_share, sigmoid
-from .views import IMAGE_MEAN, IMAGE_STD, normalize, to_pixels
+from .views import to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
 _MULTIPLE = 32
@@ -74,8 +75,7 @@ class WalkMethod:
         model: a trained boundary network, on its device. Left in evaluation mode.
         config: of the walk.
         crf: that follows; `None` without one.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
     """
 
     name = "irn"
@@ -85,12 +85,11 @@ class WalkMethod:
         model: IrnModel,
         config: IrnRefinementConfig,
         crf: CrfConfig | None,
-        image_mean: Sequence[float] = IMAGE_MEAN,
-        image_std: Sequence[float] = IMAGE_STD,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         self.model, self.config = model.eval(), config
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
-        self.image_mean, self.image_std = image_mean, image_std
+        self.normalization = normalization
         self.stores = variants(self.name, crf)
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
@@ -128,8 +127,7 @@ class WalkMethod:
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
         """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
         pixels = to_pixels(Image.fromarray(image), (height, width)).to(self.model.device)
-        pixels = normalize(pixels, self.image_mean, self.image_std)
-        pixels = F.pad(pixels, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
+        pixels = F.pad(self.normalization(pixels), (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
         view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
         logits = (view + mirrored.flip(-1)) / 2
         return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]

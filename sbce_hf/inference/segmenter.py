@@ -18,12 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import PredictionConfig, to_mapping
 from ..data.schema import TaggedImages
+from ..data.transforms import IMAGENET, Normalization
 from ..labels.store import LabelStore
 from ..labels.variants import variants
 from ..models.configuration_checks import label_names
 from ..postprocess.crf import CrfPool
 from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
-from .views import IMAGE_MEAN, IMAGE_STD, MIN_SIDE, normalize, to_pixels
+from .views import MIN_SIDE, to_pixels
 from .windows import Tile, average_bands, cover
 
 # The method of the label stores.
@@ -49,8 +50,7 @@ def segment(
     model: PreTrainedModel,
     image: Image.Image,
     config: PredictionConfig,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> np.ndarray:
     """Probabilities of every label at every pixel of one image; its CRF, if `config` has one, is not applied.
 
@@ -62,8 +62,7 @@ def segment(
         model: any transformers model whose output has `logits` of shape `(B, K, h, w)`. Left in evaluation mode.
         image: of any size and mode.
         config: views and window.
-        image_mean: per channel, of values in [0, 1]; the image processor's.
-        image_std: per channel.
+        normalization: of the pixels; the image processor's.
 
     Returns:
         `(K, H, W)` float32; sums to 1 over the labels.
@@ -71,7 +70,7 @@ def segment(
     Raises:
         ValueError: the network's output has no such logits, or they are not finite.
     """
-    predictions = _predict_windows(model, image, config, image_mean, image_std)
+    predictions = _predict_windows(model, image, config, normalization)
     return np.concatenate([band.cpu().numpy() for band in average_bands(predictions, image.width)], axis=1)
 
 
@@ -85,8 +84,7 @@ def predict_images(
     strict: bool = False,
     rank: int = 0,
     world: int = 1,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> LabelSummary:
     """Predict the label maps of images; their tags are not looked at.
 
@@ -106,8 +104,7 @@ def predict_images(
         strict: raise at an unreadable image instead of skipping and listing it.
         rank: of this process, from 0.
         world: number of processes.
-        image_mean: see [`segment`].
-        image_std: see [`segment`].
+        normalization: see [`segment`].
 
     Returns:
         [`LabelSummary`]. The records in the stores hold the classes that each label map shows.
@@ -143,7 +140,7 @@ def predict_images(
     progress = tqdm(total=len(todo), desc="predict", unit="image", disable=None)
     pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
     with progress, pool as crf:
-        predict = partial(_predict, model, config=config, image_mean=image_mean, image_std=image_std, crf=crf)
+        predict = partial(_predict, model, config=config, normalization=normalization, crf=crf)
         # Label maps that wait for their CRF are small.
         for item in delayed(_predict_all(images, todo, strict, predict), 2 * config.crf_workers if crf else 0):
             _write(item, stores)
@@ -167,8 +164,7 @@ def _predict_windows(
     model: PreTrainedModel,
     image: Image.Image,
     config: PredictionConfig,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
+    normalization: Normalization,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Each window with its probabilities `(K, h, w)`; the windows of a batch go through the network together."""
     model.eval()
@@ -181,7 +177,7 @@ def _predict_windows(
         merged = torch.zeros(len(chunk), num_labels, *size, device=model.device)
         for view in _view_sizes(size, _factor(image, config), config.scales):
             pixels = torch.stack([to_pixels(crop, view) for crop in crops]).to(model.device)
-            batch = normalize(pixels, image_mean, image_std).to(model.dtype)
+            batch = normalization(pixels).to(model.dtype)
             for index, logits in enumerate(_logits(model, batch, config.flip)):
                 # Behind the windows come their mirror images. Mirroring back here equals doing so at image size.
                 own = logits.flip(-1) if index >= len(chunk) else logits
@@ -251,8 +247,7 @@ def _predict(
     image: Image.Image,
     *,
     config: PredictionConfig,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
+    normalization: Normalization,
     crf: CrfPool | None,
 ) -> _Prediction:
     refined: list[tuple[Tile, Future]] = []
@@ -264,7 +259,7 @@ def _predict(
                 refined.append((window, crf.submit_probabilities(photo, probabilities.cpu().numpy())))
             yield window, probabilities
 
-    predictions = submitted(_predict_windows(model, image, config, image_mean, image_std))
+    predictions = submitted(_predict_windows(model, image, config, normalization))
     # Made at once: finished rows, kept one by one between the large blocks, would leave memory that nothing fits into.
     label_map, top = np.empty((image.height, image.width), np.uint8), 0
     try:

@@ -11,11 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import LabellingConfig
+from ..data.transforms import IMAGENET, Normalization
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.rules import ClassMaps
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 # Below this a trunk of stride 32 has no feature map left to speak of.
 MIN_SIDE = 32
 
@@ -43,8 +42,7 @@ def class_maps(
     config: LabellingConfig,
     *,
     image_ids: Sequence[str] | None = None,
-    image_mean: Sequence[float] = IMAGE_MEAN,
-    image_std: Sequence[float] = IMAGE_STD,
+    normalization: Normalization = IMAGENET,
 ) -> list[ClassMaps]:
     """Average class-map logits and threshold logits over views (paper, sec. 4.1).
 
@@ -55,8 +53,7 @@ def class_maps(
             `"predicted"`.
         config: scales, mirror images, batch size and what the known classes are.
         image_ids: names for the result and for error messages; by default their positions.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels; the image processor's.
 
     Returns:
         One [`ClassMaps`] per image, at the image's own size. Images without a known tag do not go through the network.
@@ -70,7 +67,7 @@ def class_maps(
         None if config.known_classes == "predicted" else _known_from_tags(labels, len(images), len(model.logit_scale))
     )
     used = [i for i in range(len(images)) if known is None or known[i].any()]
-    outputs = _forward_views(model, [images[i] for i in used], config, image_mean, image_std)
+    outputs = _forward_views(model, [images[i] for i in used], config, normalization)
     scales = model.logit_scale.detach().exp().float().cpu().numpy()
     found: dict[int, ClassMaps] = {}
     for i, views in zip(used, outputs, strict=True):
@@ -111,8 +108,7 @@ def _forward_views(
     model: SpatialBceForImageClassification,
     images: Sequence[Image.Image],
     config: LabellingConfig,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
+    normalization: Normalization,
 ) -> list[list[View]]:
     """The views of each image, at the resolution of the feature maps; views of one size share a batch."""
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -125,7 +121,7 @@ def _forward_views(
         for start in range(0, len(members), per_batch):
             chunk = members[start : start + per_batch]
             pixels = torch.stack([to_pixels(images[i], size) for i in chunk]).to(model.device)
-            batch = normalize(pixels, image_mean, image_std).to(model.dtype)
+            batch = normalization(pixels).to(model.dtype)
             for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
                 views[i].append(view)
     return views
@@ -149,12 +145,6 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
     height, width = size
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Scale `(..., 3, h, w)` uint8 to [0, 1], then subtract `mean` and divide by `std`, per channel."""
-    center, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
-    return (pixels / 255 - center) / spread
 
 
 def _merge(maps: Sequence[Tensor], classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

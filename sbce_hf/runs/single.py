@@ -18,7 +18,14 @@ from ..data.photos import load_photos
 from ..evaluation.confusion import score_store
 from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
-from ..inference.checkpoints import load_classifier, load_segmenter, read_classifier, read_segmenter, trained_side
+from ..inference.checkpoints import (
+    load_classifier,
+    load_segmenter,
+    normalization_of,
+    read_classifier,
+    read_segmenter,
+    trained_side,
+)
 from ..inference.classifier import LabelSummary, label_images
 from ..inference.segmenter import METHOD, foreground_classes, predict_images
 from ..inference.views import class_maps
@@ -130,8 +137,7 @@ def predict_with_checkpoint(
         strict=strict,
         rank=process.process_index if sharded else 0,
         world=process.num_processes if sharded else 1,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
+        normalization=normalization_of(processor),
     )
 
 

@@ -1,6 +1,5 @@
 """Training samples for dense prediction: crops of images and their label maps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ..config import CropTrainingConfig
 from ..data.schema import IGNORE_INDEX, TaggedImages
-from ..data.transforms import jitter_colors
+from ..data.transforms import IMAGENET, Normalization, jitter_colors
 from ..labels.label_maps import LabelMaps
 
 
@@ -27,8 +26,7 @@ class SegmentationDataset(Dataset):
         label_maps: of these images.
         config: sizes and augmentation.
         seed: of the augmentation.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel.
+        normalization: of the pixels.
     """
 
     def __init__(
@@ -37,14 +35,12 @@ class SegmentationDataset(Dataset):
         label_maps: LabelMaps,
         config: CropTrainingConfig,
         seed: int,
-        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        normalization: Normalization = IMAGENET,
     ) -> None:
         self.images, self.label_maps, self.config, self.seed = images, label_maps, config, seed
         self.epoch = 0
         self._ids = images.image_ids
-        self._mean = torch.tensor(image_mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
+        self._normalize = normalization
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
@@ -81,7 +77,7 @@ class SegmentationDataset(Dataset):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
         pixel_values = torch.zeros(3, size, size)
-        pixel_values[:, *where] = (pixels / 255 - self._mean) / self._std
+        pixel_values[:, *where] = self._normalize(pixels)
         labels = torch.full((size, size), IGNORE_INDEX)
         labels[where] = torch.from_numpy(np.array(label_map)).long()
         return {"pixel_values": pixel_values, "labels": labels, "index": index}

@@ -136,9 +136,8 @@ def test_image_probabilities_are_the_models(classifier, photo):
     with Image.open(photo) as picture:
         found = explain(flat, picture.convert("RGB"), ["kite"], None)
         pixels = torch.from_numpy(np.array(picture.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (checkpoint.image_mean, checkpoint.image_std))
     with torch.no_grad():
-        logits = checkpoint.model(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None]).logits[0]
+        logits = checkpoint.model(checkpoint.normalization(pixels.permute(2, 0, 1))[None]).logits[0]
     expected = dict(zip(CLASS_NAMES, logits.sigmoid().tolist(), strict=True))
     assert found.image_probabilities == pytest.approx(expected, abs=1e-4)
 

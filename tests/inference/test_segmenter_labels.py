@@ -13,10 +13,11 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation
 from sbce_hf.config import CrfConfig, PredictionConfig
+from sbce_hf.data.transforms import IMAGENET, Normalization
 from sbce_hf.evaluation.quality import stage_quality
 from sbce_hf.inference import segmenter as segmentation
 from sbce_hf.inference.segmenter import foreground_classes, predict_images, segment
-from sbce_hf.inference.views import IMAGE_MEAN, IMAGE_STD, normalize, to_pixels
+from sbce_hf.inference.views import to_pixels
 from sbce_hf.inference.windows import cover
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.postprocess.crf import dense_crf_from_probabilities
@@ -73,7 +74,7 @@ class Pointwise(torch.nn.Module):
 
 
 def view_logits(model, photo, size):
-    pixels = normalize(to_pixels(photo, size)[None], IMAGE_MEAN, IMAGE_STD)
+    pixels = IMAGENET(to_pixels(photo, size)[None])
     with torch.no_grad():
         return model(pixel_values=pixels).logits
 
@@ -125,7 +126,7 @@ def test_image_size_is_that_of_the_long_side(segformer, photo):
 
 
 def test_normalisation_is_used(segformer, photo):
-    other = segment(segformer, photo, PLAIN, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    other = segment(segformer, photo, PLAIN, Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     assert not np.allclose(other, segment(segformer, photo, PLAIN), atol=1e-2)
 
 
@@ -181,9 +182,7 @@ def test_memory_does_not_grow_with_the_height_times_the_classes():
     for config in (replace(PLAIN, window=64, overlap=0.25, batch_size=1), PLAIN):
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts afresh
         before = memory("VmRSS")
-        item = segmentation._predict(
-            Pointwise(labels), "tall", photo, config=config, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, crf=None
-        )
+        item = segmentation._predict(Pointwise(labels), "tall", photo, config=config, normalization=IMAGENET, crf=None)
         used.append(memory("VmHWM") - before)
         assert item.label_map.shape == (height, 64)
     assert used[0] < whole / 3, f"{used[0]:.0f} MiB, all probabilities are {whole:.0f}"
@@ -202,9 +201,7 @@ def test_probabilities_in_the_queue_of_the_crf_are_bounded(monkeypatch):
             return submit(*arguments)
 
         monkeypatch.setattr(pool._executor, "submit", spy)
-        item = segmentation._predict(
-            Pointwise(), "tall", photo, config=config, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, crf=pool
-        )
+        item = segmentation._predict(Pointwise(), "tall", photo, config=config, normalization=IMAGENET, crf=pool)
         assert len(item.refined) == len(waiting) > 50 and max(waiting) <= 2
 
 

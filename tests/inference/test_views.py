@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sbce_hf.config import LabellingConfig
-from sbce_hf.inference.views import IMAGE_MEAN, IMAGE_STD, class_maps, view_sizes
+from sbce_hf.data.transforms import IMAGENET
+from sbce_hf.inference.views import class_maps, view_sizes
 
 ONE = LabellingConfig(scales=(1.0,), flip=False, batch_size=4)
 
@@ -19,7 +20,7 @@ def make_photo(seed, height=64, width=64):
 
 def forward(model, photo, size, flip=False):
     pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32) / 255
-    pixels = (pixels - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
+    pixels = (pixels - np.array(IMAGENET.mean, np.float32)) / np.array(IMAGENET.std, np.float32)
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return model(batch.flip(-1) if flip else batch)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from sbce_hf.config import DataConfig, SegmenterTrainingConfig
 from sbce_hf.data import IGNORE_INDEX, features, load_images
 from sbce_hf.data.schema import TaggedImages
+from sbce_hf.data.transforms import Normalization
 from sbce_hf.labels.label_maps import MaskLabels, check_label_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.training.crops import SegmentationDataset
@@ -18,7 +19,7 @@ from sbce_hf.training.crops import SegmentationDataset
 # Label values up to 250, so that a label can be a coordinate.
 NAMES = tuple(f"c{value}" for value in range(250))
 # Pixels keep their values.
-PLAIN = {"image_mean": (0, 0, 0), "image_std": (1 / 255, 1 / 255, 1 / 255)}
+PLAIN = Normalization((0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
 
 
 class Maps:
@@ -60,7 +61,7 @@ def config(**fields):
 
 
 def dataset(image, label_map, seed=0, **fields):
-    return SegmentationDataset(tagged({"a": encode(image)}), Maps({"a": label_map}), config(**fields), seed, **PLAIN)
+    return SegmentationDataset(tagged({"a": encode(image)}), Maps({"a": label_map}), config(**fields), seed, PLAIN)
 
 
 def draws(dataset, number):
@@ -189,7 +190,7 @@ def test_large_jpegs_are_decoded_reduced_and_stay_aligned():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaggedImages, "image", image)
-        sample = SegmentationDataset(images, Maps({"a": label_map}), fields, 0, **PLAIN)[0]
+        sample = SegmentationDataset(images, Maps({"a": label_map}), fields, 0, PLAIN)[0]
     assert asked == [256] and images.image(0, min_side=256).size == (258, 258)
     difference = sample["pixel_values"][0] / 2 - sample["labels"]
     assert difference.abs().mean() < 3 and abs(difference.mean() - 0.25) < 0.5
