@@ -1,11 +1,48 @@
 """Work that several processes share without losing step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of some work that is one process's: every `world`-th item from number `rank` on.
+
+    Args:
+        rank: of the process, from 0.
+        world: number of processes.
+
+    Raises:
+        ValueError: a rank that there is not.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank: got {self.rank}, expected 0 to {self.world - 1} (world {self.world})")
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """The items of this share."""
+        return items[self.rank :: self.world]
+
+
+ALL = Share()
+
+
+def share_of(process: PartialState) -> Share:
+    """The share of a process, where all of them work."""
+    return Share(process.process_index, process.num_processes)
+
 
 # How many items a process works on before it waits for the others.
 STEP = 16

@@ -1,10 +1,7 @@
 """A segmentation network and images in, probabilities or stores of label maps out; no tags are needed."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,19 +10,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import PredictionConfig, to_mapping
 from ..data.schema import TaggedImages
 from ..data.transforms import IMAGENET, Normalization
-from ..labels.store import LabelStore
 from ..labels.variants import variants
 from ..models.configuration_checks import label_names
 from ..postprocess.crf import CrfPool
-from .classifier import LabelSummary, delayed, finish, groups_to_do, read_images
+from ..processes import ALL, Share
 from .views import MIN_SIDE, to_pixels
 from .windows import Tile, average_bands, cover
+from .writing import LabelledImage, LabelSummary, write_stores
 
 # The method of the label stores.
 METHOD = "labels"
@@ -82,14 +78,12 @@ def predict_images(
     output_dir: Path,
     key: str,
     strict: bool = False,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
     normalization: Normalization = IMAGENET,
 ) -> LabelSummary:
     """Predict the label maps of images; their tags are not looked at.
 
-    Killed at any moment and called again, it ends with the same bytes: images do not share batches. With several
-    processes, image `i` belongs to process `i % world`.
+    Killed at any moment and called again, it ends with the same bytes, see [`write_stores`].
 
     With a sliding window, the probabilities of one row of windows are held and no more: finished rows of the image
     become label values. So that this holds with a CRF too, it refines each window by itself, in worker processes, and
@@ -102,8 +96,7 @@ def predict_images(
         output_dir: gets the [`variants`] of `labels`.
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         strict: raise at an unreadable image instead of skipping and listing it.
-        rank: of this process, from 0.
-        world: number of processes.
+        share: this process's.
         normalization: see [`segment`].
 
     Returns:
@@ -121,32 +114,25 @@ def predict_images(
             f"the model's classes are {list(classes)}, the images' {list(images.class_names)}; expected the same "
             "names in the same order (data.classes sets the images')"
         )
-    if not 0 <= rank < world:
-        raise ValueError(f"rank: got {rank}, expected 0 to {world - 1} (world {world})")
-    names = variants(METHOD, config.crf)
-    stores = [
-        LabelStore.create(
-            Path(output_dir) / name,
-            classes,
-            key=key,
-            num_images=len(images),
-            details={"config": to_mapping(config), "crf": config.crf is not None and name == names[-1]},
-            rank=rank,
-        )
-        for name in names
-    ]
-    todo = groups_to_do(images.image_ids, stores, 1, rank, world)
-    num_labelled = 0
-    progress = tqdm(total=len(todo), desc="predict", unit="image", disable=None)
-    pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
-    with progress, pool as crf:
-        predict = partial(_predict, model, config=config, normalization=normalization, crf=crf)
-        # Label maps that wait for their CRF are small.
-        for item in delayed(_predict_all(images, todo, strict, predict), 2 * config.crf_workers if crf else 0):
-            _write(item, stores)
-            progress.update()
-            num_labelled += item.skipped is None
-    return finish(stores, len(images), num_labelled)
+    ids = images.image_ids
+
+    def predict(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
+        for i, photo in zip(group, photos, strict=True):
+            yield _predict(model, ids[i], photo, config, normalization, crf)
+
+    details = {"config": to_mapping(config)}
+    return write_stores(
+        images,
+        predict,
+        config,
+        stores={Path(output_dir) / name: details for name in variants(METHOD, config.crf)},
+        key=key,
+        share=share,
+        strict=strict,
+        # Images do not share batches.
+        group_size=1,
+        what="predict",
+    )
 
 
 def _factor(image: Image.Image, config: PredictionConfig) -> float:
@@ -221,35 +207,15 @@ def _probabilities(logits: Tensor, view: tuple[int, int], size: tuple[int, int])
     return values[0]
 
 
-@dataclass(frozen=True)
-class _Prediction:
-    """An image that is skipped, or its label map before the CRF and the CRF's answers to come, window by window."""
-
-    image_id: str
-    skipped: str | None = None
-    label_map: np.ndarray | None = None
-    refined: Sequence[tuple[Tile, Future]] = ()
-
-
-def _predict_all(
-    images: TaggedImages, groups: Sequence[range], strict: bool, predict: Callable[[str, Image.Image], _Prediction]
-) -> Iterator[_Prediction]:
-    ids = images.image_ids
-    for group in groups:
-        readable, skipped = read_images(images, group, strict)
-        for i in group:
-            yield _Prediction(ids[i], skipped=skipped[i]) if i in skipped else predict(ids[i], readable[i])
-
-
 def _predict(
     model: PreTrainedModel,
     image_id: str,
     image: Image.Image,
-    *,
     config: PredictionConfig,
     normalization: Normalization,
     crf: CrfPool | None,
-) -> _Prediction:
+) -> LabelledImage:
+    """The label map before the CRF; and the CRF's answers to come, window by window."""
     refined: list[tuple[Tile, Future]] = []
 
     def submitted(predictions: Iterator[tuple[Tile, Tensor]]) -> Iterator[tuple[Tile, Tensor]]:
@@ -268,23 +234,19 @@ def _predict(
             top += band.shape[1]
     except ValueError as error:
         raise ValueError(f"image {image_id!r}: {error}") from error
-    return _Prediction(image_id, label_map=label_map, refined=refined)
+
+    def stitched() -> np.ndarray:
+        whole = np.empty_like(label_map)
+        for window, future in refined:
+            whole[window.core] = future.result()[window.own_core]
+        return whole
+
+    return LabelledImage([lambda: label_map, *([stitched] if crf else [])], _describe)
 
 
-def _write(item: _Prediction, stores: Sequence[LabelStore]) -> None:
-    if item.skipped is not None or item.label_map is None:
-        for store in stores:
-            store.skip(item.image_id, str(item.skipped))
-        return
-    label_maps = [item.label_map]
-    if item.refined:
-        label_maps.append(np.empty_like(item.label_map))
-        for window, future in item.refined:
-            label_maps[1][window.core] = future.result()[window.own_core]
-    for store, label_map in zip(stores, label_maps, strict=True):
-        if item.image_id not in store:
-            shares = np.bincount(label_map.ravel(), minlength=1)[1:] / label_map.size
-            present = np.flatnonzero(shares)
-            # There are no thresholds, but readers of stores expect one entry per class.
-            record = {"classes": present.tolist(), "thresholds": [None] * len(present)}
-            store.write(item.image_id, label_map, {**record, "proportions": shares[present].tolist()})
+def _describe(label_map: np.ndarray) -> dict[str, Any]:
+    """The classes that a label map shows. There are no thresholds, but readers of stores expect one for each."""
+    shares = np.bincount(label_map.ravel(), minlength=1)[1:] / label_map.size
+    present = np.flatnonzero(shares)
+    record = {"classes": present.tolist(), "thresholds": [None] * len(present)}
+    return {**record, "proportions": shares[present].tolist()}

@@ -17,12 +17,13 @@ from ..evaluation.curves import plot_curves
 from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
 from ..evaluation.report import ReportContext, render_report
 from ..files import digest, read_json, write_atomic, write_json
+from ..inference.writing import groups_of
 from ..labels.store import LabelStore
 from ..training.folder import read_metrics
 from .bench import QUALITY_PAGE, REPORT, Bench
 from .scoring import LABELLED, read_quality, score_rows
 from .settings import labelling_of
-from .single import groups_of, maps_of
+from .single import maps_of
 from .stage import Stage
 from .stages import classifier_of, labels_of
 
@@ -137,7 +138,7 @@ def _contact_rows(bench: Bench, classifier: Stage, labelled: Stage) -> Iterator[
     images = images.select([index for index, image_id in enumerate(images.image_ids) if image_id in store])
     images = images.select(_spread(images.label_matrix(), config.contact_images))
     labelling = labelling_of(config, config.rounds)
-    maps_of_images = maps_of(folder / "model", images, labelling, groups_of(images, labelling.batch_size))
+    maps_of_images = maps_of(folder / "model", images, labelling, groups_of(len(images), labelling.batch_size))
     for index, maps in enumerate(maps_of_images):
         photo = images.image(index)
         blank = np.zeros((photo.height, photo.width), np.float32)

@@ -16,7 +16,7 @@ from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quali
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
-from ..processes import shared, summed
+from ..processes import share_of, shared, summed
 from .bench import Bench
 from .stage import Stage
 
@@ -100,7 +100,7 @@ def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
         source = _source(stage)
         previous, last = LabelStore(bench.run_dir / source.name / source.stores[-1]), stores[-1]
         ids = [name for name in bench.images.image_ids if name in previous and name in last]
-        own = ids[bench.process.process_index :: bench.process.num_processes]
+        own = share_of(bench.process).of(ids)
         compared = agreement(
             (previous.read(ids[index]) for index in shared(len(ids), bench.process)),
             (last.read(name) for name in own),

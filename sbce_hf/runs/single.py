@@ -26,9 +26,10 @@ from ..inference.checkpoints import (
     read_segmenter,
     trained_side,
 )
-from ..inference.classifier import LabelSummary, label_images
+from ..inference.classifier import label_images
 from ..inference.segmenter import METHOD, foreground_classes, predict_images
 from ..inference.views import class_maps
+from ..inference.writing import LabelSummary
 from ..labels.hub_store import HubLabelMaps, open_label_maps
 from ..labels.proportions import ProportionTable, clamp_proportions
 from ..labels.store import LabelStore
@@ -37,6 +38,7 @@ from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_trunk import create_trunk
 from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
+from ..processes import share_of
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
@@ -49,11 +51,10 @@ def label_with_checkpoint(
     labelling: LabellingConfig,
     output_dir: Path,
     strict: bool = False,
-    sharded: bool = True,
     method: Method | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> LabelSummary:
-    """Label images with a checkpoint; see [`label_images`]. Unless only one process calls, they share the work.
+    """Label images with a checkpoint; see [`label_images`]. All processes call, and share the work.
 
     Args:
         model_dir: the classifier.
@@ -61,11 +62,9 @@ def label_with_checkpoint(
         labelling: views, rule, CRF.
         output_dir: gets the stores.
         strict: raise at an unreadable image.
-        sharded: whether all processes call.
         method: instead of a rule.
         inputs: what the method's label maps depend on besides; plain values.
     """
-    process = PartialState(cpu=use_cpu())
     model = load_classifier(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
     # Without the number of CRF processes, which may have to be lowered before a run can be continued.
@@ -79,8 +78,7 @@ def label_with_checkpoint(
         checkpoint=weights,
         method=method,
         strict=strict,
-        rank=process.process_index if sharded else 0,
-        world=process.num_processes if sharded else 1,
+        share=share_of(PartialState(cpu=use_cpu())),
     )
 
 
@@ -96,11 +94,6 @@ def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, spl
     model_dir = local_checkpoint(checkpoint)
     images = load_images(config.data, split or config.data.train_split)
     return label_with_checkpoint(model_dir, images, config.labelling, output_dir, strict=config.data.strict)
-
-
-def groups_of(images: TaggedImages, size: int) -> list[range]:
-    """Fixed groups of consecutive images, as [`label_images`] makes them."""
-    return [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
 
 def maps_of(
@@ -120,10 +113,8 @@ def predict_with_checkpoint(
     prediction: PredictionConfig,
     output_dir: Path,
     strict: bool = False,
-    sharded: bool = True,
 ) -> LabelSummary:
-    """Predict label maps; see [`predict_images`]. Unless only one process calls, they share the work."""
-    process = PartialState(cpu=use_cpu())
+    """Predict label maps; see [`predict_images`]. All processes call, and share the work."""
     model, processor = load_segmenter(model_dir)
     files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "preprocessor_config.json"]
     options = deciding(prediction)
@@ -135,8 +126,7 @@ def predict_with_checkpoint(
         output_dir=output_dir,
         key=digest(made_from),
         strict=strict,
-        rank=process.process_index if sharded else 0,
-        world=process.num_processes if sharded else 1,
+        share=share_of(PartialState(cpu=use_cpu())),
         normalization=normalization_of(processor),
     )
 
@@ -180,7 +170,7 @@ def predict_photos(
 def _draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> None:
     process = PartialState(cpu=use_cpu())
     ids = images.image_ids
-    own = [index for index in range(len(ids))[process.process_index :: process.num_processes] if ids[index] in store]
+    own = [index for index in share_of(process).of(range(len(ids))) if ids[index] in store]
     for index in tqdm(own, desc="overlays", unit="image", disable=None):
         path, label_map = directory / f"{ids[index]}.jpg", store.path(ids[index])
         if path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime:

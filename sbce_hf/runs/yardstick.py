@@ -5,10 +5,11 @@ from functools import partial
 
 from ..evaluation.scan import LEAK_MARK, scan_fixed_threshold_on_ground_truth
 from ..files import read_json, write_json
-from ..processes import shared, summed
+from ..inference.writing import groups_of
+from ..processes import share_of, shared, summed
 from .bench import Bench
 from .settings import labelling_of
-from .single import groups_of, label_with_checkpoint, maps_of
+from .single import label_with_checkpoint, maps_of
 from .stage import Stage
 
 SCAN = "scan.json"
@@ -23,8 +24,8 @@ def best_constant(bench: Bench, stage: Stage) -> None:
     if not bench.decided(path.is_file()):
         scored, process = bench.scored, bench.process
         # Whole groups, as labelling has them: which images share a batch decides the last bits of their maps.
-        groups = groups_of(scored, labelling.batch_size)
-        own = groups[process.process_index :: process.num_processes]
+        groups = groups_of(len(scored), labelling.batch_size)
+        own = share_of(process).of(groups)
         in_step = (groups[number] for number in shared(len(groups), process, step=1))
         scan = scan_fixed_threshold_on_ground_truth(
             maps_of(model_dir, scored, labelling, in_step),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sbce_hf.data.decoding import UnreadableError, decode_image, decode_indices, upright_size
 from sbce_hf.data.photos import load_photos
-from sbce_hf.inference.classifier import read_images
+from sbce_hf.inference.writing import read_images
 from sbce_hf.labels.label_maps import check_label_maps
 
 OF_THE_MACHINE = [

@@ -12,11 +12,13 @@ import torch
 
 from sbce_hf.config import CrfConfig, LabellingConfig
 from sbce_hf.inference import classifier as labeller_module
+from sbce_hf.inference import writing
 from sbce_hf.inference.classifier import label_images
 from sbce_hf.inference.views import class_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.postprocess.crf import dense_crf
 from sbce_hf.postprocess.rules import apply_rule, sigmoid
+from sbce_hf.processes import Share
 
 LABELS = [(0,), (1, 2), (), (2,), (0, 1), (1,), (0, 1, 2)]
 CONFIG = LabellingConfig(scales=(1.0, 0.5), batch_size=2, crf_workers=1, crf=None)
@@ -176,7 +178,8 @@ def test_killed_at_any_moment_and_started_again(tiny_model, make_images, tmp_pat
 
 def test_processes_share_the_work_and_agree_with_one(tiny_model, images, fresh, tmp_path):
     summaries = [
-        label_images(tiny_model, images, WITH_CRF, output_dir=tmp_path, key="k", rank=rank, world=2) for rank in (1, 0)
+        label_images(tiny_model, images, WITH_CRF, output_dir=tmp_path, key="k", share=share)
+        for share in (Share(1, 2), Share(0, 2))
     ]
     assert [summary.num_labelled for summary in summaries] == [3, 4]
     assert [summary.complete for summary in summaries] == [False, True]
@@ -186,7 +189,7 @@ def test_processes_share_the_work_and_agree_with_one(tiny_model, images, fresh, 
             assert one.path(image_id).read_bytes() == two.path(image_id).read_bytes()
             assert one.record(image_id) == two.record(image_id)
     with pytest.raises(ValueError, match="rank: got 2"):
-        label_images(tiny_model, images, CONFIG, output_dir=tmp_path, key="k", rank=2, world=2)
+        label_images(tiny_model, images, CONFIG, output_dir=tmp_path, key="k", share=Share(2, 2))
 
 
 def test_unreadable_images_are_skipped_and_listed(tiny_model, make_images, tmp_path):
@@ -231,13 +234,13 @@ def test_classes_of_model_and_images_must_agree(tiny_model, images, tmp_path):
 
 
 def test_a_dead_crf_process_is_explained(tiny_model, images, tmp_path, monkeypatch):
-    class DeadPool(labeller_module.CrfPool):
+    class DeadPool(writing.CrfPool):
         def submit(self, *arguments):
             future = Future()
             future.set_exception(BrokenProcessPool("gone"))
             return future
 
-    monkeypatch.setattr(labeller_module, "CrfPool", DeadPool)
+    monkeypatch.setattr(writing, "CrfPool", DeadPool)
     with pytest.raises(RuntimeError, match=r"crf_workers.*continues where it stopped"):
         label_images(tiny_model, images, WITH_CRF, output_dir=tmp_path, key="k")
 
@@ -245,7 +248,7 @@ def test_a_dead_crf_process_is_explained(tiny_model, images, tmp_path, monkeypat
 def test_what_waits_for_the_crf_is_bounded(tiny_model, make_images, tmp_path, monkeypatch):
     waiting, most = set(), 0
 
-    class SlowPool(labeller_module.CrfPool):
+    class SlowPool(writing.CrfPool):
         def submit(self, image, label_map, classes):
             nonlocal most
             future = Future()
@@ -256,7 +259,7 @@ def test_what_waits_for_the_crf_is_bounded(tiny_model, make_images, tmp_path, mo
             future.result = lambda: (waiting.discard(future), result())[1]
             return future
 
-    monkeypatch.setattr(labeller_module, "CrfPool", SlowPool)
+    monkeypatch.setattr(writing, "CrfPool", SlowPool)
     label_images(tiny_model, make_images([(0,)] * 20), WITH_CRF, output_dir=tmp_path, key="k")
     assert most <= WITH_CRF.batch_size + 2 * WITH_CRF.crf_workers + 1
     assert not waiting

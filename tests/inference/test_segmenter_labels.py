@@ -21,6 +21,7 @@ from sbce_hf.inference.views import to_pixels
 from sbce_hf.inference.windows import cover
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.postprocess.crf import dense_crf_from_probabilities
+from sbce_hf.processes import Share
 
 ID2LABEL = {0: "background", 1: "ant", 2: "bee", 3: "cat"}
 PLAIN = PredictionConfig(flip=False)
@@ -182,9 +183,9 @@ def test_memory_does_not_grow_with_the_height_times_the_classes():
     for config in (replace(PLAIN, window=64, overlap=0.25, batch_size=1), PLAIN):
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts afresh
         before = memory("VmRSS")
-        item = segmentation._predict(Pointwise(labels), "tall", photo, config=config, normalization=IMAGENET, crf=None)
+        item = segmentation._predict(Pointwise(labels), "tall", photo, config, IMAGENET, crf=None)
         used.append(memory("VmHWM") - before)
-        assert item.label_map.shape == (height, 64)
+        assert item.label_maps[0]().shape == (height, 64)
     assert used[0] < whole / 3, f"{used[0]:.0f} MiB, all probabilities are {whole:.0f}"
     assert used[1] > whole, "without a window they are all held: the test would see it"
 
@@ -201,8 +202,8 @@ def test_probabilities_in_the_queue_of_the_crf_are_bounded(monkeypatch):
             return submit(*arguments)
 
         monkeypatch.setattr(pool._executor, "submit", spy)
-        item = segmentation._predict(Pointwise(), "tall", photo, config=config, normalization=IMAGENET, crf=pool)
-        assert len(item.refined) == len(waiting) > 50 and max(waiting) <= 2
+        item = segmentation._predict(Pointwise(), "tall", photo, config, IMAGENET, crf=pool)
+        assert len(item.label_maps) == 2 and len(waiting) > 50 and max(waiting) <= 2
 
 
 def test_label_0_has_to_be_background():
@@ -304,7 +305,8 @@ def test_stopped_and_continued_ends_with_the_same_bytes(segformer, images, fresh
 
 def test_processes_share_the_work_and_agree_with_one(segformer, images, fresh, tmp_path):
     summaries = [
-        predict_images(segformer, images, CONFIG, output_dir=tmp_path, key="k", rank=rank, world=2) for rank in (1, 0)
+        predict_images(segformer, images, CONFIG, output_dir=tmp_path, key="k", share=share)
+        for share in (Share(1, 2), Share(0, 2))
     ]
     assert [summary.num_labelled for summary in summaries] == [2, 3]
     assert [summary.complete for summary in summaries] == [False, True]
@@ -312,7 +314,7 @@ def test_processes_share_the_work_and_agree_with_one(segformer, images, fresh, t
     assert all(one.path(i).read_bytes() == two.path(i).read_bytes() for i in images.image_ids)
     assert not (tmp_path / "labels_crf").exists()
     with pytest.raises(ValueError, match="rank: got 2"):
-        predict_images(segformer, images, CONFIG, output_dir=tmp_path, key="k", rank=2, world=2)
+        predict_images(segformer, images, CONFIG, output_dir=tmp_path, key="k", share=Share(2, 2))
 
 
 def test_unreadable_images_are_skipped_and_listed(segformer, make_images, tmp_path):

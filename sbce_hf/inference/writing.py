@@ -1,0 +1,183 @@
+"""From images to label stores: in order, resumable, while a dense CRF works on the images before."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..config import LabellingConfig, PredictionConfig
+from ..data.decoding import UnreadableError
+from ..data.schema import TaggedImages
+from ..labels.store import LabelStore
+from ..postprocess.crf import CrfPool
+from ..processes import Share
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What [`classifier.label_images`] or [`segmenter.predict_images`] left on disk.
+
+    Args:
+        directories: of the stores, in the method's order; see [`variants`].
+        num_images: in the list.
+        num_labelled: of them, by this call.
+        skipped: why each image without a label map has none.
+        complete: every image is labelled or skipped. With several processes, only the last to finish sees it.
+    """
+
+    directories: tuple[Path, ...]
+    num_images: int
+    num_labelled: int
+    skipped: dict[str, str]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """The label maps of an image, which may still be waiting for the CRF.
+
+    Args:
+        label_maps: one function per store that returns the label map, `(H, W)` uint8, or `None` if there is none.
+        describe: what a store notes of a label map besides.
+    """
+
+    label_maps: Sequence[Callable[[], np.ndarray | None]]
+    describe: Callable[[np.ndarray], Mapping[str, Any]]
+
+
+# Labels readable images, given their positions in the list; lazily, so that the CRF's queue stays short.
+Labeller = Callable[[Sequence[int], Sequence[Image.Image], CrfPool | None], Iterable[LabelledImage]]
+
+
+def write_stores(
+    images: TaggedImages,
+    label: Labeller,
+    config: LabellingConfig | PredictionConfig,
+    *,
+    stores: Mapping[Path, Mapping[str, Any]],
+    key: str,
+    share: Share,
+    strict: bool,
+    group_size: int,
+    what: str,
+) -> LabelSummary:
+    """Label images and write the label maps into stores.
+
+    Killed at any moment and called again, it ends with the same bytes: the list is cut into fixed groups of
+    consecutive images, a group with anything missing is labelled again as a whole, and label maps and records are
+    written in the order of the list. With several processes, group `g` belongs to process `g % world`.
+
+    Args:
+        images: to label.
+        label: makes the label maps of a group.
+        config: its CRF runs in worker processes.
+        stores: folders, in the order of the label maps, and what their descriptions say; with a CRF, the last store's
+            label maps are after it.
+        key: of everything the label maps depend on.
+        share: this process's.
+        strict: raise at an unreadable image instead of skipping and listing it.
+        group_size: images that `label` gets at a time.
+        what: is done, for the progress bar.
+
+    Raises:
+        ValueError: the stores were made from something else, an unreadable image if `strict`, or see `label`.
+        OSError: a store cannot be written.
+        RuntimeError: a CRF process died.
+    """
+    last = list(stores)[-1]
+    opened = [
+        LabelStore.create(
+            directory,
+            images.class_names,
+            key=key,
+            num_images=len(images),
+            details={**details, "crf": config.crf is not None and directory == last},
+            rank=share.rank,
+        )
+        for directory, details in stores.items()
+    ]
+    todo, num_labelled = _groups_to_do(images.image_ids, opened, group_size, share), 0
+    if todo:
+        progress = tqdm(total=sum(map(len, todo)), desc=what, unit="image", disable=None)
+        pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
+        with progress, pool as crf:
+            # What may wait in memory: enough to keep the workers busy while the next group is computed.
+            room = group_size + 2 * config.crf_workers if crf else 0
+            for image_id, labelled in _delayed(_label_groups(images, todo, strict, label, crf), room):
+                _write(image_id, labelled, opened)
+                progress.update()
+                num_labelled += not isinstance(labelled, str)
+    completed = [store.complete or store.mark_complete() for store in opened]
+    directories = tuple(store.directory for store in opened)
+    return LabelSummary(directories, len(images), num_labelled, opened[0].skipped, all(completed))
+
+
+def _groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], size: int, share: Share) -> list[range]:
+    """This process's groups of consecutive images of which any is missing in any store."""
+    if all(store.complete for store in stores):
+        return []
+    done = set.intersection(*(store.done_ids() for store in stores))
+    return [group for group in share.of(groups_of(len(ids), size)) if not done.issuperset(ids[i] for i in group)]
+
+
+def groups_of(count: int, size: int) -> list[range]:
+    """Fixed groups of consecutive images."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _label_groups(
+    images: TaggedImages, groups: Iterable[range], strict: bool, label: Labeller, crf: CrfPool | None
+) -> Iterator[tuple[str, LabelledImage | str]]:
+    """Image ids with what became of the image: label maps, or why it is skipped."""
+    ids = images.image_ids
+    for group in groups:
+        readable, skipped = read_images(images, group, strict)
+        labelled = iter(label(list(readable), list(readable.values()), crf))
+        for i in group:
+            yield ids[i], skipped[i] if i in skipped else next(labelled)
+
+
+def read_images(images: TaggedImages, group: range, strict: bool) -> tuple[dict[int, Image.Image], dict[int, str]]:
+    """The readable images of a group, and why the others are not; raises at the first of these if `strict`."""
+    readable, skipped = {}, {}
+    for i in group:
+        try:
+            readable[i] = images.image(i)
+        except UnreadableError as error:
+            if strict:
+                raise
+            skipped[i] = str(error)
+    return readable, skipped
+
+
+def _delayed(items: Iterable[T], room: int) -> Iterator[T]:
+    """The same items in the same order, each held back until `room` more have been made."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > room:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _write(image_id: str, labelled: LabelledImage | str, stores: Sequence[LabelStore]) -> None:
+    if isinstance(labelled, str):
+        for store in stores:
+            store.skip(image_id, labelled)
+        return
+    for store, result in zip(stores, labelled.label_maps, strict=True):
+        if image_id in store:
+            continue
+        label_map = result()
+        if label_map is None:
+            store.skip(image_id, "nothing is sure")
+        else:
+            store.write(image_id, label_map, labelled.describe(label_map))
