@@ -32,12 +32,12 @@ class DataConfig(Checked):
             data that are your own.
         unlabelled: what value 255 in a COCO-Stuff mask is for the score: left out, or background.
         dataset: name on the Hub or local path, for source `"hub"`.
-        dataset_config: its configuration.
-        revision: its git revision.
+        dataset_config: configuration of that dataset.
+        revision: git revision of that dataset.
         columns: maps the schema's columns (`image_id`, `image`, `labels`, `mask`) to the dataset's.
         shapes_images: images of the training split of source `"shapes"`.
-        shapes_size: their height and width in pixels.
-        shapes_seed: their seed; independent of the run's, so that seeds can be compared on the same images.
+        shapes_size: height and width of these images in pixels.
+        shapes_seed: seed of these images; independent of the run's, so that seeds can be compared on the same images.
     """
 
     SECTION = "data"
@@ -80,7 +80,7 @@ class AugmentationConfig(Checked):
         flip: mirror half of the images (the released program does not).
         color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
         randaugment: number of RandAugment operations; 0 is off, the release uses 2.
-        randaugment_magnitude: their strength, 0-30.
+        randaugment_magnitude: strength of these operations, 0-30.
         geometric: let RandAugment also shear, move and rotate. The proportions do not move with the image, so this is
             only for reproducing the release.
     """

@@ -16,13 +16,13 @@ class CrfConfig(Checked):
     """Dense CRF (pydensecrf); standard deviations in pixels and grey values. Defaults are those for hard labels.
 
     Args:
-        iterations: of mean field.
+        iterations: mean-field iterations.
         gt_prob: confidence in the given label; of no effect where probabilities are given.
         gaussian_sxy: position deviation of the smoothness kernel.
-        gaussian_compat: its Potts weight.
+        gaussian_compat: Potts weight of the smoothness kernel.
         bilateral_sxy: position deviation of the appearance kernel.
-        bilateral_srgb: its colour deviation.
-        bilateral_compat: its Potts weight.
+        bilateral_srgb: colour deviation of the appearance kernel.
+        bilateral_compat: Potts weight of the appearance kernel.
         side: long side to which larger photos are scaled for the CRF, as its widths are in pixels; the result has the
             photo's own size. The published widths are those of photos of 500 pixels. `None` never scales.
     """
@@ -49,7 +49,7 @@ class LabellingConfig(Checked):
             `"fixed"` compares `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
         background_threshold: constant of the `"fixed"` rule.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
-        scales: of the views.
+        scales: sizes of the views relative to the image.
         flip: add each view's mirror image.
         batch_size: views of one size that go through the network together.
         crf: dense CRF parameters; `None` skips the CRF.
@@ -82,13 +82,13 @@ class IrnRefinementConfig(Checked):
 
     Args:
         model: fields of `IrnConfig`.
-        trunk_weights: of the boundary network: `"random"`, `"pretrained"` (timm's) or a checkpoint file; `None` takes
-            the run's `trunk_weights`.
+        trunk_weights: start of the boundary network's trunk: `"random"`, `"pretrained"` (timm's) or a checkpoint file;
+            `None` takes the run's `trunk_weights`.
         foreground_share: the highest pixels of a class, as many as this share of its area, are sure to be it.
         background_share: pixels beyond this share of every class's area are sure to be background.
-        training: of the boundary network.
+        training: see [`BoundaryTrainingConfig`].
         walk_radius: a step of the walk goes to pixels closer than this, on a grid of a quarter of the image's size.
-        walk_exponent: of the affinities.
+        walk_exponent: exponent of the affinities.
         walk_steps: length of the walk.
         background_threshold: what arrives, divided by the maximum over the image's classes, is background below this
             (published: 0.25 for VOC).
@@ -122,9 +122,9 @@ class PredictionConfig(Checked):
 
     Args:
         image_size: long side to which images are resized before the scales; `None` keeps their own size.
-        scales: of the views.
+        scales: sizes of the views relative to the image.
         flip: add each view's mirror image.
-        merge: of the views' probabilities: their mean, or per class their maximum, which is then normalised.
+        merge: what is taken of the views' probabilities: `"mean"`, or `"max"` per class, which is then normalised.
         window: side of the sliding window in pixels of scale 1; `None` takes the whole image at once.
         overlap: share of a window that the next one covers again.
         batch_size: views of one image and size that go through the network together.

@@ -77,7 +77,7 @@ class RunConfig(Checked):
     A recipe may also say `official: true`, see [`load_recipe`].
 
     Args:
-        seed: of weights, order and augmentation.
+        seed: seed of weights, order and augmentation.
         data: see [`DataConfig`].
         model: fields of `SpatialBceConfig`, the classes excepted.
         trunk_weights: `"random"`, `"pretrained"` (timm's, needs the network once) or a checkpoint file.
@@ -85,8 +85,8 @@ class RunConfig(Checked):
         rounds: number of Spatial-BCE rounds.
         spatial: training of each round.
         labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
-        final_scales: of the views for the last round's label maps, instead of `labelling.scales`: the rounds before
-            need proportions only, which fewer views give sooner. `None` labels all rounds alike.
+        final_scales: sizes of the views for the last round's label maps, instead of `labelling.scales`: the rounds
+            before need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
         irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.

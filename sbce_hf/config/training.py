@@ -29,12 +29,12 @@ class LoopConfig(Checked):
             learn is counted in steps, however few the photos.
         batch_size: images per iteration over all processes and accumulation steps.
         lr: learning rate of the trunk.
-        head_lr_factor: times `lr` for the heads.
-        momentum: of SGD.
+        head_lr_factor: factor of `lr` for the heads.
+        momentum: SGD momentum.
         weight_decay: see the stage's parameter groups for what is left out.
         poly_power: learning rate times `(1 - iteration / iterations) ** poly_power`, per iteration.
         max_grad_norm: gradient clipping; `None` is off.
-        mixed_precision: of the forward pass; losses are always float32.
+        mixed_precision: precision of the forward pass; losses are always float32.
         gradient_accumulation_steps: micro-batches per optimiser step.
         num_workers: processes that load images.
         checkpoint_every: iterations between checkpoints.
@@ -81,7 +81,7 @@ class TrainingConfig(LoopConfig):
 
     Args:
         image_size: images are resized to this height and width; the aspect is not kept.
-        scale_lr_factor: times `lr` for the logit scales, which have no weight decay.
+        scale_lr_factor: factor of `lr` for the logit scales, which have no weight decay.
         period: length `r` of the weights/threshold alternation, in iterations.
         weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
         min_threshold_phases: in a stage that is too short for as many, period and phases shrink in proportion.
@@ -111,8 +111,8 @@ class CropTrainingConfig(LoopConfig):
     Args:
         crop_size: height and width of the samples; what an image does not fill is padded and ignored.
         image_size: long side to which images are resized before the random scale; `None` keeps their own size.
-        min_scale: of the random scale, drawn evenly between the two.
-        max_scale: of the random scale.
+        min_scale: lowest random scale; it is drawn evenly between the two.
+        max_scale: highest random scale.
         flip: mirror half of the images.
         color_jitter: range of brightness, contrast and saturation factors around 1; 0 is off.
     """
@@ -142,7 +142,7 @@ class SegmenterTrainingConfig(CropTrainingConfig):
             DeepLab and `"adamw"` for a transformers model.
         lr: learning rate of the trunk; `None` is 2.5e-4 with SGD and 6e-5 with AdamW.
         weight_decay: decay of what is no bias; `None` is 5e-4 with SGD and 0.01 with AdamW.
-        head_bias_lr_factor: times `lr` for the heads' biases; `None` is 20 with SGD and 10 with AdamW.
+        head_bias_lr_factor: factor of `lr` for the heads' biases; `None` is 20 with SGD and 10 with AdamW.
         bias_weight_decay: decay of every bias.
     """
 
