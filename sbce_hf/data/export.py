@@ -1,5 +1,6 @@
 """A checked split as parquet files of the same schema, which source `hub` and plain `datasets` read back."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -8,14 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features, List, Value
-from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import replacing
 from .decoding import encode_png
-from .schema import TaggedImages
+from .schema import TaggedImages, features
 
 # The size that `datasets` gives its own shards.
 SHARD_BYTES = 500_000_000
@@ -59,9 +59,8 @@ def export_parquet(
             f"{others[0]}: from an export with another number of shards, which would be read with this one; delete "
             f"the {len(others)} files"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     masked = set(images.with_masks().image_ids)
-    schema = _features(images.class_names, bool(masked)).arrow_schema
+    schema = features(images.class_names, bool(masked), decode=True).arrow_schema
     starts = [len(images) * number // num_shards for number in range(num_shards + 1)]
     with tqdm(total=len(images), desc=f"writing {split}", disable=None, unit="image") as bar:
         for path, start, stop in zip(paths, starts, starts[1:], strict=False):
@@ -69,32 +68,11 @@ def export_parquet(
     return paths
 
 
-def _features(class_names: tuple[str, ...], with_mask: bool) -> Features:
-    """[`schema.features`], but readers decode the images."""
-    columns: dict[str, Any] = {
-        "image_id": Value("string"),
-        "image": ImageFeature(),
-        "labels": List(ClassLabel(names=list(class_names))),
-    }
-    return Features(columns | ({"mask": ImageFeature()} if with_mask else {}))
-
-
 def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], bar: tqdm) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            group: list[dict[str, Any]] = []
-            for row in rows:
-                group.append({name: row[name] for name in schema.names})
-                bar.update()
-                if len(group) == ROW_GROUP:
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                    group = []
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            bar.update(len(group))
 
 
 def _row(images: TaggedImages, index: int, masked: set[str]) -> dict[str, Any]:

@@ -48,16 +48,11 @@ def palette() -> list[int]:
     ]
 
 
-def features(class_names: Sequence[str], with_mask: bool) -> Features:
-    """Columns of a [`TaggedImages`] dataset; images and masks stay paths or encoded bytes."""
-    columns: dict[str, Any] = {
-        "image_id": Value("string"),
-        "image": ImageFeature(decode=False),
-        "labels": List(ClassLabel(names=list(class_names))),
-    }
-    if with_mask:
-        columns["mask"] = ImageFeature(decode=False)
-    return Features(columns)
+def features(class_names: Sequence[str], with_mask: bool, decode: bool = False) -> Features:
+    """Columns of a [`TaggedImages`] dataset; unless readers are to decode them, images stay paths or encoded bytes."""
+    columns: dict[str, Any] = {"image_id": Value("string"), "image": ImageFeature(decode=decode)}
+    columns["labels"] = List(ClassLabel(names=list(class_names)))
+    return Features(columns | ({"mask": ImageFeature(decode=decode)} if with_mask else {}))
 
 
 def label_features(class_names: Sequence[str], with_image: bool = False) -> Features:

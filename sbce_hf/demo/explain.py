@@ -146,40 +146,24 @@ def explain(
     """Label a photo with whatever the checkpoint is.
 
     Args:
-        checkpoint: a classifier, or a segmentation network, which takes no notice of `tags`.
-        photo: RGB.
-        tags: names of the classes on it; `None` predicts them.
-        crf: dense CRF parameters; `None` skips the CRF.
-
-    Raises:
-        ValueError: see [`explain_tags`].
-    """
-    normalization = checkpoint.normalization
-    if isinstance(checkpoint.config, PredictionConfig):
-        return explain_segmenter(checkpoint.model, photo, replace(checkpoint.config, crf=crf), normalization)
-    classifier = cast(SpatialBceForImageClassification, checkpoint.model)
-    return explain_tags(classifier, photo, tags, replace(checkpoint.config, crf=crf), normalization)
-
-
-def explain_tags(
-    model: SpatialBceForImageClassification,
-    photo: Image.Image,
-    tags: Sequence[str] | None,
-    config: LabellingConfig,
-    normalization: Normalization = IMAGENET,
-) -> Explanation:
-    """Label a photo with a classifier and its tags.
-
-    Args:
-        model: a trained classifier; left in evaluation mode. One call at a time: a hook reads its outputs.
+        checkpoint: a classifier, or a segmentation network, which takes no notice of `tags`; left in evaluation mode.
+            One call at a time: a hook reads a classifier's outputs.
         photo: RGB.
         tags: names of the classes on it; `None` predicts them from the photo. Without any, all is background.
-        config: views, rule, dense CRF; `known_classes` is not used.
-        normalization: of the pixels.
+        crf: dense CRF parameters; `None` skips the CRF.
 
     Raises:
         ValueError: a tag that is no class of the model, or class maps that are not finite.
     """
+    if isinstance(checkpoint.config, PredictionConfig):
+        return _explain_segmenter(checkpoint, photo, replace(checkpoint.config, crf=crf))
+    return _explain_tags(checkpoint, photo, tags, replace(checkpoint.config, crf=crf))
+
+
+def _explain_tags(
+    checkpoint: Checkpoint, photo: Image.Image, tags: Sequence[str] | None, config: LabellingConfig
+) -> Explanation:
+    model = cast(SpatialBceForImageClassification, checkpoint.model)
     names = label_names(model.config)
     unknown = [tag for tag in tags or () if tag not in names]
     if unknown:
@@ -193,7 +177,7 @@ def explain_tags(
 
     # Class maps carry no image-level logits, and a second pass over the views would double the waiting time.
     with model.register_forward_hook(keep):
-        maps = class_maps(model, [photo], labels, config, normalization=normalization)[0]
+        maps = class_maps(model, [photo], labels, config, normalization=checkpoint.normalization)[0]
     labelled = apply_rule(config.rule, maps, config.background_threshold)
     classes = maps.classes.tolist()
     label_map = labelled.label_map
@@ -224,27 +208,12 @@ def explain_tags(
     return Explanation(label_map, tuple(readings), {names[c]: float(probabilities[c]) for c in order})
 
 
-def explain_segmenter(
-    model: PreTrainedModel,
-    photo: Image.Image,
-    config: PredictionConfig,
-    normalization: Normalization = IMAGENET,
-) -> Explanation:
-    """Label a photo with a segmentation network, which needs no tags.
-
-    Args:
-        model: see [`segment`].
-        photo: RGB.
-        config: views and dense CRF; the CRF refines the whole photo, with a window too.
-        normalization: of the pixels.
-
-    Raises:
-        ValueError: see [`segment`].
-    """
+def _explain_segmenter(checkpoint: Checkpoint, photo: Image.Image, config: PredictionConfig) -> Explanation:
     # Here, because it needs pydensecrf, which classifiers do not.
     from ..inference.segmenter import segment
 
-    probabilities = segment(model, photo, config, normalization)
+    probabilities = segment(checkpoint.model, photo, config, checkpoint.normalization)
+    # The CRF refines the whole photo, with a window too.
     if config.crf is not None:
         from ..postprocess.crf import dense_crf_from_probabilities
 

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 import evaluate
 import numpy as np
-import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from datasets import Features, Image
 
 from ..data.schema import IGNORE_INDEX, TaggedImages
@@ -109,15 +108,6 @@ class MeanIoU(evaluate.Metric):
         }
         self._reset()
         return result
-
-    def reduce(self, accelerator: Accelerator) -> None:
-        """Sum the counts over all processes; call on each of them, then [`compute`] gives the same everywhere.
-
-        Give each process its own images: a sampler that pads the last batch would count some twice.
-        """
-        counts = torch.from_numpy(np.append(self.confusion.ravel(), self.num_images)).to(accelerator.device)
-        total = accelerator.reduce(counts, reduction="sum").cpu().numpy()
-        self.confusion, self.num_images = total[:-1].reshape(self.confusion.shape), int(total[-1])
 
 
 def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:

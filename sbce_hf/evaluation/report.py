@@ -143,13 +143,17 @@ def score_table(rows: Sequence[ScoreRow]) -> str:
 def per_class_table(rows: Sequence[ScoreRow]) -> str:
     """One line per class, one column per score, IoU in percent."""
     ordered = sorted(rows, key=lambda row: row.uses_ground_truth)
-    names = dict.fromkeys(name for row in ordered for name in row.per_class_iou)
     header = [
         f"{row.stage} {row.rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
         for row in ordered
     ]
-    lines = [(name, *(percent(row.per_class_iou.get(name)) for row in ordered)) for name in names]
-    return markdown_table(("Class", *header), [*lines, ("**mean**", *(percent(row.mean_iou) for row in ordered))])
+    means = ("**mean**", *(percent(row.mean_iou) for row in ordered))
+    return markdown_table(("Class", *header), [*_per_class(ordered), means])
+
+
+def _per_class(rows: Sequence[ScoreRow | SegmenterRow]) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(name for row in rows for name in row.per_class_iou)
+    return [(name, *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
 
 
 # What a segmenter's training labels are called in a table.
@@ -234,11 +238,9 @@ def _score_section(context: ReportContext) -> list[str]:
 
 def _segmenter_section(context: ReportContext) -> list[str]:
     columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in context.segmenters]
-    names = dict.fromkeys(name for row in context.segmenters for name in row.per_class_iou)
-    lines = [(name, *(percent(row.per_class_iou.get(name)) for row in context.segmenters)) for name in names]
     return [
         f"One network from one start on different labels, without tags, on split `{context.segmenter_split}`.",
         segmenter_table(context.segmenters),
         "### IoU per class (%), by training labels",
-        markdown_table(("Class", *columns), lines),
+        markdown_table(("Class", *columns), _per_class(context.segmenters)),
     ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..config import ProportionConfig
 from ..data.schema import TaggedImages
 from ..errors import UserError
+from ..files import replacing
 
 
 def clamp_proportions(
@@ -78,20 +79,14 @@ class ProportionTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table, whole or not at all."""
-        path = Path(path)
         columns = {
             "image_id": pa.array(self.image_ids, pa.string()),
             "proportions": pa.array(self.proportions.tolist(), pa.list_(pa.float64())),
             "lost": pa.array(self.lost.tolist(), pa.list_(pa.bool_())),
         }
         table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(self.class_names)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(Path(path)) as temporary:
             pq.write_table(table, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ProportionTable":

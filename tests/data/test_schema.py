@@ -45,7 +45,7 @@ def test_palette_is_vocs():
         [224, 224, 192],
     ]
     assert len(np.unique(colours, axis=0)) == 256
-    assert palette(2)[:9] == [0, 0, 0, 128, 0, 0, 0, 0, 0] and len(palette(2)) == 768
+    assert palette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0] and len(palette()) == 768
 
 
 def test_rgb_is_exact_from_path_bytes_and_mapping(tmp_path):

@@ -2,8 +2,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
 
@@ -139,24 +137,6 @@ def test_nothing_to_score_is_an_error():
         MeanIoU(NAMES).compute(predictions=[np.zeros((2, 2), np.uint8)], references=[np.full((2, 2), 255, np.uint8)])
     with pytest.raises(ValueError):
         MeanIoU(NAMES).add_batch(predictions=[np.zeros((2, 2))], references=[])
-
-
-def test_reduce_sums_over_processes():
-    metric = MeanIoU(NAMES)
-    metric.add(prediction=random_pair(3)[0], reference=random_pair(3)[1])
-    before = metric.confusion.copy()
-    metric.reduce(Accelerator(cpu=True))
-    assert (metric.confusion == before).all() and metric.num_images == 1 and metric.confusion.dtype == np.int64
-
-    class Three:
-        device = torch.device("cpu")
-
-        def reduce(self, tensor, reduction):
-            assert reduction == "sum" and tensor.dtype == torch.int64
-            return tensor * 3
-
-    metric.reduce(Three())
-    assert (metric.confusion == 3 * before).all() and metric.num_images == 3
 
 
 def _png(array):
