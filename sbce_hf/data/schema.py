@@ -166,16 +166,20 @@ class TaggedImages:
             raise UserError(
                 f"{name}: got value {unknown[0]}, expected one of {sorted(self.mask_known)} or {IGNORE_INDEX} (ignore)"
             )
-        width, height = self.upright_size(index)
-        if values.shape != (height, width):
-            raise UserError(
-                f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
-                "image (after the rotation its EXIF data ask for)"
-            )
+        self.require_size(index, values, name)
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.mask_values)] = np.arange(len(self.mask_values), dtype=np.uint8)
         table[IGNORE_INDEX] = self.unlabelled
         return table[values]
+
+    def require_size(self, index: int, values: NDArray, name: str) -> None:
+        """Raise a `UserError` if a mask or label map `(H, W)` has not the size of image `index`."""
+        width, height = self.upright_size(index)
+        if values.shape != (height, width):
+            raise UserError(
+                f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
+                "image (after the rotation its EXIF data ask for); make it from this image"
+            )
 
     def _stored_values(self, index: int, name: str) -> NDArray[np.integer] | None:
         if self.painter is not None:

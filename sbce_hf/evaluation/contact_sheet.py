@@ -7,14 +7,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..data.schema import IGNORE_INDEX
 from ..files import write_atomic
 from ..models.configuration_deeplab import voc_palette
+from .overlay import GAP, LINE_HEIGHT, SWATCH, font, legend
 
 # In pixels.
-CELL_WIDTH, CELL_HEIGHT_LIMIT, GAP, LINE_HEIGHT, FONT_SIZE = 280, 330, 12, 24, 15
+CELL_WIDTH, CELL_HEIGHT_LIMIT = 280, 330
 # Share of the class colour in a drawn label map; the rest is the grey photo, so that outlines can be judged.
 COLOUR_SHARE = 0.7
 # Titles of the columns with label maps, and the fields of [`ContactRow`] they show.
@@ -71,15 +72,15 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
     columns = ["photo", "activation", *drawn]
     strips = [_strip(row, columns, colours) for row in rows]
     width = len(columns) * (CELL_WIDTH + GAP) + GAP
-    legend = _legend(rows, class_names, colours, width)
-    height = LINE_HEIGHT + 2 * GAP + sum(strip.height for strip in strips) + legend.height
+    names = _legend(rows, class_names, colours, width)
+    height = LINE_HEIGHT + 2 * GAP + sum(strip.height for strip in strips) + names.height
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
         middle = GAP + column * (CELL_WIDTH + GAP) + CELL_WIDTH // 2
-        draw.text((middle, GAP), title, fill="black", font=_font(bold=True), anchor="ma")
+        draw.text((middle, GAP), title, fill="black", font=font(bold=True), anchor="ma")
     top = LINE_HEIGHT + GAP
-    for part in [*strips, legend]:
+    for part in [*strips, names]:
         sheet.paste(part, (0, top))
         top += part.height
     buffer = BytesIO()
@@ -123,11 +124,11 @@ def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Imag
         elif (label_map := getattr(row, _MAPS[title])) is not None:
             cell = _painted(photo, label_map, colours)
         else:
-            draw.text((left + size[0] // 2, size[1] // 2), "none", fill="#888888", font=_font(), anchor="mm")
+            draw.text((left + size[0] // 2, size[1] // 2), "none", fill="#888888", font=font(), anchor="mm")
             continue
         strip.paste(cell, (left, 0))
     name = row.image_id if len(row.image_id) <= 100 else f"...{row.image_id[-97:]}"
-    draw.text((GAP + (CELL_WIDTH - size[0]) // 2, size[1] + 3), name, fill="#444444", font=_font())
+    draw.text((GAP + (CELL_WIDTH - size[0]) // 2, size[1] + 3), name, fill="#444444", font=font())
     return strip
 
 
@@ -164,27 +165,7 @@ def _legend(rows: Sequence[ContactRow], class_names: Sequence[str], colours: np.
     maps = (m for row in rows for name in _MAPS.values() if (m := getattr(row, name)) is not None)
     present = sorted(set().union(*(np.unique(m).tolist() for m in maps)))
     names = ["background", *class_names]
-    entries = [(value, "ignore" if value == IGNORE_INDEX else names[value]) for value in present]
-    places, left, top = [], GAP, 0
-    for _, name in entries:
-        length = LINE_HEIGHT + round(_font().getlength(name)) + 2 * GAP
-        if left + length > width and left > GAP:
-            left, top = GAP, top + LINE_HEIGHT
-        places.append((left, top))
-        left += length
-    legend = Image.new("RGB", (width, top + LINE_HEIGHT + GAP), "white")
-    draw = ImageDraw.Draw(legend)
-    swatch = (LINE_HEIGHT - 8, LINE_HEIGHT - 8)
-    for (value, name), (x, y) in zip(entries, places, strict=True):
-        ignored = value == IGNORE_INDEX
-        # Mixed with mid grey like the maps, so that the swatch has the colour the eye sees there.
-        colour = _hatch(swatch) if ignored else np.full((*swatch, 3), COLOUR_SHARE * colours[value] + 35, np.uint8)
-        legend.paste(Image.fromarray(colour), (x, y + 2))
-        draw.rectangle((x, y + 2, x + swatch[0] - 1, y + 1 + swatch[1]), outline="#888888")
-        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=_font())
-    return legend
-
-
-def _font(bold: bool = False) -> ImageFont.FreeTypeFont:
-    file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, FONT_SIZE)
+    # Mixed with mid grey like the maps, so that the swatch has the colour the eye sees there.
+    mixed = (COLOUR_SHARE * colours + 35).astype(np.uint8)
+    hatched = ("ignore", _hatch((SWATCH, SWATCH)))
+    return legend([hatched if value == IGNORE_INDEX else (names[value], mixed[value]) for value in present], width)

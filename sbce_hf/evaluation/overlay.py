@@ -11,7 +11,7 @@ from ..data.schema import palette
 from ..models.configuration_deeplab import voc_palette
 
 # In pixels. Larger photos are drawn smaller: an overlay is for looking at.
-MAX_SIDE, GAP, LINE_HEIGHT, FONT_SIZE = 2048, 8, 24, 15
+MAX_SIDE, GAP, LINE_HEIGHT, SWATCH, FONT_SIZE = 2048, 12, 24, 16, 15
 # Share of the class colour; the rest is the photo.
 COLOUR_SHARE = 0.5
 
@@ -48,29 +48,41 @@ def overlay(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str
     # Index 0 is False; the palette plays no part.
     foreground = Image.fromarray(np.asarray(labels) > 0)
     drawn = Image.composite(blended, photo, foreground)
-    colours = voc_palette(len(class_names) + 1)
-    legend = _legend({class_names[value - 1]: colours[value] for value in present}, drawn.width)
-    sheet = Image.new("RGB", (legend.width, drawn.height + legend.height), "white")
+    colours = np.array(voc_palette(len(class_names) + 1), np.uint8)
+    entries = [(class_names[value - 1], colours[value]) for value in present]
+    names = legend(entries or [("background only", np.array([255] * 3))], drawn.width)
+    sheet = Image.new("RGB", (names.width, drawn.height + names.height), "white")
     sheet.paste(drawn, (0, 0))
-    sheet.paste(legend, (0, drawn.height))
+    sheet.paste(names, (0, drawn.height))
     return sheet
 
 
-def _legend(colours: dict[str, list[int]], width: int) -> Image.Image:
-    """Names beside their colours, wrapped to the width, which grows if a single name does not fit."""
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
-    lengths = {name: LINE_HEIGHT + round(font.getlength(name)) + 2 * GAP for name in colours or ["background only"]}
-    width = max(width, GAP + max(lengths.values()))
-    places, left, top = {}, GAP, GAP // 2
-    for name, length in lengths.items():
+def legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Image:
+    """Names beside their colours, wrapped to the width, which grows if a single name does not fit.
+
+    Args:
+        entries: names with swatches, uint8 of shape `(SWATCH, SWATCH, 3)` or a colour that fills one.
+        width: in pixels.
+    """
+    lengths = [LINE_HEIGHT + round(font().getlength(name)) + 2 * GAP for name, _ in entries]
+    width = max(width, GAP + max(lengths))
+    places, left, top = [], GAP, 0
+    for length in lengths:
         if left + length > width:
             left, top = GAP, top + LINE_HEIGHT
-        places[name] = (left, top)
+        places.append((left, top))
         left += length
-    legend = Image.new("RGB", (width, top + LINE_HEIGHT), "white")
-    draw = ImageDraw.Draw(legend)
-    for name, (x, y) in places.items():
-        colour = tuple(colours.get(name, (255, 255, 255)))
-        draw.rectangle((x, y + 2, x + FONT_SIZE, y + 2 + FONT_SIZE), fill=colour, outline="#888888")
-        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=font)
-    return legend
+    sheet = Image.new("RGB", (width, top + LINE_HEIGHT + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        swatch = np.broadcast_to(np.asarray(colour, np.uint8), (SWATCH, SWATCH, 3))
+        sheet.paste(Image.fromarray(swatch.copy()), (x, y + 2))
+        draw.rectangle((x, y + 2, x + SWATCH - 1, y + 1 + SWATCH), outline="#888888")
+        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=font())
+    return sheet
+
+
+def font(bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The one of all drawings; matplotlib brings it."""
+    file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, FONT_SIZE)

@@ -137,10 +137,5 @@ def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) 
             f"{name}: got {IGNORE_INDEX} (ignore) for every pixel, expected at least one with a class or background; "
             "leave the image out"
         )
-    width, height = images.upright_size(index)
-    if values.shape != (height, width):
-        raise UserError(
-            f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its image "
-            "(after the rotation its EXIF data ask for); make it from this image"
-        )
+    images.require_size(index, values, name)
     return values
