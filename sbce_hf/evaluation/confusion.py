@@ -147,7 +147,8 @@ def score_store(
     """Score a store's label maps on the images that have a mask.
 
     Args:
-        store: has a label map for each of them; images that it skipped are left out and not counted.
+        store: has a label map for each of them; images that could not be read are left out and not counted, those that
+            it could not decide on count as wrong.
         images: with masks; may be fewer than the store's.
         absent_classes: see [`MeanIoU`].
         process: this one, if all processes call; they share the work.
@@ -167,15 +168,19 @@ def score_store(
     if not len(images):
         raise ValueError("no image has a mask; score a split with masks, or set data.score_split to null")
     metric = MeanIoU(images.class_names, absent_classes)
-    skipped, ids = store.skipped, images.image_ids
+    ids, undecided = images.image_ids, store.undecided
+    skipped = store.skipped.keys() - undecided
     scored = [index for index in range(len(ids)) if ids[index] not in skipped]
     for position in shared(len(scored), process) if process else range(len(scored)):
         index = scored[position]
         image_id = ids[index]
-        if image_id not in store:
+        if image_id not in store and image_id not in undecided:
             raise ValueError(f"image {image_id!r}: no label map in {store.directory}; label this split first")
         try:
-            metric.add(prediction=store.read(image_id), reference=images.mask(index))
+            truth = images.mask(index)
+            nothing = np.full_like(truth, IGNORE_INDEX)
+            prediction = nothing if image_id in undecided else store.read(image_id)
+            metric.add(prediction=prediction, reference=truth)
         except ValueError as error:
             raise ValueError(f"image {image_id!r} of {store.directory}: {error}") from error
     if process:

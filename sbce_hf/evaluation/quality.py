@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.schema import IGNORE_INDEX
 from ..postprocess.rules import SOFT_RANGE
 from .iou import class_iou
 from .report import percent
@@ -222,7 +223,8 @@ def agreement(
     """Compare two stages' label maps of the same images, one pair in memory at a time.
 
     Args:
-        maps_a: label maps, integer arrays of shape `(H, W)` with values 0 (background) to `num_classes`.
+        maps_a: label maps, integer arrays of shape `(H, W)` with values 0 (background) to `num_classes`, or 255
+            where one says nothing: such pixels are not compared.
         maps_b: those of the other stage, in the same order.
         num_classes: number of foreground classes C.
         total: adds up the counts of several processes, each of which has its part of the images.
@@ -236,10 +238,12 @@ def agreement(
     for a, b in zip(maps_a, maps_b, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"agreement, pair {num_images}: got shapes {a.shape} and {b.shape}, expected equal ones")
+        both = (a != IGNORE_INDEX) & (b != IGNORE_INDEX)
+        a, b = a[both], b[both]
         highest = max(a.max(initial=0), b.max(initial=0))
         if highest > num_classes:
             raise ValueError(f"agreement, pair {num_images}: got label {highest}, expected 0 to {num_classes}")
-        counts += np.bincount(a.astype(np.int64).ravel() * size + b.ravel(), minlength=size**2).reshape(size, size)
+        counts += np.bincount(a.astype(np.int64) * size + b, minlength=size**2).reshape(size, size)
         num_images += 1
     counts, num_images = total(counts), int(total(np.array([num_images]))[0])
     iou, pixels = class_iou(counts), counts.sum()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..config import LabellingConfig, PredictionConfig
 from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
-from ..labels.store import LabelStore
+from ..labels.store import NOTHING_SURE, LabelStore
 from ..postprocess.crf import CrfPool
 from ..processes import Share
 
@@ -178,6 +178,6 @@ def _write(image_id: str, labelled: LabelledImage | str, stores: Sequence[LabelS
             continue
         label_map = result()
         if label_map is None:
-            store.skip(image_id, "nothing is sure")
+            store.skip(image_id, NOTHING_SURE)
         else:
             store.write(image_id, label_map, labelled.describe(label_map))

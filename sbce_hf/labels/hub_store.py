@@ -55,6 +55,7 @@ class HubLabelMaps:
             )
         self.complete: bool = info.get("complete", True)
         self.skipped: dict[str, str] = dict.fromkeys(info.get("skipped", ()), "skipped when it was labelled")
+        self.undecided: set[str] = set()
         self._dataset = dataset.select_columns(list(_READ)).cast_column("label_map", ImageFeature(decode=False))
         self._rows = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
 

@@ -23,6 +23,8 @@ from ..files import is_inside
 from .disk import explain, flush, replace, truncate, whole_lines
 
 META, MAPS = "meta.json", "label_maps"
+# Why an image is skipped whose label map would say 255 everywhere.
+NOTHING_SURE = "nothing is sure"
 # Label maps are uint8 and 255 stays free for "ignore".
 MAX_CLASSES = 254
 _PALETTE = palette()
@@ -121,6 +123,16 @@ class LabelStore:
     def skipped(self) -> dict[str, str]:
         """Why each skipped image has no label map."""
         return {name: record["skipped"] for name, record in self._records.items() if "skipped" in record}
+
+    @property
+    def undecided(self) -> set[str]:
+        """Skipped images whose label map would say 255 everywhere."""
+        return {name for name, reason in self.skipped.items() if reason == NOTHING_SURE}
+
+    @property
+    def unreadable(self) -> set[str]:
+        """Images that were skipped for what is wrong with them."""
+        return self.skipped.keys() - self.undecided
 
     def done_ids(self) -> set[str]:
         """Images with a label map and a record."""

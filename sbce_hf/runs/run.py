@@ -105,7 +105,7 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
             if bench.process.is_main_process:
                 write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=True)
         elif stage.kind in LABELLED:
-            bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+            bench.leave_out(LabelStore(folder / stage.stores[0]).unreadable)
         measure(bench, stage, keys[stage.name])
         # From the last round on after each stage: one that fails must not cost what is known before it.
         if number >= len(rounds) - 1 and bench.process.is_main_process:

@@ -93,7 +93,9 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
 
 def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
     stores = [LabelStore(bench.run_dir / stage.name / name) for name in (stage.stores[0], stage.stores[-1])]
-    before, after = ([store.record(name) for name in sorted(store.done_ids())] for store in stores)
+    # What ignores pixels may find nothing sure in an image before the CRF, or after it only.
+    undecided = set.union(*(store.undecided for store in stores))
+    before, after = ([store.record(name) for name in sorted(store.done_ids() - undecided)] for store in stores)
     quality = stage_quality(stage.name, bench.images.class_names, before, after)
     found = None
     if stage.needs:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sbce_hf.data.schema import TaggedImages, features
 from sbce_hf.evaluation.confusion import MeanIoU, confusion_matrix, score_store
-from sbce_hf.labels.store import LabelStore
+from sbce_hf.labels.store import NOTHING_SURE, LabelStore
 
 NAMES = ("ant", "bee")
 
@@ -186,6 +186,19 @@ def test_skipped_images_are_not_counted(scored, tmp_path):
     for i in range(1, 5):
         store.write(str(i), pairs[i][0], {})
     assert score_store(store, images)["num_images"] == 3
+
+
+def test_images_on_which_nothing_is_decided_count_as_wrong(scored, tmp_path):
+    _, images, pairs = scored
+    store = LabelStore.create(tmp_path / "other", NAMES, key="k", num_images=5)
+    store.skip("0", NOTHING_SURE)
+    for i in range(1, 5):
+        store.write(str(i), pairs[i][0], {})
+    assert store.undecided == {"0"} and not store.unreadable
+    ignored = np.full_like(pairs[0][0], 255)
+    expected = confusion_matrix(ignored, pairs[0][1], 2) + sum(confusion_matrix(*pairs[i], 2) for i in (1, 2, 3))
+    result = score_store(store, images)
+    assert result["num_images"] == 4 and (result["confusion"] == expected).all()
 
 
 def test_what_cannot_be_scored_is_named(scored, tmp_path):

@@ -155,6 +155,12 @@ def test_agreement_holds_one_pair_at_a_time():
     assert events == [(name, index) for index in range(3) for name in "ab"]
 
 
+def test_ignored_pixels_are_not_compared():
+    a, b = np.array([[0, 255, 1, 255, 2]], np.uint8), np.array([[0, 1, 255, 255, 1]], np.uint8)
+    found = agreement([a], [b], 2)
+    assert found.pixels == 1 / 2 and found.per_class_iou.tolist() == [1, 0, 0] and found.num_images == 1
+
+
 def test_agreement_of_nothing_is_unknown():
     found = agreement([], [], 2)
     assert math.isnan(found.mean_iou) and math.isnan(found.pixels) and found.num_images == 0
@@ -164,7 +170,7 @@ def test_agreement_of_nothing_is_unknown():
     ("a", "b"),
     [
         ([np.zeros((2, 2), np.uint8)], [np.zeros((2, 3), np.uint8)]),
-        ([np.zeros((2, 2), np.uint8)], [np.full((2, 2), 255, np.uint8)]),
+        ([np.zeros((2, 2), np.uint8)], [np.full((2, 2), 3, np.uint8)]),
         ([np.zeros((2, 2), np.uint8)], []),
     ],
 )
