@@ -9,6 +9,7 @@ from .labelling import CrfConfig, IrnRefinementConfig, LabellingConfig, Predicti
 from .parsing import check_keys, deciding, from_mapping, merge, parse_override, to_mapping
 from .recipes import OFFICIAL, RECIPES, load_recipe, recipe_path
 from .run import RunConfig, SegmenterConfig
+from .saliency import SaliencyConfig
 from .training import (
     BoundaryTrainingConfig,
     CropTrainingConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "PredictionConfig",
     "ProportionConfig",
     "RunConfig",
+    "SaliencyConfig",
     "SegmenterConfig",
     "SegmenterTrainingConfig",
     "TrainingConfig",

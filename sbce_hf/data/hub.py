@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from ..config import DataConfig, check_keys
 from ..errors import UserError
 from ..references import download, split_revision
-from .own_files import require_own_patterns, require_own_sources
+from .own_files import require_own_files, require_own_patterns, require_own_sources
 from .schema import TaggedImages, features
 from .validation import checked_images, class_indices
 
@@ -39,20 +39,12 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     """
     dataset = _open(config, split)
     columns = _columns(dataset, config)
-    if "image_id" in columns and not isinstance(dataset.features[columns["image_id"]], Value | ClassLabel):
-        # Of a picture, reading it would open what it names.
-        kind = dataset.features[columns["image_id"]]
-        raise UserError(f"data.columns.image_id: column {columns['image_id']!r} is {kind}, expected text or numbers")
+    ids = _ids(dataset, columns)
     labels, class_names = _labels(dataset, columns["labels"], config.classes)
     feature = dataset.features[columns["labels"]]
     named = isinstance(getattr(feature, "feature", feature), ClassLabel)
     with_mask = "mask" in columns
     schema = features(class_names, with_mask)
-    ids = (
-        [str(i) for i in dataset[columns["image_id"]]]
-        if "image_id" in columns
-        else [str(i) for i in range(len(dataset))]
-    )
     dataset = dataset.select_columns([columns[name] for name in ("image", "mask") if name in columns])
     dataset = dataset.rename_columns({columns[n]: n for n in ("image", "mask") if n in columns and columns[n] != n})
     for name in dataset.column_names:
@@ -69,6 +61,47 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
         fixed_classes=named and config.classes is None,
     )
+
+
+def load_column(config: DataConfig, split: str, name: str) -> Dataset:
+    """Read one more column of images of a split.
+
+    Args:
+        config: see [`load`]; `columns` names that of the image ids.
+        split: see [`load`].
+        name: of the column.
+
+    Returns:
+        the columns `image_id` and `name`, images undecoded.
+
+    Raises:
+        UserError: no such column, one that holds no images, or images that a row takes from elsewhere on this machine.
+    """
+    dataset = _open(config, split)
+    if not isinstance(dataset.features.get(name), ImageFeature):
+        pictures = [column for column, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
+        raise UserError(
+            f"{config.dataset}: column {name!r}: got {dataset.features.get(name, 'none')}, expected one of images: "
+            f"{', '.join(pictures)}"
+        )
+    ids = _ids(dataset, _columns(dataset, config))
+    dataset = dataset.select_columns([name]).cast_column(name, ImageFeature(decode=False))
+    dataset = dataset.add_column("image_id", ids, feature=Value("string"))
+    if not config.outside_files:
+        require_own_files(dataset, _own_folder(config.dataset or ""), (name,))
+    return dataset
+
+
+def _ids(dataset: Dataset, columns: Mapping[str, str]) -> list[str]:
+    column = columns.get("image_id")
+    if column is None:
+        return [str(i) for i in range(len(dataset))]
+    if not isinstance(dataset.features[column], Value | ClassLabel):
+        # Of a picture, reading it would open what it names.
+        raise UserError(
+            f"data.columns.image_id: column {column!r} is {dataset.features[column]}, expected text or numbers"
+        )
+    return [str(i) for i in dataset[column]]
 
 
 def _with_revision(config: DataConfig) -> str:

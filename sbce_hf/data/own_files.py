@@ -69,17 +69,18 @@ def strings_in(values: Any) -> Iterator[str]:
             yield from strings_in(value)
 
 
-def require_own_files(dataset: Dataset, root: Path) -> None:
+def require_own_files(dataset: Dataset, root: Path, columns: Iterable[str] = ("image", "mask")) -> None:
     """Raise for an image or mask that a link, or a path in a row, takes from elsewhere on this machine.
 
     Args:
-        dataset: columns of [`schema.features`].
+        dataset: has `image_id`, and columns of undecoded images.
         root: the data set's own folder.
+        columns: those that are looked at; one that is not there is passed over.
 
     Raises:
         UserError: names the image, its file and the option that allows it.
     """
-    for column in ("image", "mask"):
+    for column in columns:
         if column not in dataset.column_names:
             continue
         for image_id, source in zip(dataset["image_id"], dataset[column], strict=True):
