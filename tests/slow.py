@@ -22,6 +22,7 @@ SLOW = (
     "tests/runs/test_run.py::test_two_processes_finish_a_run_and_score_like_one",
     "tests/runs/test_run.py::test_two_processes_label_like_one",
     "tests/runs/test_refine.py",
+    "tests/runs/test_saliency_stage.py",
     "tests/runs/test_segment.py",
     "tests/training/test_distributed.py",
     "tests/training/test_loop.py::test_interrupted_anywhere_the_result_is_bit_identical",

@@ -9,6 +9,7 @@ from ..errors import UserError
 from .data import DataConfig
 from .labelling import IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
 from .ranges import Checked, number, view_scales
+from .saliency import SaliencyConfig
 from .training import SegmenterTrainingConfig, TrainingConfig
 
 
@@ -89,6 +90,7 @@ class RunConfig(Checked):
             before need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
         irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
+        saliency: refinement by saliency maps, after `irn`, see [`SaliencyConfig`]; `None` uses none.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
         contact_images: images on the report's contact sheet.
     """
@@ -106,5 +108,6 @@ class RunConfig(Checked):
     final_scales: tuple[float, ...] | None = view_scales(None)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     irn: IrnRefinementConfig | None = None
+    saliency: SaliencyConfig | None = None
     segmenter: SegmenterConfig | None = None
     contact_images: int = number(8, decides=False, at_least=0, limit=10_000)

@@ -49,6 +49,7 @@ class SegmenterRow:
         mean_iou: in 0-1; NaN when nothing was scored.
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
         num_images: images that were scored.
+        note: what else was done to the label maps that it was trained on, in words.
     """
 
     labels: str
@@ -56,6 +57,7 @@ class SegmenterRow:
     mean_iou: float
     per_class_iou: Mapping[str, float]
     num_images: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class ReportContext:
         warnings: of the quality report.
         quality_path: quality report, relative to the report.
         config_path: resolved config, relative to the report.
+        saliency: whose saliency maps were used, and how, in words; `""` for none.
     """
 
     title: str
@@ -105,6 +108,7 @@ class ReportContext:
     warnings: Sequence[str] = ()
     quality_path: str = "quality.md"
     config_path: str = "config.yaml"
+    saliency: str = ""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -169,7 +173,7 @@ def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
     full = {row.crf: row.mean_iou for row in rows if row.labels == "mask"}
     cells = [
         (
-            _TRAINED_ON.get(row.labels, row.labels),
+            _TRAINED_ON.get(row.labels, row.labels) + (f" ({row.note})" if row.note else ""),
             "yes" if row.crf else "no",
             "yes" if row.labels == "mask" else "no",
             percent(row.mean_iou),
@@ -186,6 +190,7 @@ def render_report(context: ReportContext) -> str:
     """The report as Markdown. Without masks it says so and shows label-free numbers only."""
     facts = [
         ("Data", context.data),
+        ("Saliency maps", context.saliency),
         ("Images", f"{context.num_images} trained on and labelled, {len(context.skipped)} skipped"),
         ("Classes", f"{len(context.class_names)}: {', '.join(context.class_names)}"),
         ("Seed", context.seed),

@@ -40,6 +40,7 @@ class ModelCardContext:
         config: of the run; `None` without one.
         notes: the run's `run.json`, without local paths.
         num_images: images it was trained on.
+        refined: what was done to the label maps that a segmenter was trained on, in words.
         scores: of the run's label maps.
         segmenters: scores of the run's segmentation networks.
         warnings: of the quality report, those of this model's stage, as Markdown.
@@ -61,6 +62,7 @@ class ModelCardContext:
     config: RunConfig | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     num_images: int | None = None
+    refined: str = ""
     scores: Sequence[ScoreRow] = ()
     segmenters: Sequence[SegmenterRow] = ()
     warnings: str = ""
@@ -141,7 +143,7 @@ def eval_results(context: ModelCardContext) -> list[EvalResult]:
                 "num_images": row.num_images,
                 **how,
                 "dense_crf": row.crf,
-                "refinement": "none",
+                "refinement": row.note or "none",
                 "ground_truth_used": False,
             },
         )
@@ -184,7 +186,7 @@ def _segmenter_table(context: ModelCardContext) -> str:
         used = "**yes**, for training" if row.labels == "mask" else "no"
         split = section.score_split if section else None
         line = [TRAINED_ON.get(row.labels, row.labels), split, row.num_images, "not needed", "argmax", _yes(row.crf)]
-        cells.append(_bold([*line, "none", used, percent(row.mean_iou)], own))
+        cells.append(_bold([*line, row.note or "none", used, percent(row.mean_iou)], own))
     header = ("Trained on", "Split", "Images", "Tags", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used", "mIoU (%)"), cells, text_columns=8)
 

@@ -207,7 +207,8 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
     if source.run_dir is None:
         if summary:
             _write_json(folder / "run.json", without_local_paths({"stage": stage, "training": summary}))
-        return context
+        inputs = summary.get("settings", {}).get("inputs", {})
+        return replace(context, refined=inputs.get("labels_note", ""))
     run_dir, config = source.run_dir, read_config(source.run_dir)
     notes = {"stage": stage, "seed": config.seed, **read_json(run_dir / NOTES, {}), "config": to_mapping(config)}
     notes = without_local_paths(notes)
@@ -227,6 +228,7 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         stage=stage,
         config=from_mapping(RunConfig, notes["config"], str(run_dir / CONFIG)),
         notes=notes,
+        refined=made.note if made.kind == "segmenter" else "",
         scores=scores,
         segmenters=segmenters,
         label_free=summary_table(qualities) if qualities else "",

@@ -125,6 +125,11 @@ class LabelStore:
         return {name: record["skipped"] for name, record in self._records.items() if "skipped" in record}
 
     @property
+    def note(self) -> str:
+        """What was done to the label maps besides, in words; networks that are trained on them keep it."""
+        return str(self.meta.get("config", {}).get("note", ""))
+
+    @property
     def undecided(self) -> set[str]:
         """Skipped images whose label map would say 255 everywhere."""
         return {name for name, reason in self.skipped.items() if reason == NOTHING_SURE}

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SaliencyConfig, to_mapping
+from ..config import CrfConfig, SaliencyConfig, to_mapping
 from ..data.saliency_maps import SaliencyMaps
 from ..data.schema import IGNORE_INDEX
 from ..labels.label_maps import LabelMaps
+from ..labels.variants import variants
 from .crf import CrfPool
 from .methods import Answer, then_crf
 from .rules import ClassMaps, sigmoid
@@ -117,8 +118,8 @@ class SaliencyMethod:
     Args:
         config: rule and constants.
         saliency: of all images.
-        crf: whether a dense CRF follows. What `oaa` ignores is found after it: the CRF decides between labels, of
-            which "ignore" is none.
+        crf: of the labelling config. What `oaa` ignores is found after it: the CRF decides between labels, of which
+            "ignore" is none.
         labels: earlier label maps, from which the rule `edam` takes the classes of what is salient, where it is told
             to.
     """
@@ -126,7 +127,7 @@ class SaliencyMethod:
     name = "saliency"
 
     def __init__(
-        self, config: SaliencyConfig, saliency: SaliencyMaps, crf: bool, labels: LabelMaps | None = None
+        self, config: SaliencyConfig, saliency: SaliencyMaps, crf: CrfConfig | None, labels: LabelMaps | None = None
     ) -> None:
         self.config, self.saliency = config, saliency
         follows = config.rule == "edam" and config.classes_from == "labels"
@@ -134,7 +135,7 @@ class SaliencyMethod:
         section = to_mapping(config) | {"maps": None if config.maps is None else PurePath(config.maps).name}
         words = f"{config.rule}, classes of the stage before" if self.labels is not None else config.rule
         self.options: Mapping[str, Any] = {"saliency": section, "in_words": f"saliency ({words})", "note": NOTE}
-        self.stores: Mapping[str, bool] = {"saliency": False, "saliency_crf": True} if crf else {"saliency": False}
+        self.stores = variants(self.name, crf)
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Label one image; see [`methods.Method`]."""

@@ -1,7 +1,7 @@
 """What every stage of a run needs from outside its folder: settings, images, processes, notes. It holds no results."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class Bench:
         config: everything that decides the result.
         run_dir: its folder; nothing is written here.
 
+    Attributes:
+        outside: hashes of what refinements read from outside the run, by name; see `stages.outside_of`.
+
     Raises:
         ValueError: the data cannot be used.
         FileNotFoundError: data are missing.
@@ -45,6 +48,7 @@ class Bench:
 
     def __init__(self, config: RunConfig, run_dir: str | Path) -> None:
         self.config, self.run_dir = config, Path(run_dir)
+        self.outside: Mapping[str, str] = {}
         self.process = PartialState(cpu=use_cpu())
         self.images = load_images(config.data, config.data.train_split)
         # Of the start: images that can no longer be read later do not make it another run.

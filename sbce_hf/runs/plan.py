@@ -25,7 +25,7 @@ from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
 from .stage import RECORD, Stage, require_same
-from .stages import REFINEMENTS, stages_of
+from .stages import REFINEMENTS, outside_of, stages_of
 
 T = TypeVar("T")
 
@@ -106,6 +106,7 @@ class _Planner:
         self.splits: list[str] = []
         self.needs: list[str] = []
         self.stages: list[StagePlan] = []
+        self.outside: dict[str, str] = {}
 
     def plan(self) -> Plan:
         data = self.config.data
@@ -117,6 +118,8 @@ class _Planner:
         segmenter = None
         if (section := self.config.segmenter) is not None:
             segmenter = self._segmenter(section, names, classifier)
+        if images is not None:
+            self.outside = self._attempt(lambda: outside_of(self.config, images)) or {}
         for stage in stages_of(self.config):
             if stage.kind == "classifier":
                 training: TrainingConfig = self.config.spatial if stage.needs else self.config.bce
@@ -253,7 +256,7 @@ class _Planner:
         self._add_stage(stage.name, chosen, section.training, section.training.crop_size, model)
 
     def _state(self, images: TaggedImages | None) -> str:
-        stages = stages_of(self.config)
+        stages = stages_of(self.config, self.outside)
         begun = [stage.name for stage in stages if (self.run_dir / stage.name / RECORD).is_file()]
         if begun:
             known = len(self.problems)

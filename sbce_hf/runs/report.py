@@ -19,6 +19,7 @@ from ..evaluation.report import ReportContext, render_report
 from ..files import digest, read_json, write_atomic, write_json
 from ..inference.writing import groups_of
 from ..labels.store import LabelStore
+from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import QUALITY_PAGE, REPORT, Bench
 from .scoring import LABELLED, read_quality, score_rows
@@ -73,6 +74,7 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         figures=figures,
         skipped=bench.images.skipped,
         warnings=[warning for quality in qualities for warning in quality.warnings],
+        saliency=_saliency(config),
     )
     write_atomic(run_dir / REPORT, render_report(context))
 
@@ -97,8 +99,10 @@ class _Pictures:
 
 def _curves(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str], pictures: _Pictures) -> dict[str, str]:
     groups = {"Training curves": [stage for stage in stages if stage.kind == "classifier"]}
-    # Each its own: another network, with another learning rate.
-    groups |= {f"Training curves of {stage.name}": [stage] for stage in stages if stage.kind == "refinement"}
+    # Each its own, if it trains anything: another network, with another learning rate.
+    refinements = [stage for stage in stages if stage.kind == "refinement"]
+    trained = [stage for stage in refinements if (bench.run_dir / stage.name / "metrics.jsonl").is_file()]
+    groups |= {f"Training curves of {stage.name}": [stage] for stage in trained}
     figures = {}
     for caption, shown in groups.items():
         name = CURVES if shown[0].kind == "classifier" else f"figures/curves_{shown[0].name}.png"
@@ -157,6 +161,11 @@ def _describe(config: RunConfig) -> str:
     data = config.data
     where = data.dataset if data.source == "hub" else Path(data.data_dir).name if data.data_dir else "embedded"
     return f"{data.source} ({where}), split {data.train_split}"
+
+
+def _saliency(config: RunConfig) -> str:
+    section = config.saliency
+    return "" if section is None else f"{section.origin}, rule {section.rule}: {NOTE}, which was trained on masks"
 
 
 def _spread(labels: np.ndarray, count: int) -> list[int]:

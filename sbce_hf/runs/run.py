@@ -22,7 +22,7 @@ from .provenance import hardware, versions
 from .report import write_report
 from .scoring import LABELLED, measure, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
-from .stages import REFINEMENTS, classifier_of, labels_of, segmenter_of, stages_of
+from .stages import REFINEMENTS, classifier_of, labels_of, outside_of, segmenter_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     for name, refinement in REFINEMENTS.items():
         if (section := getattr(config, name)) is not None and refinement.network is not None:
             refinement.network(config, section)
+    bench.outside = outside_of(config, bench.images)
     if config.segmenter is not None and not config.segmenter.starts_from_classifier:
         create_segmenter(config.segmenter, bench.images.class_names, seed=config.seed)
     if bench.process.is_main_process:
-        require_same(bench.run_dir, stages_of(config), bench.manifest_hash)
+        require_same(bench.run_dir, stages_of(config, bench.outside), bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(bench.run_dir / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False))
         bench.note(command=command, versions=versions(), hardware=hardware(), manifest_hash=bench.manifest_hash)
@@ -93,7 +94,8 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
         FileNotFoundError: see [`open_bench`].
         TrainingHealthError: training has failed.
     """
-    bench, stages = open_bench(config, run_dir, command), stages_of(config)
+    bench = open_bench(config, run_dir, command)
+    stages = stages_of(config, bench.outside)
     keys = keys_of(stages, bench.manifest_hash)
     rounds = [stage for stage in stages if stage.kind == "classifier"]
     for number, stage in enumerate(stages):

@@ -59,7 +59,7 @@ def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
         numbers = {key: result[key] for key in ("mean_iou", "per_class_iou", "num_images")}
         row: ScoreRow | SegmenterRow
         if stage.kind == "segmenter":
-            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, **numbers)
+            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, note=stage.note, **numbers)
         else:
             row = ScoreRow(
                 stage=_source(stage).name if stage.kind == "yardstick" else stage.name,
@@ -84,7 +84,9 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
         return f"best constant {labelling['background_threshold']:g}"
     # The walk starts from the adaptive thresholds, whatever the rule.
     rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"
-    if labelling["rule"] == "fixed" and stage.kind != "refinement":
+    if words := labelling.get("in_words"):
+        rule = words
+    elif labelling["rule"] == "fixed" and stage.kind != "refinement":
         rule = f"fixed {labelling['background_threshold']:g}"
     if tuple(labelling["scales"]) != tuple(config.labelling.scales):
         rule += f", scales {' '.join(f'{scale:g}' for scale in labelling['scales'])}"

@@ -76,6 +76,8 @@ def _train_on(
     model = create_segmenter(section, images.class_names, classifier=start, seed=seed)
     # So that a training is not continued from other weights.
     inputs = {"weights": weights_digest(weights)}
+    if isinstance(label_maps, LabelStore) and label_maps.note:
+        inputs["labels_note"] = label_maps.note
     return train_segmenter(
         model, images, label_maps, section.training, output_dir=output_dir, seed=seed, inputs=inputs
     )

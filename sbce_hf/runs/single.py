@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
+from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
 from ..evaluation.confusion import score_store
 from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
@@ -38,6 +39,7 @@ from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_trunk import create_trunk
 from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
+from ..postprocess.saliency import SaliencyMethod
 from ..processes import share_of
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
@@ -86,14 +88,24 @@ def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, spl
     """Label one split with a checkpoint.
 
     Args:
-        config: its `data` and `labelling` are used.
+        config: its `data` and `labelling` are used, and `saliency` instead of a threshold rule.
         checkpoint: a model folder, or a Hub id with an optional `@revision`.
         output_dir: gets the label stores.
         split: by default the train split.
+
+    Raises:
+        UserError: saliency maps that are missing or cannot be used; see [`check_saliency_maps`].
     """
-    model_dir = local_checkpoint(checkpoint)
-    images = load_images(config.data, split or config.data.train_split)
-    return label_with_checkpoint(model_dir, images, config.labelling, output_dir, strict=config.data.strict)
+    model_dir, labelling, section = local_checkpoint(checkpoint), config.labelling, config.saliency
+    split = split or config.data.train_split
+    images = load_images(config.data, split)
+    method, inputs = None, {}
+    if section is not None:
+        maps = SaliencyMaps(section, config.data, split)
+        inputs = {"saliency": deciding(section), "outside": check_saliency_maps(maps, images)}
+        method = SaliencyMethod(section, maps, labelling.crf)
+    strict = config.data.strict
+    return label_with_checkpoint(model_dir, images, labelling, output_dir, strict, method=method, inputs=inputs)
 
 
 def maps_of(

@@ -8,11 +8,14 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from ..config import RunConfig
+from ..data import TaggedImages
 from ..files import digest, read_json, write_json
 from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
+# In a refinement's settings: the hash of what it reads from outside the run.
+OUTSIDE = "outside"
 
 Kind = Literal["classifier", "refinement", "segmenter", "yardstick"]
 
@@ -55,11 +58,14 @@ class Refinement:
         network: builds the network that it trains, from the config and the section, which then has `model`,
             `trunk_weights` and `training`; `None` if it trains none. Called before a run starts, too, to
             find what does not fit.
+        outside: checks what it reads from outside the run besides the images, before a run starts, and hashes it,
+            given the config, the section and the training images; `None` if there is nothing.
     """
 
     make: Callable[[Bench, Stage], None]
     note: str
     network: Callable[[RunConfig, Any], PreTrainedModel] | None = None
+    outside: Callable[[RunConfig, Any, TaggedImages], str] | None = None
 
 
 def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:

@@ -4,6 +4,7 @@
     round_1, round_2     Spatial-BCE with the proportions of the stage before
     leak_best_constant   a yardstick: stage 0 at the constant that is best on ground truth, where there are masks
     irn                  the last label maps refined, if the recipe has that section
+    saliency             the last label maps refined by saliency maps, if the recipe has that section
     segmenter/adaptive   a segmentation network on the last label maps, if the recipe has that section
     segmenter/bce        the same network on stage 0's label maps, if `segmenter.compare` asks for it
     segmenter/mask       the same on true masks: a yardstick
@@ -18,24 +19,50 @@ from pathlib import Path
 import yaml
 
 from ..config import RunConfig, deciding, from_mapping
+from ..data import TaggedImages
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
 from .bench import CONFIG, NOTES
 from .classify import train_and_label
 from .refine import IRN
 from .refine import REFINEMENT as IRN_REFINEMENT
+from .saliency import REFINEMENT as SALIENCY_REFINEMENT
+from .saliency import SALIENCY
 from .segment import train_and_predict
 from .settings import BCE, labelling_of
-from .stage import RECORD, Refinement, Stage
+from .stage import OUTSIDE, RECORD, Refinement, Stage
 from .yardstick import best_constant
 
 # By the section of the recipe that asks for it, in the order in which they refine.
-REFINEMENTS: Mapping[str, Refinement] = {IRN: IRN_REFINEMENT}
+REFINEMENTS: Mapping[str, Refinement] = {IRN: IRN_REFINEMENT, SALIENCY: SALIENCY_REFINEMENT}
 LEAK, SEGMENTER = "leak_best_constant", "segmenter"
 
 
-def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages of a run, each after those that it needs."""
+def outside_of(config: RunConfig, images: TaggedImages) -> dict[str, str]:
+    """Check what refinements read from outside the run; returns their hashes by name.
+
+    Args:
+        config: of the run.
+        images: the training images.
+
+    Raises:
+        OSError: something is missing.
+        ValueError: something cannot be used.
+    """
+    return {
+        name: refinement.outside(config, section, images)
+        for name, refinement in REFINEMENTS.items()
+        if (section := getattr(config, name)) is not None and refinement.outside is not None
+    }
+
+
+def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> list[Stage]:
+    """The stages of a run, each after those that it needs.
+
+    Args:
+        config: of the run.
+        outside: see [`outside_of`]; without it, the stages' keys are not those of a run.
+    """
     stages = [_classifier(config, 0, None)]
     for number in range(1, config.rounds + 1):
         stages.append(_classifier(config, number, stages[-1]))
@@ -48,7 +75,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
     labelled = last
     for name, refinement in REFINEMENTS.items():
         if getattr(config, name) is not None:
-            labelled = _refinement(config, name, refinement, labelled)
+            labelled = _refinement(config, name, refinement, (labelled, last), outside or {})
             stages.append(labelled)
     if config.segmenter is not None:
         sources: dict[str, Stage | None] = {"adaptive": labelled, "bce": first, "mask": None}
@@ -83,17 +110,21 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
     )
 
 
-def _refinement(config: RunConfig, name: str, refinement: Refinement, source: Stage) -> Stage:
+def _refinement(
+    config: RunConfig, name: str, refinement: Refinement, needs: Sequence[Stage], outside: Mapping[str, str]
+) -> Stage:
+    """A refinement of the labels of the first of `needs` by the classifier of the last."""
     labelling = labelling_of(config, config.rounds)
     settings = {
         "seed": config.seed,
         "trunk_weights": config.trunk_weights,
-        name: deciding(config)[name],
+        name: deciding(config)[name] | ({OUTSIDE: outside[name]} if name in outside else {}),
         "labelling": deciding(labelling),
     }
     stores, split = variants(name, labelling.crf, "labels"), config.data.score_split
     make, note = refinement.make, refinement.note
-    return Stage(name, "refinement", make, settings, (source,), stores, scored_on=split, note=note)
+    needed = tuple(dict.fromkeys(needs))
+    return Stage(name, "refinement", make, settings, needed, stores, scored_on=split, note=note)
 
 
 def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier: Stage) -> Stage:
@@ -109,6 +140,7 @@ def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier:
         stores=() if section["score_split"] is None else variants(METHOD, section["prediction"]["crf"], "predictions"),
         uses_masks=source is None,
         scored_on=section["score_split"],
+        note="" if source is None else source.note,
     )
 
 

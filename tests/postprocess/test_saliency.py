@@ -132,8 +132,8 @@ def test_the_crf_follows_either_rule_and_ignored_pixels_are_found_after_it():
     image, maps, saliency = photo_and_maps()
     crf = CrfConfig(iterations=2)
     for config in (EDAM, OAA):
-        method = SaliencyMethod(config, Store(a=saliency), crf=True)
-        assert method.stores == {"saliency": False, "saliency_crf": True}
+        method = SaliencyMethod(config, Store(a=saliency), crf=CrfConfig())
+        assert method.stores == ("saliency", "saliency_crf")
         with CrfPool(crf, 1) as pool:
             plain, refined = (result() for result in method(image, maps, pool).label_maps)
         labels = label_edam(maps, saliency, EDAM) if config is EDAM else label_oaa(maps, saliency, OAA)
@@ -147,7 +147,7 @@ def test_the_crf_follows_either_rule_and_ignored_pixels_are_found_after_it():
 def test_an_image_of_which_all_is_ignored_has_no_label_map():
     image, maps, saliency = photo_and_maps()
     nothing = maps_of(np.zeros((0, 12, 16)), [])
-    method = SaliencyMethod(OAA, Store(a=saliency), crf=False)
+    method = SaliencyMethod(OAA, Store(a=saliency), crf=None)
     assert [result() for result in method(image, nothing, None).label_maps] == [None]
     assert method(image, maps, None).thresholds.tolist() == [0.5, 0.5]
 
@@ -162,9 +162,9 @@ def test_only_edam_looks_at_earlier_labels_and_only_if_it_is_told_to():
         ({"rule": "oaa"}, ignore_oaa(label_oaa(maps, saliency, OAA), maps, saliency, OAA)),
     ):
         config = SaliencyConfig(maps="some/where/maps", **values)
-        method = SaliencyMethod(config, Store(a=saliency), crf=False, labels=labels)
+        method = SaliencyMethod(config, Store(a=saliency), crf=None, labels=labels)
         assert (method(image, maps, None).label_maps[0]() == expected).all()
         assert method.options["saliency"]["maps"] == "maps" and "uses a saliency network" in method.options["note"]
     # An image without an earlier label map.
-    method = SaliencyMethod(EDAM, Store(a=saliency), crf=False, labels=Store())
+    method = SaliencyMethod(EDAM, Store(a=saliency), crf=None, labels=Store())
     assert (method(image, maps, None).label_maps[0]() == plain).all()

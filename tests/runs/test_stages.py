@@ -115,7 +115,27 @@ def test_a_refinement_is_an_entry_of_the_table(tiny_recipe, monkeypatch):
     stages = stages_of(config)
     assert [stage.note for stage in stages[3:6]] == ["", "first", "second"]
     assert [stage.name for stage in stages if stage.kind == "refinement"] == ["irn", "segmenter"]
-    assert stages[5].needs == (stages[4],) and stages[6].needs[0] is stages[5]
+    # The labels that it refines, and the classifier.
+    assert stages[4].needs == (stages[2],) and stages[5].needs == (stages[4], stages[2])
+    assert stages[6].needs[0] is stages[5] and stages[6].note == "second"
+
+
+def test_saliency_comes_last_and_its_maps_content_decides(tiny_recipe):
+    def keys(content="a", **change):
+        config = config_of(tiny_recipe, **merge({**WHOLE, "saliency": {"maps": "here"}}, change))
+        return keys_of(stages_of(config, {"saliency": content}), "images")
+
+    stages = stages_of(config_of(tiny_recipe, **WHOLE, saliency={"maps": "here"}))
+    names = {stage.name: [need.name for need in stage.needs] for stage in stages}
+    assert list(names)[4:7] == ["irn", "saliency", "segmenter/adaptive"]
+    assert names["saliency"] == ["irn", "round_2"] and names["segmenter/adaptive"] == ["saliency", "round_2"]
+    assert labels_of(stages).stores == ("labels/saliency", "labels/saliency_crf")
+    assert keys() == keys(saliency={"maps": "there"})
+    for other in (keys("b"), keys(saliency={"rule": "oaa"}), keys(saliency={"resize": True})):
+        assert [name for name, key in keys().items() if other[name] != key] == ["saliency", "segmenter/adaptive"]
+    changed = keys(irn={"background_threshold": 0.5})
+    expected = ["irn", "saliency", "segmenter/adaptive"]
+    assert [name for name, key in keys().items() if changed[name] != key] == expected
 
 
 def test_a_round_can_be_added_to_a_finished_run(tiny_recipe, tmp_path):
