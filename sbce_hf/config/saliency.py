@@ -32,7 +32,7 @@ class SaliencyConfig(Checked):
             before, where these have one, and else from the class maps; `"class_maps"` from these only, as published.
         background_saliency: of `edam`: a pixel is background up to this saliency.
         certain_probability: of `edam`: a pixel is foreground, whatever its saliency, where a known class has a higher
-            probability than this.
+            probability than this; 1 makes no exception.
         least_activation: of `oaa`: activations below this count as 0.
         conflict: of `oaa`: a pixel is ignored where two or more of background and classes are above this.
         strong_activation: of `oaa`: an activation above this counts as full saliency.
