@@ -25,6 +25,8 @@ class CrfConfig(Checked):
         bilateral_compat: Potts weight of the appearance kernel.
         side: long side to which larger photos are scaled for the CRF, as its widths are in pixels; the result has the
             photo's own size. The published widths are those of photos of 500 pixels. `None` never scales.
+        min_kept: a class of which the CRF leaves less than this share of the pixels that it had gets them all back. A
+            small thing on a busy ground is smoothed away, and its photo would teach that it is not there. 0 is off.
     """
 
     SECTION = "crf"
@@ -37,6 +39,7 @@ class CrfConfig(Checked):
     bilateral_srgb: float = number(5.0, above=0)
     bilateral_compat: float = 10.0
     side: int | None = number(512, at_least=32, limit=MAX_SIDE)
+    min_kept: float = number(0.2, at_least=0, below=1)
 
 
 @strict

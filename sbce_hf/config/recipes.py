@@ -58,6 +58,7 @@ OFFICIAL: dict[str, Any] = {
             "bilateral_srgb": 5.0,
             "bilateral_compat": 10.0,
             "side": None,
+            "min_kept": 0.0,
         },
     },
     "proportions": {"lost": "minimum"},

@@ -100,7 +100,7 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     """Refine a label map; the CRF chooses among background and the image's known classes.
 
     A known class that the map has lost keeps its label, so that the CRF may bring it back; with no known class the map
-    is returned as it is. A photo that is larger than `config.side` is scaled down to it for the CRF, and the marginals
+    is returned as it is. One that the CRF would all but remove keeps its pixels, see `min_kept`. A photo that is larger than `config.side` is scaled down to it for the CRF, and the marginals
     back, before the label is chosen.
 
     Args:
@@ -126,11 +126,17 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     size = _crf_size(image, config)
     _check_sizes(image, label_map.shape, len(values))
     if size == image.shape[:2]:
-        return values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
-    # Which label most of a small pixel's area has; one label at a time.
-    small = _argmax(((label_map == value).astype(np.float32) for value in values), size)
-    marginals = crf_probabilities(_resized(image, size), small, len(values), config)
-    return values[_argmax(marginals, image.shape[:2])]
+        refined = values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
+    else:
+        # Which label most of a small pixel's area has; one label at a time.
+        small = _argmax(((label_map == value).astype(np.float32) for value in values), size)
+        marginals = crf_probabilities(_resized(image, size), small, len(values), config)
+        refined = values[_argmax(marginals, image.shape[:2])]
+    for value in values[1:]:
+        had = label_map == value
+        if np.count_nonzero(refined == value) < config.min_kept * np.count_nonzero(had):
+            refined[had] = value
+    return refined
 
 
 def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:

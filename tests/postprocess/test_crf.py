@@ -213,3 +213,29 @@ def _is_running(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def _small_thing():
+    image = np.full((40, 40, 3), 120, np.uint8)
+    image[:, :12] = 220
+    label_map = np.zeros((40, 40), np.uint8)
+    label_map[18:20, 18:20] = 3
+    label_map[:, :12] = 1
+    return image, label_map
+
+
+def test_a_class_that_the_crf_would_remove_keeps_its_pixels():
+    image, label_map = _small_thing()
+    off = dense_crf(image, label_map, [0, 2], CrfConfig(min_kept=0.0))
+    assert not (off == 3).any() and (off == 1).any()
+    kept = dense_crf(image, label_map, [0, 2], CONFIG)
+    assert np.array_equal(kept == 3, label_map == 3)
+    # Nothing else changes.
+    assert np.array_equal(kept[label_map != 3], off[label_map != 3])
+
+
+def test_a_class_of_which_enough_is_left_is_the_crfs():
+    image, label_map = _two_halves()
+    noisy = label_map.copy()
+    noisy[5:8, 2:5] = 3
+    assert np.array_equal(dense_crf(image, noisy, [2], CONFIG), dense_crf(image, noisy, [2], CrfConfig(min_kept=0.0)))

@@ -67,7 +67,7 @@ def test_errors_are_those_of_the_full_size():
         dense_crf_from_probabilities(image, np.full((2, 100, 320), 0.5, np.float32), CrfConfig(side=80))
 
 
-def test_the_released_program_never_scales():
+def test_the_released_program_never_scales_nor_keeps():
     official = load_recipe("voc-resnet38", {"official": True, "data": {"data_dir": "x"}})
-    assert official.labelling.crf.side is None
+    assert official.labelling.crf.side is None and official.labelling.crf.min_kept == 0
     assert load_recipe("voc-animals", {"data": {"data_dir": "x"}}).labelling.crf.side == 512
