@@ -49,8 +49,10 @@ class LabellingConfig(Checked):
 
     Args:
         rule: `"paper"` and `"official"` use the adaptive thresholds (method of the paper, of the released program),
-            `"fixed"` compares `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
+            `"peak"` takes `peak_share` of the highest probability of each map as its threshold, `"fixed"` compares
+            `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
         background_threshold: constant of the `"fixed"` rule.
+        peak_share: constant of the `"peak"` rule.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
         scales: sizes of the views relative to the image.
         flip: add each view's mirror image.
@@ -63,8 +65,9 @@ class LabellingConfig(Checked):
 
     SECTION = "labelling"
 
-    rule: Literal["paper", "official", "fixed"] = "paper"
+    rule: Literal["paper", "official", "peak", "fixed"] = "paper"
     background_threshold: float = number(0.3, above=0, below=1)
+    peak_share: float = number(0.35, above=0, below=1)
     image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
     scales: tuple[float, ...] = view_scales((1.0, 0.5, 1.5, 2.0))
     flip: bool = True
@@ -84,7 +87,7 @@ class IrnRefinementConfig(Checked):
     they suit saturated class maps as well; the dense CRF of `labelling` follows each.
 
     Args:
-        model: fields of `IrnConfig`.
+        model: fields of `IrnConfig`; the trunk is the run's, unless this names one or there are `trunk_weights`.
         trunk_weights: start of the boundary network's trunk: `"random"`, `"pretrained"` (timm's) or a checkpoint file;
             `None` takes the run's `trunk_weights`.
         foreground_share: the highest pixels of a class, as many as this share of its area, are sure to be it.

@@ -178,7 +178,7 @@ def _explain_tags(
     # Class maps carry no image-level logits, and a second pass over the views would double the waiting time.
     with model.register_forward_hook(keep):
         maps = class_maps(model, [photo], labels, config, normalization=checkpoint.normalization)[0]
-    labelled = apply_rule(config.rule, maps, config.background_threshold)
+    labelled = apply_rule(maps, config)
     classes = maps.classes.tolist()
     label_map = labelled.label_map
     if config.crf is not None:

@@ -15,7 +15,7 @@ from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Method, RuleMethod
-from ..postprocess.rules import SOFT_RANGE, ClassMaps
+from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
 from ..processes import ALL, Share
 from .views import class_maps
 from .writing import LabelledImage, LabelSummary, write_stores
@@ -70,6 +70,8 @@ def label_images(
         names = [ids[i] for i in group]
         found = class_maps(model, photos, labels[group], config=config, image_ids=names, normalization=normalization)
         for photo, maps in zip(photos, found, strict=True):
+            # Refinements go on from where a class passes the rule's threshold, whichever rule that is.
+            maps = with_thresholds(config.rule, maps, config.peak_share)
             yield _label(np.asarray(photo), maps, chosen, crf)
 
     details = {"method": chosen.name, "config": {**to_mapping(config), **chosen.options}, "checkpoint": checkpoint}

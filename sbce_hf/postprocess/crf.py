@@ -100,8 +100,8 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     """Refine a label map; the CRF chooses among background and the image's known classes.
 
     A known class that the map has lost keeps its label, so that the CRF may bring it back; with no known class the map
-    is returned as it is. One that the CRF would all but remove keeps its pixels, see `min_kept`. A photo that is larger than `config.side` is scaled down to it for the CRF, and the marginals
-    back, before the label is chosen.
+    is returned as it is. One that the CRF would all but remove keeps its pixels, see `min_kept`. A photo larger than
+    `config.side` is scaled down to it for the CRF, and the marginals back, before the label is chosen.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.

@@ -61,7 +61,7 @@ class RuleMethod:
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Apply the rule; see [`Method`]."""
-        labelled = apply_rule(self.config.rule, maps, self.config.background_threshold)
+        labelled = apply_rule(maps, self.config)
         return Answer(then_crf(image, labelled.label_map, maps, crf), labelled.thresholds)
 
 

@@ -1,13 +1,15 @@
-"""From class maps to label maps: the rules of the paper, of the released program, and of the BCE stage.
+"""From class maps to label maps: the rules of the paper, of the released program, of a map's own peak, and of stage 0.
 
 Every rule turns [`ClassMaps`] into scores `(K, H, W)`, how far each known class lies above its threshold; a pixel gets
 the class of the highest score if that is above 0, else background.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ..config import LabellingConfig
 
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
@@ -63,6 +65,48 @@ def label_paper(maps: ClassMaps) -> Labelled:
     return _label(maps, maps.probabilities, thresholds)
 
 
+def label_peak(maps: ClassMaps, share: float) -> Labelled:
+    """Probabilities relative to the map's own peak against one constant for all classes: a threshold without a head.
+
+    A class is not lost, however low its map has become, and in a map that is certain somewhere the threshold is the
+    constant. Single pixels decide nothing: the peak is the probability that a hundredth of the pixels passes.
+    """
+    # In logarithms, because a probability may be too low to be told from 0.
+    relative = np.exp(_log_sigmoid(maps.logits) - _log_sigmoid(_peaks(maps.logits))[:, None, None])
+    thresholds = sigmoid(_peak_thresholds(maps.logits, share))
+    return replace(_label(maps, relative, np.full(len(maps.classes), share)), thresholds=thresholds)
+
+
+def _peaks(logits: np.ndarray) -> np.ndarray:
+    """Of each map the value that a hundredth of the pixels passes, `(K,)`."""
+    flat = logits.reshape(len(logits), logits.shape[1] * logits.shape[2])
+    rank = flat.shape[1] // 100
+    return -np.partition(-flat, rank, axis=1)[:, rank]
+
+
+def _log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0, -x)
+
+
+def _peak_thresholds(logits: np.ndarray, share: float) -> np.ndarray:
+    """Logits of the thresholds of [`label_peak`], `(K,)` float64."""
+    threshold = np.log(share) + _log_sigmoid(_peaks(logits).astype(np.float64))
+    return threshold - np.log1p(-np.exp(threshold))
+
+
+def with_thresholds(rule: str, maps: ClassMaps, peak_share: float) -> ClassMaps:
+    """The maps with the thresholds that a rule compares them with, for what goes on from where a class passes its own.
+
+    Args:
+        rule: for `"peak"` those of [`label_peak`], for any other the head's, as they are.
+        maps: of one image.
+        peak_share: the constant of `"peak"`.
+    """
+    if rule != "peak":
+        return maps
+    return replace(maps, threshold_logits=_peak_thresholds(maps.logits, peak_share).astype(np.float32))
+
+
 def label_official(maps: ClassMaps) -> Labelled:
     """The released program: the winning class per pixel, maps divided by their maximum, unscaled thresholds.
 
@@ -105,27 +149,17 @@ def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Lab
     return _label(maps, logits, np.array(moved, np.float64))
 
 
-RULES: dict[str, Callable[[ClassMaps, float], Labelled]] = {
+RULES: dict[str, Callable[[ClassMaps, LabellingConfig], Labelled]] = {
     "paper": lambda maps, _: label_paper(maps),
     "official": lambda maps, _: label_official(maps),
-    "fixed": label_fixed,
+    "peak": lambda maps, config: label_peak(maps, config.peak_share),
+    "fixed": lambda maps, config: label_fixed(maps, config.background_threshold),
 }
 
 
-def apply_rule(rule: str, maps: ClassMaps, background_threshold: float = 0.3) -> Labelled:
-    """Apply a rule by its name.
-
-    Args:
-        rule: `"paper"`, `"official"` or `"fixed"`.
-        maps: of one image.
-        background_threshold: constant of the `"fixed"` rule; the others do not use it.
-
-    Raises:
-        ValueError: an unknown rule.
-    """
-    if rule not in RULES:
-        raise ValueError(f"labelling rule: got {rule!r}, expected one of {', '.join(RULES)}")
-    return RULES[rule](maps, background_threshold)
+def apply_rule(maps: ClassMaps, config: LabellingConfig) -> Labelled:
+    """Apply the rule of a config to the maps of one image."""
+    return RULES[config.rule](maps, config)
 
 
 def divide_by_maximum(values: np.ndarray) -> np.ndarray:

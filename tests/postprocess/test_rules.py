@@ -1,16 +1,22 @@
+import math
+
 import numpy as np
 import pytest
 
+from sbce_hf.config import LabellingConfig
 from sbce_hf.evaluation.confusion import confusion_matrix
 from sbce_hf.evaluation.iou import class_iou
 from sbce_hf.evaluation.scan import scan_fixed_threshold_on_ground_truth
 from sbce_hf.postprocess.rules import (
+    RULES,
     ClassMaps,
     apply_rule,
     label_fixed,
     label_official,
     label_paper,
+    label_peak,
     sigmoid,
+    with_thresholds,
 )
 
 
@@ -138,17 +144,39 @@ def test_fixed_rule_of_a_map_without_a_positive_value_is_background():
         assert label_fixed(make_maps([[[-1.0, -2.0]]]), 0.3).label_map.tolist() == [[0, 0]]
 
 
-@pytest.mark.parametrize("rule", ["paper", "official", "fixed"])
+@pytest.mark.parametrize("rule", RULES)
 def test_no_known_class_is_background(rule):
     maps = make_maps(np.zeros((0, 3, 4)))
-    labelled = apply_rule(rule, maps)
+    labelled = apply_rule(maps, LabellingConfig(rule=rule))
     assert labelled.label_map.shape == (3, 4) and labelled.label_map.dtype == np.uint8
     assert not labelled.label_map.any() and len(labelled.thresholds) == 0
 
 
-def test_unknown_rule_is_named():
-    with pytest.raises(ValueError, match="'best'.*paper, official, fixed"):
-        apply_rule("best", random_maps(0))
+@pytest.mark.parametrize("height", [-30.0, -3.0, 0.0, 5.0])
+def test_peak_rule_keeps_what_is_above_a_share_of_the_highest_probability(height):
+    # 200 pixels, the highest two of which do not decide; then the peak, then what is just above and below its share.
+    p = 1 / (1 + math.exp(-height))
+    logit = [math.log(share * p) - math.log1p(-share * p) for share in (0.36, 0.34)]
+    values = [height + 9, height + 4, height, *logit, *[height - 20.0] * 195]
+    labelled = label_peak(make_maps([[values]]), 0.35)
+    assert labelled.label_map.ravel()[:5].tolist() == [1, 1, 1, 1, 0] and not labelled.label_map.ravel()[5:].any()
+    assert labelled.thresholds[0] == pytest.approx(0.35 * p, rel=1e-5)
+
+
+def test_peak_rule_finds_every_class_of_a_map_that_has_collapsed():
+    logits = np.random.default_rng(0).normal(-80, 1, (2, 20, 30)).astype(np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        labelled = label_peak(make_maps(logits), 0.35)
+    assert set(np.unique(labelled.label_map)) == {0, 1, 2}
+
+
+def test_other_rules_have_the_heads_thresholds():
+    maps = random_maps(3)
+    assert with_thresholds("paper", maps, 0.35) is maps
+    moved = with_thresholds("peak", maps, 0.35)
+    # Where a class passes them is where it passes the rule; which of several wins may differ.
+    assert np.array_equal(label_paper(moved).label_map > 0, label_peak(maps, 0.35).label_map > 0)
+    assert not np.array_equal(moved.threshold_logits, maps.threshold_logits)
 
 
 def test_class_iou():
