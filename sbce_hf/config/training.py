@@ -84,6 +84,11 @@ class TrainingConfig(LoopConfig):
         scale_lr_factor: factor of `lr` for the logit scales, which have no weight decay.
         period: length `r` of the weights/threshold alternation, in iterations.
         weights_iterations: the first `theta` of every `period` train the weights, the rest the thresholds.
+        targets: what a round learns of the label maps of the stage before: `"proportions"`, the share of each class
+            (paper), or `"labels"`, each pixel's. Stage 0 has none.
+        min_scale: of the random scale at which images and label maps are cut out for targets `"labels"`, drawn evenly
+            between the two; a scale of 1 is `image_size`.
+        max_scale: of the random scale.
         min_threshold_phases: in a stage that is too short for as many, period and phases shrink in proportion.
         augmentation: see [`AugmentationConfig`].
     """
@@ -92,6 +97,9 @@ class TrainingConfig(LoopConfig):
     scale_lr_factor: float = number(10.0, at_least=0)
     period: int = number(100, at_least=1)
     weights_iterations: int = 80
+    targets: Literal["proportions", "labels"] = "proportions"
+    min_scale: float = number(0.8, above=0, limit=64)
+    max_scale: float = number(1.6, above=0, limit=64)
     min_threshold_phases: int = number(3, at_least=1, limit=1000)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
@@ -100,6 +108,18 @@ class TrainingConfig(LoopConfig):
         if not 0 <= self.weights_iterations <= self.period:
             raise UserError(
                 f"training.weights_iterations: got {self.weights_iterations}, expected 0 to period ({self.period})"
+            )
+
+    def validate_targets(self) -> None:
+        """The random scale can be drawn, and nothing moves an image away from its label map."""
+        if self.min_scale > self.max_scale:
+            raise UserError(
+                f"training.min_scale and max_scale: got {self.min_scale} and {self.max_scale}, expected min <= max"
+            )
+        if self.targets == "labels" and self.augmentation.geometric and self.augmentation.randaugment:
+            raise UserError(
+                "training.augmentation.geometric: got true with targets 'labels', expected false: RandAugment would "
+                "move the image and not its label map"
             )
 
 

@@ -23,6 +23,8 @@ KlForm = Literal["bernoulli", "odds"]
 PresentLoss = Literal["ratio", "cross_entropy"]
 SumOverProcesses = Callable[[Tensor], Tensor]
 
+# Value of a label map's pixels that say nothing.
+UNKNOWN = 255
 # The released program clamps the threshold here; below it R's slope towards 0 would exceed any useful step.
 THRESHOLD_MARGIN = 1e-4
 # Added to the target proportion inside the KL's logarithms, as the released program does.
@@ -133,12 +135,32 @@ def quantile_cross_entropy(pixel_logits: Tensor, proportions: Tensor) -> Tensor:
     return entropy.view(pixel_logits.shape)
 
 
+def label_map_cross_entropy(pixel_logits: Tensor, label_maps: Tensor) -> Tensor:
+    """The per-pixel cross-entropy of each class map with the pixels that label maps give to its class.
+
+    Args:
+        pixel_logits (`torch.Tensor` of shape `(B, C, h, w)`): scaled class maps.
+        label_maps (`torch.LongTensor` of shape `(B, H, W)`): 0 background, `c + 1` class `c`, 255 unknown; read at the
+            centres of the class maps' pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, h, w)`; 0 where the label map says nothing.
+    """
+    logits = _float(pixel_logits)
+    # Of float64, in which every label is exact.
+    small = F.interpolate(label_maps[:, None].double(), size=logits.shape[-2:], mode="nearest-exact")
+    classes = torch.arange(1, logits.shape[1] + 1, device=logits.device)[:, None, None]
+    entropy = F.binary_cross_entropy_with_logits(logits, (small == classes).to(logits.dtype), reduction="none")
+    return entropy * (small != UNKNOWN)
+
+
 def spatial_bce_loss(
     pixel_logits: Tensor,
     labels: Tensor,
-    proportions: Tensor,
+    proportions: Tensor | None,
     normalization: Normalization = "balanced",
     present_loss: PresentLoss = "ratio",
+    label_maps: Tensor | None = None,
     reduce: SumOverProcesses | None = None,
 ) -> Tensor:
     """Spatial-BCE in the weights phase (paper, eq. 3-5).
@@ -150,23 +172,31 @@ def spatial_bce_loss(
     Args:
         pixel_logits (`torch.Tensor` of shape `(B, C, h, w)`): scaled class maps.
         labels (`torch.Tensor` of shape `(B, C)`): 1 for a present class, 0 for an absent one (soft values allowed).
-        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions in [0, 1]; read for present classes.
+        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions in [0, 1]; read for present classes,
+            unless there are label maps.
         normalization (`str`): ``"official"`` is the mean over ``B * C * N``. There the absent classes outnumber the
             present ones (C - 1 to 1 with one class per image) and on small data sets drive every map to 0.
             ``"balanced"`` averages present and absent pairs apart and adds the two means.
         present_loss (`str`): what present classes pay: ``"ratio"`` is the paper's `R`, see [`threshold_ratio`];
             ``"cross_entropy"``, see [`quantile_cross_entropy`].
+        label_maps (`torch.LongTensor` of shape `(B, H, W)`, *optional*): present classes pay
+            [`label_map_cross_entropy`] instead, which knows not only how much of an image is theirs but where.
         reduce: see the module's docstring.
 
     Returns:
         Scalar `torch.Tensor`.
     """
-    logits, proportions = _float(pixel_logits), _of_present(proportions, labels)
+    logits = _float(pixel_logits)
     weight = labels.to(logits.dtype)
-    if present_loss == "cross_entropy":
-        pixel_loss = quantile_cross_entropy(logits, proportions)
+    if label_maps is not None:
+        pixel_loss = label_map_cross_entropy(logits, label_maps)
+    elif proportions is None:
+        raise ValueError("spatial_bce_loss: got neither proportions nor label_maps, expected one of them")
+    elif present_loss == "cross_entropy":
+        pixel_loss = quantile_cross_entropy(logits, _of_present(proportions, labels))
     else:
-        pixel_loss, _ = threshold_ratio(logits.sigmoid(), quantile_threshold(logits, proportions))
+        thresholds = quantile_threshold(logits, _of_present(proportions, labels))
+        pixel_loss, _ = threshold_ratio(logits.sigmoid(), thresholds)
     present = weight * pixel_loss.mean(dim=(-2, -1))
     absent = (1 - weight) * F.softplus(logits).mean(dim=(-2, -1))
     if normalization == "official":

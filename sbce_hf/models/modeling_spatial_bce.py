@@ -105,6 +105,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         labels: Tensor | None = None,
         proportions: Tensor | None = None,
         phase: Phase = "weights",
+        label_maps: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> SpatialBceOutput:
         """Compute class maps, thresholds and, with `labels`, the loss of one phase.
@@ -116,6 +117,9 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 but `"bce"`'s.
             phase (`str`): `"bce"` trains the baseline classifier on image logits, `"weights"` everything but the
                 thresholds, `"threshold"` the thresholds alone (sec. 3.3).
+            label_maps (`torch.LongTensor` of shape `(B, H', W')`, *optional*): 0 background, `c + 1` class `c`, 255
+                unknown. In the phase `"weights"` present classes are trained on them instead of on proportions, and
+                there is no proportion term: they say both how much and where.
             output_hidden_states (`bool`, *optional*): return the trunk's, see [`SpatialBceModel`].
 
         Returns:
@@ -134,7 +138,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         thresholds = threshold_logits.sigmoid()
         losses: dict[str, Tensor] = {}
         if labels is not None:
-            losses = self._losses(pixel_logits, thresholds, labels, proportions, phase)
+            losses = self._losses(pixel_logits, thresholds, labels, proportions, phase, label_maps)
         return SpatialBceOutput(
             loss=losses.get("loss"),
             logits=pool_top(pixel_logits, self.config.image_top_share),
@@ -147,7 +151,13 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         )
 
     def _losses(
-        self, maps: Tensor, thresholds: Tensor, labels: Tensor, proportions: Tensor | None, phase: Phase
+        self,
+        maps: Tensor,
+        thresholds: Tensor,
+        labels: Tensor,
+        proportions: Tensor | None,
+        phase: Phase,
+        label_maps: Tensor | None,
     ) -> dict[str, Tensor]:
         if phase not in ("bce", "weights", "threshold"):
             raise ValueError(f"phase: got {phase!r}, expected 'bce', 'weights' or 'threshold'")
@@ -158,8 +168,13 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             return {"loss": loss, "spatial_loss": loss}
         if phase == "threshold":
             spatial_loss = threshold_loss(maps, thresholds, labels, reduce)
-            if not self.config.kl_in_threshold_phase:
+            if not self.config.kl_in_threshold_phase or label_maps is not None:
                 return {"loss": spatial_loss, "spatial_loss": spatial_loss}
+        elif label_maps is not None:
+            spatial_loss = spatial_bce_loss(
+                maps, labels, None, self.config.normalization, label_maps=label_maps, reduce=reduce
+            )
+            return {"loss": spatial_loss, "spatial_loss": spatial_loss}
         if proportions is None:
             raise ValueError(
                 f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
@@ -168,7 +183,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         check_proportions(proportions, labels)
         if phase == "weights":
             spatial_loss = spatial_bce_loss(
-                maps, labels, proportions, self.config.normalization, self.config.present_loss, reduce
+                maps, labels, proportions, self.config.normalization, self.config.present_loss, reduce=reduce
             )
         proportion_loss = proportion_kl(
             maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce

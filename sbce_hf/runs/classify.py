@@ -1,7 +1,8 @@
 """The stages with a classifier: stage 0 on image tags alone, then the rounds with Spatial-BCE.
 
 bce/       model/, labels/ of the rule "fixed" before and after the CRF, proportions.parquet
-round_1/   the same with the recipe's rule; starts from the weights and the proportions of the stage before
+round_1/   the same with the recipe's rule; starts from the weights and the label maps, or the proportions they give,
+           of the stage before
 """
 
 import time
@@ -28,7 +29,7 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         number: of the round; 0 is stage 0.
     """
     config, folder = bench.config, bench.run_dir / stage.name
-    previous = None
+    previous = label_maps = None
     if stage.name == BCE:
         kind: Literal["bce", "spatial"] = "bce"
         training, proportions = config.bce, None
@@ -39,9 +40,13 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         previous = ProportionTable.load(before / PROPORTIONS)
         proportions = previous.join(bench.images)
         model = read_classifier(before / "model")
+        if training.targets == "labels":
+            label_maps = LabelStore(before / stage.needs[0].stores[-1], bench.images.class_names)
     # Each round draws another order and other augmentations.
     seed = config.seed + 1000 * number
-    fitted = train_classifier(model, bench.images, training, kind, proportions, output_dir=folder, seed=seed)
+    fitted = train_classifier(
+        model, bench.images, training, kind, proportions, output_dir=folder, seed=seed, label_maps=label_maps
+    )
     bench.note_duration(f"{stage.name}: training", fitted.seconds)
     started = time.perf_counter()
     labelling = labelling_of(config, number)

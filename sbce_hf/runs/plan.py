@@ -195,9 +195,14 @@ class _Planner:
         network, section = REFINEMENTS[name].network, getattr(self.config, name)
         if network is None:
             return
-        weights = section.trunk_weights or self.config.trunk_weights
-        weights = self._weights(f"{name} trunk weights", weights, section.model.get("trunk", "resnet50"))
-        model = self._attempt(lambda: network(self.config, replace(section, trunk_weights=weights)))
+        config, own = self.config, section.trunk_weights is not None
+        trunk = section.model.get("trunk", "resnet50" if own else config.model.get("trunk", "resnet50"))
+        weights = self._weights(f"{name} trunk weights", section.trunk_weights or config.trunk_weights, trunk)
+        if own:
+            section = replace(section, trunk_weights=weights)
+        else:
+            config = replace(config, trunk_weights=weights)
+        model = self._attempt(lambda: network(config, section))
         self._add_stage(name, images, section.training, section.training.crop_size, model)
 
     def _weights(self, what: str, weights: str, trunk: str) -> str:

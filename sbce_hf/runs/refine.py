@@ -35,13 +35,17 @@ def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
         FileNotFoundError: see [`create_boundary_network`].
         ValueError: a trunk, weights and a crop that do not fit each other; see [`create_boundary_network`].
     """
-    weights = section.trunk_weights or config.trunk_weights
+    weights, fields = section.trunk_weights or config.trunk_weights, dict(section.model)
+    if section.trunk_weights is None and "trunk" not in fields:
+        # The run's weights are those of its own trunk.
+        fields |= {key: config.model[key] for key in ("trunk", "trunk_kwargs") if key in config.model}
     try:
-        model = create_boundary_network(section.model, weights, config.seed)
+        model = create_boundary_network(fields, weights, config.seed)
     except ValueError as error:
         raise ValueError(
             f"irn.model and irn.trunk_weights (here {weights}): {error}. The trunk of the boundary network is "
-            "irn.model.trunk, and its weights are the run's trunk_weights unless irn.trunk_weights says otherwise"
+            "irn.model.trunk, by default the run's, and its weights are the run's trunk_weights unless "
+            "irn.trunk_weights says otherwise"
         ) from error
     radius, crop = model.config.radius, section.training.crop_size
     if -(-crop // STRIDE) < 2 * radius - 1:

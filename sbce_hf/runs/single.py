@@ -252,15 +252,19 @@ def train_stage(
         raise ValueError("--labels: missing; kind spatial needs the label store its proportions come from")
     model_dir = None if checkpoint is None else local_checkpoint(checkpoint)
     images = load_images(config.data, config.data.train_split)
-    proportions = None
+    proportions = label_maps = None
+    training = config.bce if kind == "bce" else config.spatial
     if kind == "spatial" and labels is not None:
-        proportions = estimate_proportions(open_label_maps(labels, images.class_names), images, config).join(images)
+        label_maps = open_label_maps(labels, images.class_names)
+        if training.targets == "proportions":
+            proportions = estimate_proportions(label_maps, images, config).join(images)
     if model_dir is None:
         model = create_classifier(config.model, images.class_names, config.trunk_weights, config.seed)
     else:
         model = read_classifier(model_dir)
-    training = config.bce if kind == "bce" else config.spatial
-    return train_classifier(model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed)
+    return train_classifier(
+        model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed, label_maps=label_maps
+    )
 
 
 def evaluate_labels(config: RunConfig, labels: str | Path, split: str | None = None) -> dict[str, Any]:

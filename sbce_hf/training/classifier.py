@@ -15,17 +15,19 @@ from transformers import PreTrainedModel
 from ..config import TrainingConfig
 from ..data import TaggedImages
 from ..data.transforms import TrainingDataset
+from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk_weights import load_trunk_weights
 from ..postprocess.rules import SOFT_RANGE
+from .crops import LabelledDataset
 from .folder import FitSummary
 from .loop import TrainingHealthError, fit, stage_folder
 from .metrics import Values, Window
 from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for, sgd
-from .sampler import count_iterations
+from .sampler import EpochDataset, count_iterations
 
 Kind = Literal["bce", "spatial"]
 
@@ -131,13 +133,17 @@ class ClassifierTask:
         return sgd(parameter_groups(model, self.config), self.config)
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
-        """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`."""
+        """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`, maybe `label_maps`."""
         phase: str = "bce"
         if self.kind == "spatial":
             phase = phase_for(iteration, self._period, self._weights_iterations)
         proportions = batch["proportions"] if self.kind == "spatial" else None
         output = model(
-            pixel_values=batch["pixel_values"], labels=batch["labels"], proportions=proportions, phase=phase
+            pixel_values=batch["pixel_values"],
+            labels=batch["labels"],
+            proportions=proportions,
+            phase=phase,
+            label_maps=batch.get("label_maps"),
         )
         values: dict[str, Any] = {"loss": output.loss}
         if phase == "threshold":
@@ -184,6 +190,7 @@ def train_classifier(
     *,
     output_dir: Path,
     seed: int = 0,
+    label_maps: LabelMaps | None = None,
 ) -> FitSummary:
     """Train a classifier on tagged images; see [`fit`] for resuming.
 
@@ -196,12 +203,14 @@ def train_classifier(
             others are not read.
         output_dir: of this stage.
         seed: of order and augmentation.
+        label_maps: for `"spatial"` with `config.targets` `"labels"`: what the images are trained on. Images without a
+            label map are left out.
 
     Returns:
         The summary; the trained model is in its `model_dir`.
 
     Raises:
-        ValueError: model, images and proportions do not belong together.
+        ValueError: model, images, proportions and label maps do not belong together.
         TrainingHealthError: training has failed.
     """
     names = label_names(model.config)
@@ -209,14 +218,21 @@ def train_classifier(
         raise ValueError(
             f"the model's classes {list(names)} are not the images' {list(images.class_names)}; set id2label to these"
         )
-    if kind == "spatial":
-        _check_proportions(proportions, images)
-    dataset = TrainingDataset(
-        images, config.image_size, config.augmentation, seed, proportions if kind == "spatial" else None
-    )
-    inputs = {
-        "images": images.manifest_hash,
-        "proportions": None if kind == "bce" else hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16],
+    dataset: EpochDataset
+    source: dict[str, Any] = {"images": images.manifest_hash, "proportions": None}
+    if kind == "spatial" and config.targets == "labels":
+        if label_maps is None:
+            raise ValueError("label_maps: missing; targets 'labels' are pixels of the label maps of a stage before")
+        images, content = check_label_maps(images, label_maps)
+        source |= {"images": images.manifest_hash, "label_maps": content}
+        dataset = LabelledDataset(images, label_maps, config, seed)
+    else:
+        if kind == "spatial":
+            _check_proportions(proportions, images)
+            source["proportions"] = hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16]
+        shares = proportions if kind == "spatial" else None
+        dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares)
+    inputs = source | {
         "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
     }
     folder = stage_folder(output_dir, config, images=len(images), seed=seed, name=kind, inputs=inputs)

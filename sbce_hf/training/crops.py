@@ -1,6 +1,6 @@
 """Training samples for dense prediction: crops of images and their label maps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import CropTrainingConfig
+from ..config import CropTrainingConfig, TrainingConfig
 from ..data.schema import IGNORE_INDEX, TaggedImages
-from ..data.transforms import IMAGENET, Normalization, jitter_colors
+from ..data.transforms import IMAGENET, Normalization, augment, jitter_colors
 from ..labels.label_maps import LabelMaps
 
 
@@ -81,6 +81,76 @@ class SegmentationDataset(Dataset):
         labels = torch.full((size, size), IGNORE_INDEX)
         labels[where] = torch.from_numpy(np.array(label_map)).long()
         return {"pixel_values": pixel_values, "labels": labels, "index": index}
+
+
+class LabelledDataset(Dataset):
+    """Training samples of a classifier that learns from label maps: as [`TrainingDataset`]'s, at a random scale.
+
+    Image and label map are cut out of the square to which a classifier's images are resized, scaled.
+
+    Args:
+        images: the training set; see [`check_label_maps`] for what is relied on.
+        label_maps: of these images.
+        config: size, scales and augmentation.
+        seed: of the augmentation.
+        normalization: of the pixels.
+    """
+
+    def __init__(
+        self,
+        images: TaggedImages,
+        label_maps: LabelMaps,
+        config: TrainingConfig,
+        seed: int,
+        normalization: Normalization = IMAGENET,
+    ) -> None:
+        self.images, self.label_maps, self.config, self.seed = images, label_maps, config, seed
+        self.epoch = 0
+        self._ids = images.image_ids
+        self._labels = torch.from_numpy(images.label_matrix())
+        self._normalize = normalization
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        """One sample; ``S`` is `config.image_size`.
+
+        Returns:
+            `pixel_values` (`float32`, `(3, S, S)`, 0 where the image does not reach), `labels` (`float32`, `(C,)`, the
+            image's tags), `label_maps` (`int64`, `(S, S)`, 255 where unknown or outside), `proportions` (`float64`,
+            `(C,)`, shares of what is known) and `index`.
+        """
+        config, size = self.config, self.config.image_size
+        generator = np.random.default_rng([self.seed, self.epoch, index])
+        side = max(1, round(size * generator.uniform(config.min_scale, config.max_scale)))
+        columns, rows = (_Cut.draw(side, size, generator) for _ in range(2))
+        image = self.images.image(index, min_side=2 * side)
+        image = _cut_out(image, (side, side), columns, rows, Image.Resampling.BILINEAR)
+        label_map = Image.fromarray(self.label_maps.read(self._ids[index]))
+        label_map = _cut_out(label_map, (side, side), columns, rows, Image.Resampling.NEAREST)
+        if config.augmentation.flip and generator.random() < 0.5:
+            image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
+        image = augment(image, replace(config.augmentation, flip=False), generator)
+        where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
+        pixel_values = torch.zeros(3, size, size)
+        pixel_values[:, *where] = self._normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        label_maps = torch.full((size, size), IGNORE_INDEX)
+        label_maps[where] = torch.from_numpy(np.array(label_map)).long()
+        counts = torch.bincount(label_maps.flatten(), minlength=IGNORE_INDEX + 1).double()
+        known = (size**2 - counts[IGNORE_INDEX]).clamp(min=1)
+        labels = self._labels[index]
+        return {
+            "pixel_values": pixel_values,
+            "labels": labels,
+            "label_maps": label_maps,
+            "proportions": counts[1 : 1 + len(labels)] / known,
+            "index": index,
+        }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sbce_hf.models.losses_spatial_bce import (
+    label_map_cross_entropy,
     proportion_kl,
     quantile_cross_entropy,
     quantile_rank,
@@ -403,3 +404,36 @@ def test_equal_pixels_are_divided_in_their_order():
     x = torch.zeros(1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
     gradient = torch.autograd.grad(quantile_cross_entropy(x, torch.tensor([[0.25]])).sum(), x)[0].flatten()
     assert (gradient[:2] < 0).all() and (gradient[2:] > 0).all()
+
+
+def test_cross_entropy_with_a_label_map_by_hand():
+    # Class maps of 1 x 2 pixels for two classes; the label map is read at their centres.
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=torch.float64).view(1, 2, 1, 2)
+    label_map = torch.zeros(1, 3, 6, dtype=torch.long)
+    label_map[0, 1, 1] = 2
+    loss = label_map_cross_entropy(x, label_map)
+    plus = [math.log1p(math.exp(value)) for value in (0.5, -1.0, -2.0, 0.25)]
+    assert torch.allclose(loss.flatten(), torch.tensor(plus, dtype=torch.float64), rtol=1e-12, atol=0)
+    label_map[0, 1, 4] = 255
+    assert label_map_cross_entropy(x, label_map)[..., 1].tolist() == [[[0.0], [0.0]]]
+
+
+@pytest.mark.parametrize("normalization", ["balanced", "official"])
+def test_label_maps_take_the_place_of_proportions_for_present_classes_only(normalization):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 4, generator=generator).requires_grad_()
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    label_maps = torch.randint(0, 4, (2, 16, 16), generator=generator)
+    loss = spatial_bce_loss(x, labels, None, normalization, label_maps=label_maps)
+    per_map = label_map_cross_entropy(x, label_maps).mean(dim=(-2, -1))
+    absent = torch.nn.functional.softplus(x).mean(dim=(-2, -1))
+    if normalization == "official":
+        expected = torch.where(labels > 0, per_map, absent).mean()
+    else:
+        expected = per_map[labels > 0].mean() + absent[labels == 0].mean()
+    assert torch.allclose(loss, expected)
+
+
+def test_neither_proportions_nor_label_maps_is_an_error():
+    with pytest.raises(ValueError, match="neither proportions nor label_maps"):
+        spatial_bce_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1), None)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+from sbce_hf.models.losses_spatial_bce import spatial_bce_loss
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceModel
 from sbce_hf.models.modeling_trunk import count_frozen
 from sbce_hf.models.modeling_trunk_weights import load_trunk_weights
@@ -212,6 +213,19 @@ def test_proportions_of_absent_classes_may_be_unknown(batch):
     loss = build()(**batch).loss
     batch["proportions"][batch["labels"] == 0] = torch.nan
     assert torch.equal(build()(**batch).loss, loss)
+
+
+def test_label_maps_train_the_maps_without_a_proportion_term(batch):
+    model = build()
+    label_maps = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    del batch["proportions"]
+    output = model(**batch, label_maps=label_maps)
+    expected = spatial_bce_loss(output.pixel_logits, batch["labels"], None, label_maps=label_maps)
+    assert torch.equal(output.loss, expected) and output.proportion_loss is None
+    # The thresholds are trained as ever.
+    assert torch.equal(
+        model(**batch, phase="threshold", label_maps=label_maps).loss, model(**batch, phase="threshold").loss
+    )
 
 
 @pytest.mark.parametrize("config", [{"trunk": "no_such_net"}, {"trunk": "test_vit", "output_stride": 8}])

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from sbce_hf.config import AugmentationConfig, DataConfig, TrainingConfig
 from sbce_hf.data import load_images
+from sbce_hf.labels.label_maps import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.training.classifier import IMAGE_TOP_SHARE, ClassHealth, ClassifierTask, train_classifier
@@ -197,6 +199,59 @@ def test_a_collapsed_class_stops_training(tmp_path, images, proportions):
         )
     message = str(error.value)
     assert "a lower spatial.lr; model.normalization=balanced" in message and "0.200" in message
+
+
+# --- label maps as targets ------------------------------------------------------------------------------------------
+
+LABELS = {**CONFIG, "targets": "labels"}
+
+
+def true_maps(images):
+    return MaskLabels(
+        load_images(DataConfig(source="shapes", shapes_images=16, shapes_size=48, score_split="train"), "train")
+    )
+
+
+def test_a_round_learns_where_the_label_maps_say_a_class_is(tmp_path, images):
+    config = TrainingConfig(**{**LABELS, "epochs": 40, "lr": 0.02, "weights_iterations": 3, "log_every": 20})
+    maps = true_maps(images)
+    summary = train_classifier(build(images), images, config, "spatial", output_dir=tmp_path, label_maps=maps)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[-1]["spatial_loss"] < 0.6 * lines[0]["spatial_loss"] and "proportion_loss" not in lines[0]
+    assert summary.images == 16 and {"mean_q", "mean_p", "soft_share"} <= lines[0].keys()
+
+
+def test_targets_that_are_labels_need_label_maps(tmp_path, images, proportions):
+    with pytest.raises(ValueError, match="label_maps: missing"):
+        train_classifier(build(images), images, TrainingConfig(**LABELS), "spatial", proportions, output_dir=tmp_path)
+
+
+def test_other_label_maps_are_another_training(tmp_path, images):
+    class Shifted(MaskLabels):
+        def read(self, image_id):
+            return np.roll(super().read(image_id), 3, axis=0)
+
+    config, maps = TrainingConfig(**LABELS), true_maps(images)
+    train_classifier(build(images), images, config, "spatial", output_dir=tmp_path, label_maps=maps)
+    with pytest.raises(ValueError, match="inputs.label_maps was"):
+        shifted = Shifted(maps._images)
+        train_classifier(build(images), images, config, "spatial", output_dir=tmp_path, label_maps=shifted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_scale": 1.5, "max_scale": 1.0}, "expected min <= max"),
+        (
+            {"augmentation": AugmentationConfig(randaugment=2, geometric=True)},
+            "geometric: got true with targets 'labels'",
+        ),
+    ],
+)
+def test_label_maps_and_images_cannot_be_moved_apart(fields, message):
+    with pytest.raises(StrictDataclassClassValidationError) as error:
+        TrainingConfig(**{**LABELS, **fields})
+    assert message in str(error.value)
 
 
 # --- class health ---------------------------------------------------------------------------------------------------

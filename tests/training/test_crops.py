@@ -8,13 +8,13 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sbce_hf.config import DataConfig, SegmenterTrainingConfig
+from sbce_hf.config import AugmentationConfig, DataConfig, SegmenterTrainingConfig, TrainingConfig
 from sbce_hf.data import IGNORE_INDEX, features, load_images
 from sbce_hf.data.schema import TaggedImages
 from sbce_hf.data.transforms import Normalization
 from sbce_hf.labels.label_maps import MaskLabels, check_label_maps
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.training.crops import SegmentationDataset
+from sbce_hf.training.crops import LabelledDataset, SegmentationDataset
 
 # Label values up to 250, so that a label can be a coordinate.
 NAMES = tuple(f"c{value}" for value in range(250))
@@ -377,3 +377,55 @@ def test_a_damaged_image_is_named(three):
     broken = tagged({"x": encode(coordinates(12, 8)), "z": b"text"}, VOC)
     with pytest.raises(ValueError, match="image 'z': unreadable image"):
         check_label_maps(broken, Maps(maps, VOC))
+
+
+# --- the classifier's -----------------------------------------------------------------------------------------------
+
+
+def labelled(width, height, **fields):
+    """An image whose red is x and whose green is y, with a label map that is x; of classes 0 to 249."""
+    image = coordinates(width, height)
+    augmentation = AugmentationConfig(flip=fields.pop("flip", False), color_jitter=0.0)
+    settings = TrainingConfig(**{"image_size": 64, "targets": "labels", "augmentation": augmentation, **fields})
+    return LabelledDataset(tagged({"a": encode(image)}), Maps({"a": image[..., 0].copy()}), settings, 0, PLAIN)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (1.5, 1.5), (0.5, 0.5), (0.6, 1.4)])
+def test_image_and_label_map_of_a_classifier_move_together(low, high, flip):
+    dataset = labelled(64, 64, min_scale=low, max_scale=high, flip=flip)
+    mirrored = set()
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        sample = dataset[0]
+        pixels, label_map = sample["pixel_values"], sample["label_maps"]
+        assert pixels.shape == (3, 64, 64) and label_map.shape == (64, 64) and label_map.dtype == torch.int64
+        inside = label_map != IGNORE_INDEX
+        assert ((pixels[0] - label_map)[inside].abs() < 1.01).all() and not pixels[:, ~inside].any()
+        assert inside.any(dim=0).sum() == min(64, inside.sum(dim=1).max()) and (high >= 1) >= bool(
+            (~inside).any() and low >= 1
+        )
+        row = label_map[inside.any(dim=1).nonzero()[0, 0]]
+        row = row[row != IGNORE_INDEX]
+        mirrored.add(bool(row[0] > row[-1]))
+    assert mirrored == ({False, True} if flip else {False})
+
+
+def test_proportions_are_those_of_what_is_known_of_the_sample():
+    image = np.zeros((8, 8, 3), np.uint8)
+    label_map = np.zeros((8, 8), np.uint8)
+    label_map[:2], label_map[2:4, :4], label_map[6:] = 1, 2, IGNORE_INDEX
+    images = tagged({"a": encode(image)}, ("cat", "dog", "cow"))
+    settings = TrainingConfig(image_size=32, targets="labels", min_scale=1.0, max_scale=1.0)
+    sample = LabelledDataset(images, Maps({"a": label_map}, ("cat", "dog", "cow")), settings, 0)[0]
+    assert sample["proportions"].tolist() == pytest.approx([16 / 48, 8 / 48, 0])
+    assert sample["labels"].tolist() == [1, 0, 0]
+
+
+def test_a_classifiers_sample_depends_on_seed_epoch_and_index_only():
+    first, second = (labelled(80, 60) for _ in range(2))
+    second.set_epoch(3)
+    second[0]
+    second.set_epoch(0)
+    for key, value in first[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[0][key]))
