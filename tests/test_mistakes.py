@@ -14,7 +14,7 @@ from sbce_hf.config import DataConfig, ProportionConfig
 from sbce_hf.errors import UserError
 from sbce_hf.labels.proportions import clamp_proportions
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
-from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.health import TrainingHealthError
 from sbce_hf.training.metrics import Window
 
 DEFECT = "This is a defect of sbce_hf"

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..config import RunConfig
 from ..data import TaggedImages
 from ..files import digest, read_json, write_json
+from ..training.folder import FAILURE
 from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
@@ -109,7 +110,14 @@ def require_same(run_dir: Path, stages: Sequence[Stage], images: str) -> None:
     """
     keys = keys_of(stages, images)
     records = {stage.name: read_json(run_dir / stage.name / RECORD) for stage in stages}
-    others = [stage for stage in stages if (found := records[stage.name]) and found.get("key") != keys[stage.name]]
+    others = [
+        stage
+        for stage in stages
+        if (found := records[stage.name])
+        and found.get("key") != keys[stage.name]
+        # A training that has failed is no result: other settings start it anew.
+        and not (run_dir / stage.name / FAILURE).is_file()
+    ]
     if not others:
         return
     first = others[0]

@@ -46,6 +46,13 @@ class BoundaryTask:
     def check(self, window: Window) -> None:
         """Nothing beyond the loop's own check that the loss is finite."""
 
+    def state(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing was remembered."""
+
 
 def create_boundary_network(fields: Mapping[str, Any], trunk_weights: str, seed: int = 0) -> IrnModel:
     """Build the boundary network to start from.

@@ -24,7 +24,8 @@ from ..models.modeling_trunk_weights import load_trunk_weights
 from ..postprocess.rules import SOFT_RANGE
 from .crops import LabelledDataset
 from .folder import FitSummary
-from .loop import TrainingHealthError, fit, stage_folder
+from .health import ClassHealth
+from .loop import fit, stage_folder
 from .metrics import Values, Window
 from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for, sgd
 from .sampler import EpochDataset, count_iterations
@@ -33,81 +34,6 @@ Kind = Literal["bce", "spatial"]
 
 # The highest pixels decide whether a class is there once maps are negative outside objects.
 IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.1}
-
-
-class ClassHealth:
-    """Watches each class's mean probability against its foreground proportion.
-
-    A class whose maps have become binary no longer gets a gradient. If its mean probability is then far from its
-    proportion, further training cannot help. A class is judged at the end of an epoch, once enough images with it were
-    seen; the first epoch is left out.
-
-    Args:
-        class_names: of the entries of the window's values.
-    """
-
-    # Share of soft pixels below which a class no longer learns.
-    SOFT_SHARE = 0.02
-    # Collapsed: mean probability below this factor of the mean proportion ...
-    COLLAPSED_FACTOR = 0.25
-    # ... which has to be at least this; a very small object's sharp map is mostly outside the soft range, too.
-    COLLAPSED_PROPORTION = 0.02
-    # Flooded: mean probability above the one while the mean proportion is below the other.
-    FLOODED_PROBABILITY = 0.9
-    FLOODED_PROPORTION = 0.6
-    # Images with the class before it is judged, and passes over the training set before anything is.
-    MIN_IMAGES = 8
-    GRACE_EPOCHS = 1
-
-    KEYS = ("mean_p", "mean_q", "soft_share")
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = tuple(class_names)
-        self._images = np.zeros(len(self.class_names))
-        self._sums = {key: np.zeros(len(self.class_names)) for key in self.KEYS}
-        self._epoch: int | None = None
-
-    def update(self, window: Window) -> None:
-        """Add one window; judge at the end of an epoch.
-
-        Raises:
-            TrainingHealthError: at least one class has collapsed or flooded.
-        """
-        if window.epoch <= self.GRACE_EPOCHS:
-            return
-        self._images += window.weights["mean_p"]
-        for key in self.KEYS:
-            self._sums[key] += window.total(key)
-        epoch, self._epoch = self._epoch, int(window.epoch)
-        # None in the first window, also that of a restarted process.
-        if epoch is None or epoch == self._epoch:
-            return
-        judged = self._images >= self.MIN_IMAGES
-        failures = [self._verdict(int(index)) for index in np.flatnonzero(judged)]
-        if any(failures):
-            raise TrainingHealthError(
-                f"at iteration {window.iteration}: {' '.join(filter(None, failures))} Its maps have become binary, "
-                "where the sigmoid passes no gradient, so training on does not help. What usually does: a lower "
-                "spatial.lr; model.normalization=balanced; fewer epochs in the stage this one started "
-                "from; more images of the class; better proportions, if these are far from the truth"
-            )
-        for values in (self._images, *self._sums.values()):
-            values[judged] = 0
-
-    def _verdict(self, index: int) -> str | None:
-        mean = {key: sums[index] / self._images[index] for key, sums in self._sums.items()}
-        collapsed = (
-            mean["mean_q"] >= self.COLLAPSED_PROPORTION and mean["mean_p"] < self.COLLAPSED_FACTOR * mean["mean_q"]
-        )
-        flooded = mean["mean_p"] > self.FLOODED_PROBABILITY and mean["mean_q"] < self.FLOODED_PROPORTION
-        if mean["soft_share"] >= self.SOFT_SHARE or not (collapsed or flooded):
-            return None
-        return (
-            f"class {self.class_names[index]!r} has {'collapsed' if collapsed else 'flooded'}: over its last "
-            f"{self._images[index]:.0f} images its mean probability is {mean['mean_p']:.3f} where the mean foreground "
-            f"proportion is {mean['mean_q']:.3f}, and {mean['soft_share']:.1%} of its pixels lie between "
-            f"{SOFT_RANGE[0]} and {SOFT_RANGE[1]}."
-        )
 
 
 class ClassifierTask:
@@ -162,6 +88,15 @@ class ClassifierTask:
         """Raise a [`TrainingHealthError`] if a class no longer learns."""
         if self.kind == "spatial":
             self._health.update(window)
+
+    def state(self) -> dict[str, Any]:
+        """Of the watch over the classes."""
+        return self._health.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Of the watch over the classes."""
+        if state:
+            self._health.restore(state)
 
 
 @torch.no_grad()

@@ -8,11 +8,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json, write_json
+
 TEMPORARY = ".tmp-"
+# In the folder of a training that has failed.
+FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,19 @@ class Progress:
         iteration: optimiser steps done.
         seconds: spent on them.
         processes: that train together; their number is part of the accelerator's state.
+        task: what the task remembers of earlier windows.
     """
 
     iteration: int = 0
     seconds: float = 0.0
     processes: int = 1
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageFolder:
-    """One training stage on disk: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `model/` and `summary.json`.
+    """One training stage on disk: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, then `model/` and `summary.json`.
+
+    Or `failure.json`.
 
     Args:
         path: the folder.
@@ -66,6 +74,7 @@ class StageFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self._summary = self.path / "summary.json"
+        self._failure = self.path / FAILURE
 
     def summary(self) -> FitSummary | None:
         """The summary of a finished stage, else `None`.
@@ -79,6 +88,15 @@ class StageFolder:
         self._compare(content.pop("settings"), self._summary)
         return FitSummary(model_dir=self.model, **content)
 
+    def failure(self) -> str | None:
+        """Why a training with these settings has failed before, else `None`."""
+        content = read_json(self._failure, {})
+        return content["verdict"] if content.get("settings") == self.settings else None
+
+    def fail(self, verdict: str) -> None:
+        """Keep why this training has failed."""
+        write_json(self._failure, {"verdict": verdict, "settings": self.settings})
+
     def latest_checkpoint(self) -> tuple[Path, Progress] | None:
         """The newest checkpoint, or `None` if there is none.
 
@@ -86,7 +104,8 @@ class StageFolder:
             ValueError: it was made with other settings.
         """
         found = self._sorted_checkpoints()
-        if not found:
+        # Those of a training that has failed are of no use to one with other settings.
+        if not found or self._failure.is_file():
             return None
         content = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
         self._compare(content.pop("settings"), found[-1])
@@ -95,6 +114,9 @@ class StageFolder:
     def start_from(self, iteration: int) -> None:
         """Remove leftovers of a killed process and logged values beyond the iteration that training continues from."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._failure.is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            self._failure.unlink()
         for leftover in [*self.path.glob(TEMPORARY + "*"), *self.checkpoints.glob(TEMPORARY + "*")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         kept = [line for line in read_metrics(self.metrics) if line["iteration"] <= iteration]

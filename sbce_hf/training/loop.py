@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,15 +24,12 @@ from tqdm import tqdm
 from ..config import LoopConfig, deciding
 from .device import create_accelerator, tune_allocator
 from .folder import FitSummary, Progress, StageFolder
+from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans
 from .optimization import poly_factor
 from .sampler import BatchOrder, Draws, EpochDataset
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingHealthError(RuntimeError):
-    """Training continues to run but no longer learns; the message says what was seen and what usually helps."""
 
 
 class Task(Protocol):
@@ -56,6 +53,12 @@ class Task(Protocol):
 
     def check(self, window: Window) -> None:
         """Look at the logged values; raise a [`TrainingHealthError`] if training has failed."""
+
+    def state(self) -> dict[str, Any]:
+        """What [`check`] remembers of earlier windows, as JSON has it: checkpoints keep it."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what [`state`] gave."""
 
 
 def stage_folder(
@@ -103,6 +106,8 @@ def fit(
     if (summary := folder.summary()) is not None:
         logger.info("%s: finished before, in %s", name, folder.path)
         return summary
+    if (failure := folder.failure()) is not None:
+        raise TrainingHealthError(f"{failure} (found when it was tried before; other settings start it anew)")
     accelerator = create_accelerator(config, folder.path)
     set_seed(seed, device_specific=True)
     if accelerator.device.type == "cpu":
@@ -223,25 +228,31 @@ class _Stage:
     def _log(self, done: int, images_per_second: float) -> dict[str, float]:
         """Average the window over all processes, check it, write it."""
         means, weights = self.means.reduce(self.accelerator)
-        window = Window(done, done / self.order.iterations_per_epoch, means, weights)
+        epoch, last = done / self.order.iterations_per_epoch, done == self.order.iterations
+        window = Window(done, epoch, means, weights, last)
         if not np.isfinite(means.get("loss", np.zeros(()))):
-            raise TrainingHealthError(
+            self._fail(
                 f"{self.name}: the loss is {means['loss']} at iteration {done}. What usually helps: a lower "
                 f"{self.name}.lr, {self.name}.max_grad_norm=1.0, {self.name}.mixed_precision=no"
             )
         rate = self.config.lr * poly_factor(done - 1, self.order.iterations, self.config.poly_power)
-        line = {
-            "iteration": done,
-            "lr": rate,
-            **window.flat(self.task.class_names),
-            "images_per_second": images_per_second,
-        }
+        values = window.flat(self.task.class_names)
+        line = {"iteration": done, "lr": rate, **values, "images_per_second": images_per_second}
         if self.accelerator.is_main_process:
             self.folder.append_metrics(line)
             logger.info("%s %d/%d: %s", self.name, done, self.order.iterations, _brief(line))
         self.accelerator.log({key: value for key, value in line.items() if key != "iteration"}, step=done)
-        self.task.check(window)
+        try:
+            self.task.check(window)
+        except TrainingHealthError as error:
+            self._fail(str(error))
         return line
+
+    def _fail(self, verdict: str) -> NoReturn:
+        """Say in the folder that this training has failed: trying it again would find the same."""
+        if self.accelerator.is_main_process:
+            self.folder.fail(verdict)
+        raise TrainingHealthError(verdict)
 
     def _restore(self) -> Progress:
         accelerator, folder = self.accelerator, self.folder
@@ -259,6 +270,7 @@ class _Stage:
                     f"{accelerator.num_processes}. Continue with as many, or remove the folder to train anew"
                 )
             accelerator.load_state(str(found[0]))
+            self.task.restore(progress.task)
             logger.info("%s: continues from iteration %d", self.name, progress.iteration)
         return progress
 
@@ -267,18 +279,12 @@ class _Stage:
         accelerator.save_state(str(self.folder.checkpoint_target(done)))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            progress = Progress(done, seconds, accelerator.num_processes)
+            progress = Progress(done, seconds, accelerator.num_processes, self.task.state())
             self.folder.finish_checkpoint(progress, self.config.checkpoints_total_limit)
 
     def _finish(self, seconds: float, line: dict[str, float]) -> FitSummary:
-        summary = FitSummary(
-            name=self.name,
-            model_dir=self.folder.model,
-            iterations=self.order.iterations,
-            images=len(self.dataset),
-            seconds=seconds,
-            values=line,
-        )
+        iterations, images = self.order.iterations, len(self.dataset)
+        summary = FitSummary(self.name, self.folder.model, iterations, images, seconds, values=line)
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.folder.complete(model.save_pretrained, summary)

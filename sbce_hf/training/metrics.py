@@ -21,12 +21,14 @@ class Window:
         epoch: passes over the training set done, with fraction.
         means: weighted means; arrays of shape `()` or `(C,)`, NaN where the weight is 0.
         weights: what each mean is over, in the same shapes.
+        last: no other follows.
     """
 
     iteration: int
     epoch: float
     means: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
+    last: bool = False
 
     def total(self, key: str) -> np.ndarray:
         """The sum that a mean was made of, to be added to others; 0 where the weight is 0."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
@@ -33,7 +32,8 @@ from ..references import local_checkpoint
 from .crops import SegmentationDataset
 from .device import use_cpu
 from .folder import FitSummary
-from .loop import TrainingHealthError, fit
+from .health import SingleClassWatch
+from .loop import fit
 from .metrics import Values, Window
 from .optimization import OPTIMIZERS, segmenter_parameter_groups
 
@@ -44,60 +44,6 @@ _IGNORE_FIELDS: tuple[str, ...] = ("semantic_loss_ignore_index", "loss_ignore_in
 
 # Fields of a model's config that change without changing what is learned.
 _VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype")
-
-
-class SingleClassWatch:
-    """Watches for a network that gives every pixel one and the same class.
-
-    That is normal for a while, as most pixels are background; it is judged over a stretch that does not count the
-    first epoch.
-
-    Args:
-        class_names: of the entries of the window's `pixel_accuracy`.
-    """
-
-    # Length of the stretch: both at least.
-    MIN_EPOCHS = 1
-    MIN_ITERATIONS = 500
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = tuple(class_names)
-        self._start: tuple[int, float] | None = None
-
-    def update(self, window: Window) -> None:
-        """Add one window.
-
-        Raises:
-            TrainingHealthError: over the stretch at most one class had a correct pixel, and no wrong one, although
-                there were others.
-        """
-        if window.epoch < 1:
-            return
-        if self._start is None:
-            self._restart(window)
-            return
-        accuracy = window.means["pixel_accuracy"]
-        # NaN, of classes without a pixel, is neither.
-        self._right |= accuracy > 0
-        self._wrong |= accuracy < 1
-        if self._right.sum() > 1 or (self._right & self._wrong).any():
-            self._restart(window)
-            return
-        iterations, epochs = window.iteration - self._start[0], window.epoch - self._start[1]
-        labelled = int((self._right | self._wrong).sum())
-        if iterations >= self.MIN_ITERATIONS and epochs >= self.MIN_EPOCHS and labelled > 1:
-            only = "".join(f" {self.class_names[index]!r}" for index in np.flatnonzero(self._right))
-            raise TrainingHealthError(
-                f"at iteration {window.iteration}: for {iterations} iterations the network has predicted one class"
-                f"{only} for every pixel, while the label maps have {labelled} classes. What usually helps: another "
-                "segmenter.training.lr (lower if the loss rose before, else higher); weights that are pretrained "
-                "instead of random; label maps with more foreground; balanced_loss=true where the model has it"
-            )
-
-    def _restart(self, window: Window) -> None:
-        self._start = window.iteration, window.epoch
-        self._right = np.zeros(len(self.class_names), bool)
-        self._wrong = np.zeros(len(self.class_names), bool)
 
 
 class SegmenterTask:
@@ -127,6 +73,15 @@ class SegmenterTask:
     def check(self, window: Window) -> None:
         """Raise a [`TrainingHealthError`] if the network predicts a single class."""
         self._watch.update(window)
+
+    def state(self) -> dict[str, Any]:
+        """Of the watch over the predicted classes."""
+        return self._watch.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Of the watch over the predicted classes."""
+        if state:
+            self._watch.restore(state)
 
 
 @torch.no_grad()

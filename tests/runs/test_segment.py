@@ -12,7 +12,7 @@ from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.run import run
-from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.health import TrainingHealthError
 
 SEGMENTER = {
     "model": {"head": "largefov", "atrous_rates": [2], "head_channels": 16, "freeze_batch_norm": False},

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,9 @@ from sbce_hf.data import load_images
 from sbce_hf.labels.label_maps import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.training.classifier import IMAGE_TOP_SHARE, ClassHealth, ClassifierTask, train_classifier
+from sbce_hf.training.classifier import IMAGE_TOP_SHARE, ClassifierTask, train_classifier
 from sbce_hf.training.folder import read_metrics
-from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.health import ClassHealth, TrainingHealthError
 from sbce_hf.training.metrics import Window
 
 CONFIG = {
@@ -309,6 +312,30 @@ def test_nothing_is_judged_in_the_first_epoch_nor_before_enough_images():
     health.update(window(2.0, *dead, [1, 9]))
     with pytest.raises(TrainingHealthError, match="over its last 8 images"):
         health.update(window(3.0, *dead, [1, 9]))
+
+
+def test_a_class_that_has_collapsed_in_the_last_epoch_is_found_at_the_last_iteration():
+    health = ClassHealth(["cat", "dog"])
+    for epoch in (1.5, 2.0, 2.5):
+        health.update(window(epoch, [OK, OK], [OK, OK], [0.5, 0.5], [9, 9]))
+    with pytest.raises(TrainingHealthError, match="'cat' has collapsed"):
+        health.update(replace(window(2.9, [0.0, OK], [OK, OK], [0.0, 0.5], [900, 9]), last=True))
+
+
+def test_windows_longer_than_an_epoch_are_all_judged():
+    health = ClassHealth(["cat", "dog"])
+    with pytest.raises(TrainingHealthError, match="'cat' has collapsed"):
+        health.update(window(10.0, [0.0, OK], [OK, OK], [0.0, 0.5], [9, 9]))
+
+
+def test_a_restart_forgets_nothing():
+    dead = ([0.0, OK], [OK, OK], [0.0, 0.5], [5, 5])
+    before, after = ClassHealth(["cat", "dog"]), ClassHealth(["cat", "dog"])
+    for epoch in (1.25, 1.5, 1.75):
+        before.update(window(epoch, *dead))
+    after.restore(json.loads(json.dumps(before.state())))
+    with pytest.raises(TrainingHealthError, match="'cat' has collapsed: over its last 20 images"):
+        after.update(window(2.0, *dead))
 
 
 def test_a_class_absent_from_a_window_does_not_disturb():

@@ -16,7 +16,7 @@ from tiny_stage import CONFIG, NoisyDataset, TinyModel, TinyTask, run
 from sbce_hf.config import TrainingConfig
 from sbce_hf.training.device import tune_allocator
 from sbce_hf.training.folder import read_metrics
-from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.health import TrainingHealthError
 from sbce_hf.training.sampler import BatchOrder, count_iterations
 
 ITERATIONS = 60  # 6 epochs of 42 // 4
@@ -232,6 +232,39 @@ def test_a_loss_that_is_not_finite_stops_training_before_it_is_saved(tmp_path):
         run(tmp_path, TinyTask(poison_at=7), log_every=1000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000004"]
     assert not (tmp_path / "model").exists()
+
+
+def test_the_same_training_repeats_its_failure_at_once(tmp_path):
+    with pytest.raises(TrainingHealthError) as first:
+        run(tmp_path, TinyTask(poison_at=7))
+    again = TinyTask()
+    with pytest.raises(TrainingHealthError) as second:
+        run(tmp_path, again)
+    assert str(first.value) in str(second.value) and "other settings start it anew" in str(second.value)
+    assert not again.seen
+
+
+def test_other_settings_start_a_failed_training_anew(tmp_path):
+    with pytest.raises(TrainingHealthError):
+        run(tmp_path / "failed", TinyTask(poison_at=7))
+    task = TinyTask()
+    run(tmp_path / "failed", task, momentum=0.5)
+    run(tmp_path / "fresh", momentum=0.5)
+    assert task.seen[0][0] == 0 and not (tmp_path / "failed" / "failure.json").exists()
+    assert weights(tmp_path / "failed").keys() == weights(tmp_path / "fresh").keys()
+    for key, value in weights(tmp_path / "failed").items():
+        assert torch.equal(value, weights(tmp_path / "fresh")[key])
+
+
+def test_what_a_task_remembers_survives_a_restart(tmp_path):
+    straight = TinyTask()
+    run(tmp_path / "straight", straight)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", TinyTask(fail_at=26))
+    task = TinyTask()
+    run(tmp_path / "killed", task)
+    assert len(task.windows) < task.checked == straight.checked == len(straight.windows)
+    assert [window.last for window in straight.windows] == [False] * (len(straight.windows) - 1) + [True]
 
 
 # --- resume ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.training.folder import read_metrics
-from sbce_hf.training.loop import TrainingHealthError
+from sbce_hf.training.health import TrainingHealthError
 from sbce_hf.training.metrics import Window
 from sbce_hf.training.optimization import segmenter_parameter_groups
 from sbce_hf.training.segmenter import (

@@ -70,6 +70,8 @@ class TinyTask:
     def __init__(self, delay=0.0, fail_at=None, poison_at=None):
         self.delay, self.fail_at, self.poison_at = delay, fail_at, poison_at
         self.seen, self.epochs, self.windows = [], [], []
+        # Windows checked, over all restarts.
+        self.checked = 0
 
     def optimizer(self, model):
         self.groups = [
@@ -93,6 +95,13 @@ class TinyTask:
 
     def check(self, window):
         self.windows.append(window)
+        self.checked += 1
+
+    def state(self):
+        return {"checked": self.checked}
+
+    def restore(self, state):
+        self.checked = state["checked"]
 
 
 def run(output_dir, task=None, dataset=None, model=None, seed=3, **config):

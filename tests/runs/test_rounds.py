@@ -1,0 +1,51 @@
+"""Rounds that fail, that learn from label maps, and that count in iterations."""
+
+import pytest
+
+from sbce_hf.config import load_recipe
+from sbce_hf.files import read_json
+from sbce_hf.labels.store import LabelStore
+from sbce_hf.runs.run import run
+from sbce_hf.training.folder import read_metrics
+from sbce_hf.training.health import TrainingHealthError
+
+
+def recipe(tiny_recipe, **overrides):
+    plain = {"data": {"score_split": None}, "rounds": 1}
+    return load_recipe(str(tiny_recipe), {**plain, **overrides})
+
+
+def test_a_failed_round_fails_again_at_once_until_its_settings_change(tiny_recipe, tmp_path):
+    run_dir, hopeless = tmp_path / "run", recipe(tiny_recipe, spatial={"lr": 1e30})
+    for attempt in range(2):
+        with pytest.raises(TrainingHealthError, match="lower spatial.lr") as error:
+            run(hopeless, run_dir)
+        assert ("when it was tried before" in str(error.value)) == bool(attempt)
+    assert not read_json(run_dir / "round_1" / "stage.json")["finished"]
+    trained = (run_dir / "bce" / "model" / "model.safetensors").stat()
+    run(recipe(tiny_recipe), run_dir)
+    assert not (run_dir / "round_1" / "failure.json").exists()
+    assert read_json(run_dir / "round_1" / "stage.json")["finished"]
+    assert (run_dir / "bce" / "model" / "model.safetensors").stat() == trained
+    run(recipe(tiny_recipe), tmp_path / "straight")
+    for path in ("round_1/model/model.safetensors", "round_1/proportions.parquet"):
+        assert (run_dir / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
+
+
+def test_a_round_on_label_maps_reads_those_of_the_stage_before(tiny_recipe, tmp_path):
+    spatial = {"targets": "labels", "min_iterations": 8}
+    labelling = {"rule": "peak", "scales": [1.0, 1.5]}
+    config = recipe(tiny_recipe, spatial=spatial, labelling=labelling)
+    run(config, tmp_path / "run")
+    store = LabelStore(tmp_path / "run" / "round_1" / "labels" / "peak_crf")
+    assert store.complete and len(store.done_ids()) == 12 and store.meta["method"] == "peak"
+    lines = read_metrics(tmp_path / "run" / "round_1" / "metrics.jsonl")
+    assert lines[-1]["iteration"] == 9 and not any("proportion_loss" in line for line in lines)
+    # Three threshold phases.
+    assert sum("threshold_loss" in line for line in lines) >= 2
+    settings = read_json(tmp_path / "run" / "round_1" / "summary.json")["settings"]
+    assert settings["inputs"]["proportions"] is None and len(settings["inputs"]["label_maps"]) == 64
+    # No tag is lost by the rule.
+    store = LabelStore(tmp_path / "run" / "round_1" / "labels" / "peak")
+    for image_id in store.done_ids():
+        assert all(share > 0 for share in store.record(image_id)["proportions"])
