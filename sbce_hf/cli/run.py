@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .common import add_recipe_command, command_line, config_from
 
+# On the console; the report has all.
+SHOWN_CONCERNS = 8
+
 if TYPE_CHECKING:
     from ..runs.plan import Plan
 
@@ -58,6 +61,10 @@ def _run(options: argparse.Namespace) -> int:
     if summary.segmenter_dir is not None:
         print(f"segmenter:  {summary.segmenter_dir}")
     print(f"report:     {summary.report}")
+    for concern in summary.concerns[:SHOWN_CONCERNS]:
+        print(f"look at:    {concern}")
+    if (more := len(summary.concerns) - SHOWN_CONCERNS) > 0:
+        print(f"look at:    {more} more in the report's warnings")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import RunConfig
+from ..evaluation.concerns import concerns
 from ..evaluation.contact_sheet import ContactRow, contact_sheet
 from ..evaluation.curves import plot_curves
 from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
@@ -23,7 +24,7 @@ from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import QUALITY_PAGE, REPORT, Bench
 from .scoring import LABELLED, read_quality, score_rows
-from .settings import labelling_of
+from .settings import BCE, labelling_of
 from .single import maps_of
 from .stage import Stage
 from .stages import classifier_of, labels_of
@@ -73,10 +74,19 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         label_free=summary_table(qualities),
         figures=figures,
         skipped=bench.images.skipped,
-        warnings=[warning for quality in qualities for warning in quality.warnings],
+        warnings=[*find_concerns(bench, stages), *(warning for quality in qualities for warning in quality.warnings)],
         saliency=_saliency(config),
     )
     write_atomic(run_dir / REPORT, render_report(context))
+
+
+def find_concerns(bench: Bench, stages: Sequence[Stage]) -> list[str]:
+    """See [`concerns`]; of the stages that are there."""
+    labelled = [stage for stage in stages if stage.kind in LABELLED]
+    quality = read_quality(bench.run_dir / labelled[-1].name) if labelled else None
+    lines = read_metrics(bench.run_dir / BCE / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return concerns(bench.images.label_matrix(), quality[0] if quality else None, losses)
 
 
 class _Pictures:

@@ -19,7 +19,7 @@ from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
 from .bench import CONFIG, REPORT, Bench
 from .provenance import hardware, versions
-from .report import write_report
+from .report import find_concerns, write_report
 from .scoring import LABELLED, measure, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
 from .stages import REFINEMENTS, classifier_of, labels_of, outside_of, segmenter_of, stages_of
@@ -38,6 +38,7 @@ class RunSummary:
         scores: rows of the report's table; empty without ground truth.
         segmenter_dir: the segmenter trained on these label maps; `None` without that stage.
         segmenter_scores: rows of its table.
+        concerns: what to know before anything else, in sentences.
     """
 
     report: Path
@@ -48,6 +49,7 @@ class RunSummary:
     scores: list[ScoreRow]
     segmenter_dir: Path | None
     segmenter_scores: list[SegmenterRow]
+    concerns: list[str]
 
 
 def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Bench:
@@ -136,4 +138,5 @@ def _summary(bench: Bench) -> RunSummary:
         scores=scores,
         segmenter_dir=None if segmenter is None else run_dir / segmenter.name / "model",
         segmenter_scores=segmenter_scores,
+        concerns=find_concerns(bench, stages),
     )

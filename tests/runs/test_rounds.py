@@ -2,6 +2,7 @@
 
 import pytest
 
+from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.files import read_json
 from sbce_hf.labels.store import LabelStore
@@ -49,3 +50,15 @@ def test_a_round_on_label_maps_reads_those_of_the_stage_before(tiny_recipe, tmp_
     store = LabelStore(tmp_path / "run" / "round_1" / "labels" / "peak")
     for image_id in store.done_ids():
         assert all(share > 0 for share in store.record(image_id)["proportions"])
+
+
+def test_the_last_lines_of_the_console_say_what_matters(tiny_recipe, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    arguments = ["run", "--recipe", str(tiny_recipe), "--set", "rounds=1", "--output-dir", str(run_dir)]
+    assert main([*arguments, "--set", "bce.lr=1e-9"]) == 0
+    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("look at:")]
+    # 12 photos of 4 classes; nothing can be learned at such a rate.
+    assert any("only" in line and "to learn from" in line for line in last)
+    assert any("stage 0 has hardly learned the tags" in line for line in last)
+    warnings = (run_dir / "report.md").read_text().split("## Warnings")[1]
+    assert all(line.removeprefix("look at:").strip() in warnings for line in last if "more in the report" not in line)

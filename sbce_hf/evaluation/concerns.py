@@ -1,0 +1,49 @@
+"""What to know of a run before anything else, from tags and label-free numbers: the console's last lines."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .quality import StageQuality
+
+# With fewer photos of a class, what the network learns of it is their background as well.
+FEW_PHOTOS = 8
+# Of a class's photos: label maps that lose it on more of them deserve a look.
+LOST_SHARE = 0.05
+# Of the loss of a guess by the classes' frequencies: a stage 0 that ends above it has hardly learned.
+UNLEARNED_SHARE = 0.5
+
+
+def concerns(labels: np.ndarray, final: StageQuality | None, losses: Sequence[float] = ()) -> list[str]:
+    """Sentences, the gravest first; none if all is well.
+
+    Args:
+        labels: `(n, C)`, above 0 where a photo of the training set is tagged with a class; classes as in `final`.
+        final: quality of the label maps that the run ends with; `None` before there are any.
+        losses: logged losses of stage 0, in order.
+    """
+    found = []
+    present = labels > 0
+    if final is not None:
+        worst = sorted((c for c in final.classes if c.lost_share > LOST_SHARE), key=lambda c: -c.lost_share)
+        for c in worst:
+            lost = round(c.lost_share * c.images)
+            found.append(f"{c.name}: lost from the label maps on {lost} of its {c.images} photos")
+    if len(losses) and len(labels):
+        # Of predicting each class with its frequency; the mean over classes, as the loss is.
+        share = present.mean(axis=0).clip(1e-6, 1 - 1e-6)
+        guess = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).mean())
+        last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+        if last > UNLEARNED_SHARE * guess:
+            found.append(
+                f"stage 0 has hardly learned the tags: its loss ends at {last:.3f}, that of a guess by frequency is "
+                f"{guess:.3f}; raise bce.min_iterations or bce.lr"
+            )
+    for name, count in zip([c.name for c in final.classes] if final else [], present.sum(axis=0), strict=False):
+        if count == 0:
+            found.append(f"{name}: no photo has this tag")
+        elif count == len(labels) and len(labels) > 1:
+            found.append(f"{name}: every photo has this tag, so nothing tells it from what else they show")
+        elif count < FEW_PHOTOS:
+            found.append(f"{name}: only {count} photo{'s' if count > 1 else ''} to learn from")
+    return found
