@@ -1,16 +1,20 @@
 """`sbce run`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from .common import add_recipe_command, command_line, config_from
 
 # On the console; the report has all.
 SHOWN_CONCERNS = 8
 
 if TYPE_CHECKING:
+    from ..config import RunConfig
     from ..runs.plan import Plan
+    from ..runs.run import RunSummary
 
 
 def add(commands: Any) -> None:
@@ -19,6 +23,9 @@ def add(commands: Any) -> None:
         commands, "run", _start, "tags to label maps and a report, in one resumable run directory"
     )
     run.add_argument("--output-dir", metavar="DIR", help="run directory (default: runs/<recipe>-seed<seed>)")
+    run.add_argument(
+        "--seeds", type=int, metavar="N", help="N runs, from the seed on, in DIR/seed<number>, and a table of all"
+    )
     run.add_argument("--dry-run", action="store_true", help="only say what would be done and what is missing")
 
 
@@ -42,8 +49,32 @@ def _run_dir(options: argparse.Namespace, seed: int) -> Path:
 
 def _run(options: argparse.Namespace) -> int:
     config = config_from(options)
-    run_dir = _run_dir(options, config.seed)
+    if options.seeds is None:
+        _run_one(options, config, _run_dir(options, config.seed))
+        return 0
+    if options.seeds < 1:
+        raise UserError(f"--seeds: got {options.seeds}, expected at least 1")
 
+    from accelerate import PartialState
+
+    from ..evaluation.seeds import seeds_table
+    from ..files import write_atomic
+
+    parent = Path(options.output_dir or f"runs/{Path(options.recipe).stem}")
+    found = {}
+    for seed in range(config.seed, config.seed + options.seeds):
+        options.seed = seed
+        found[seed] = _run_one(options, replace(config, seed=seed), parent / f"seed{seed}")
+    if PartialState().is_main_process:
+        scores = {seed: summary.scores for seed, summary in found.items()}
+        table = seeds_table(scores, {seed: summary.qualities for seed, summary in found.items()})
+        write_atomic(parent / "seeds.md", f"# {options.recipe}, seeds {min(found)} to {max(found)}\n\n{table}\n")
+        print(table)
+        print(f"all seeds:  {parent / 'seeds.md'}")
+    return 0
+
+
+def _run_one(options: argparse.Namespace, config: "RunConfig", run_dir: Path) -> "RunSummary":
     from accelerate import PartialState
 
     from ..evaluation.report import score_table, segmenter_table
@@ -51,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
     summary = run(config, run_dir, command_line(options))
     if not PartialState().is_main_process:
-        return 0
+        return summary
     if summary.scores:
         print(score_table(summary.scores))
     if summary.segmenter_scores:
@@ -65,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"look at:    {concern}")
     if (more := len(summary.concerns) - SHOWN_CONCERNS) > 0:
         print(f"look at:    {more} more in the report's warnings")
-    return 0
+    return summary
 
 
 def render_plan(plan: "Plan") -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..config import RunConfig, to_mapping
+from ..evaluation.quality import StageQuality
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import write_atomic
 from ..labels.store import LabelStore
@@ -20,7 +21,7 @@ from ..training.segmenter import create_segmenter
 from .bench import CONFIG, REPORT, Bench
 from .provenance import hardware, versions
 from .report import find_concerns, write_report
-from .scoring import LABELLED, measure, score_rows
+from .scoring import LABELLED, measure, read_quality, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
 from .stages import REFINEMENTS, classifier_of, labels_of, outside_of, segmenter_of, stages_of
 
@@ -39,6 +40,7 @@ class RunSummary:
         segmenter_dir: the segmenter trained on these label maps; `None` without that stage.
         segmenter_scores: rows of its table.
         concerns: what to know before anything else, in sentences.
+        qualities: of each stage's label maps, by its name.
     """
 
     report: Path
@@ -50,6 +52,7 @@ class RunSummary:
     segmenter_dir: Path | None
     segmenter_scores: list[SegmenterRow]
     concerns: list[str]
+    qualities: dict[str, StageQuality]
 
 
 def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Bench:
@@ -129,6 +132,7 @@ def _summary(bench: Bench) -> RunSummary:
         for name in LabelStore(run_dir / stage.name / stage.stores[0]).skipped
     }
     scores, segmenter_scores = score_rows(run_dir, stages)
+    found = {stage.name: read_quality(run_dir / stage.name) for stage in stages if stage.kind in LABELLED}
     return RunSummary(
         report=run_dir / REPORT,
         label_maps=store.directory,
@@ -139,4 +143,5 @@ def _summary(bench: Bench) -> RunSummary:
         segmenter_dir=None if segmenter is None else run_dir / segmenter.name / "model",
         segmenter_scores=segmenter_scores,
         concerns=find_concerns(bench, stages),
+        qualities={name: quality[0] for name, quality in found.items() if quality is not None},
     )

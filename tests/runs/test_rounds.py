@@ -62,3 +62,16 @@ def test_the_last_lines_of_the_console_say_what_matters(tiny_recipe, tmp_path, c
     assert any("stage 0 has hardly learned the tags" in line for line in last)
     warnings = (run_dir / "report.md").read_text().split("## Warnings")[1]
     assert all(line.removeprefix("look at:").strip() in warnings for line in last if "more in the report" not in line)
+
+
+def test_several_seeds_are_runs_of_their_own_and_one_table(tiny_recipe, tmp_path, capsys):
+    arguments = ["run", "--recipe", str(tiny_recipe), "--set", "rounds=1", "--seed", "3", "--seeds", "2"]
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    table = (tmp_path / "seeds.md").read_text()
+    assert "seeds 3 to 4" in table and table.count("| bce |") == 2 and table.count("| round_1 |") == 2
+    assert capsys.readouterr().out.rstrip().endswith(str(tmp_path / "seeds.md"))
+    weights = [(tmp_path / f"seed{seed}/bce/model/model.safetensors").read_bytes() for seed in (3, 4)]
+    assert weights[0] != weights[1]
+    assert "--seed 4" in (tmp_path / "seed4/report.md").read_text()
+    run(load_recipe(str(tiny_recipe), {"rounds": 1, "seed": 4}), tmp_path / "alone")
+    assert (tmp_path / "alone/bce/model/model.safetensors").read_bytes() == weights[1]
