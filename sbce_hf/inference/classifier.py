@@ -17,7 +17,7 @@ from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
 from ..processes import ALL, Share
-from .views import class_maps
+from .views import iterate_class_maps
 from .writing import LabelledImage, LabelSummary, write_stores
 
 
@@ -68,7 +68,9 @@ def label_images(
 
     def label(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
         names = [ids[i] for i in group]
-        found = class_maps(model, photos, labels[group], config=config, image_ids=names, normalization=normalization)
+        found = iterate_class_maps(
+            model, photos, labels[group], config=config, image_ids=names, normalization=normalization
+        )
         for photo, maps in zip(photos, found, strict=True):
             # Refinements go on from where a class passes the rule's threshold, whichever rule that is.
             maps = with_thresholds(config.rule, maps, config.peak_share)

@@ -1,7 +1,7 @@
 """Images through the network at several scales and mirrored, merged into one set of class maps per image."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -34,7 +34,6 @@ def view_sizes(height: int, width: int, config: LabellingConfig) -> list[tuple[i
     return cast(list[tuple[int, int]], sizes)
 
 
-@torch.inference_mode()
 def class_maps(
     model: SpatialBceForImageClassification,
     images: Sequence[Image.Image],
@@ -61,16 +60,33 @@ def class_maps(
     Raises:
         ValueError: no labels where they are needed or of another shape, or the network answers with NaN or infinity.
     """
+    return list(iterate_class_maps(model, images, labels, config, image_ids=image_ids, normalization=normalization))
+
+
+@torch.inference_mode()
+def iterate_class_maps(
+    model: SpatialBceForImageClassification,
+    images: Sequence[Image.Image],
+    labels: np.ndarray | None,
+    config: LabellingConfig,
+    *,
+    image_ids: Sequence[str] | None = None,
+    normalization: Normalization = IMAGENET,
+) -> Iterator[ClassMaps]:
+    """As [`class_maps`], with one image's at a time: a photo of 12 megapixels has 48 MB of them for each class."""
     model.eval()
     ids = [str(i) for i in range(len(images))] if image_ids is None else list(image_ids)
     known = (
         None if config.known_classes == "predicted" else _known_from_tags(labels, len(images), len(model.logit_scale))
     )
     used = [i for i in range(len(images)) if known is None or known[i].any()]
-    outputs = _forward_views(model, [images[i] for i in used], config, normalization)
+    outputs = dict(zip(used, _forward_views(model, [images[i] for i in used], config, normalization), strict=True))
     scales = model.logit_scale.detach().exp().float().cpu().numpy()
-    found: dict[int, ClassMaps] = {}
-    for i, views in zip(used, outputs, strict=True):
+    for i, image in enumerate(images):
+        if i not in outputs:
+            yield _no_classes(ids[i], image)
+            continue
+        views = outputs[i]
         maps = [view[0] for view in views]
         image_logits, threshold_logits = (torch.stack([view[part] for view in views]).mean(dim=0) for part in (1, 2))
         if not all(bool(values.isfinite().all()) for values in [*maps, threshold_logits]):
@@ -80,14 +96,13 @@ def class_maps(
             )
         present = image_logits.sigmoid() > config.class_threshold if known is None else torch.from_numpy(known[i])
         classes = np.flatnonzero(present.cpu().numpy())
-        found[i] = ClassMaps(
+        yield ClassMaps(
             image_id=ids[i],
             classes=classes,
-            logits=_merge(maps, classes, (images[i].height, images[i].width)),
+            logits=_merge(maps, classes, (image.height, image.width)),
             threshold_logits=threshold_logits.float().cpu().numpy()[classes],
             scales=scales[classes],
         )
-    return [found[i] if i in found else _no_classes(ids[i], image) for i, image in enumerate(images)]
 
 
 def _known_from_tags(labels: np.ndarray | None, num_images: int, num_classes: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from ..inference.checkpoints import (
 )
 from ..inference.classifier import label_images
 from ..inference.segmenter import METHOD, foreground_classes, predict_images
-from ..inference.views import class_maps
+from ..inference.views import iterate_class_maps
 from ..inference.writing import LabelSummary
 from ..labels.hub_store import HubLabelMaps, open_label_maps
 from ..labels.proportions import ProportionTable, clamp_proportions
@@ -116,7 +116,9 @@ def maps_of(
     labels, ids = images.label_matrix(), images.image_ids
     for group in groups:
         photos = [images.image(index) for index in group]
-        yield from class_maps(model, photos, labels[list(group)], labelling, image_ids=[ids[index] for index in group])
+        yield from iterate_class_maps(
+            model, photos, labels[list(group)], labelling, image_ids=[ids[index] for index in group]
+        )
 
 
 def predict_with_checkpoint(

@@ -102,7 +102,7 @@ def test_rule_argument_wins_over_the_config(tiny_model, images, tmp_path, rule):
 def test_a_complete_store_is_left_alone(tiny_model, images, fresh, monkeypatch):
     folder, _ = fresh
     before = contents(folder)
-    monkeypatch.setattr(labeller_module, "class_maps", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr(labeller_module, "iterate_class_maps", lambda *a, **k: pytest.fail("computed again"))
     summary = label_images(tiny_model, images, WITH_CRF, output_dir=folder, key="k")
     assert summary.num_labelled == 0 and summary.complete and contents(folder) == before
 
@@ -141,7 +141,7 @@ def test_a_group_goes_through_the_network_whole(tiny_model, images, tmp_path, mo
         calls.append(image_ids)
         return class_maps(model, photos, labels, image_ids=image_ids, **kwargs)
 
-    monkeypatch.setattr(labeller_module, "class_maps", spy)
+    monkeypatch.setattr(labeller_module, "iterate_class_maps", spy)
     label_images(tiny_model, images, CONFIG, output_dir=tmp_path, key="k")
     assert calls == [images.image_ids[4:6]]
     assert store.path(images.image_ids[4]).is_file()

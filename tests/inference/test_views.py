@@ -8,6 +8,7 @@ from PIL import Image
 
 from sbce_hf.config import LabellingConfig
 from sbce_hf.data.transforms import IMAGENET
+from sbce_hf.inference import views
 from sbce_hf.inference.views import class_maps, view_sizes
 
 ONE = LabellingConfig(scales=(1.0,), flip=False, batch_size=4)
@@ -137,3 +138,11 @@ def test_model_is_used_in_evaluation_mode(tiny_model):
     tiny_model.train()
     class_maps(tiny_model, [make_photo(0)], np.ones((1, 3)), ONE)
     assert not tiny_model.training
+
+
+def test_maps_at_the_images_size_are_made_one_image_at_a_time(tiny_model, monkeypatch):
+    made, merge = [], views._merge
+    monkeypatch.setattr(views, "_merge", lambda *arguments: made.append(1) or merge(*arguments))
+    photos = [make_photo(seed) for seed in range(3)]
+    for count, maps in enumerate(views.iterate_class_maps(tiny_model, photos, np.ones((3, 3)), ONE), start=1):
+        assert len(made) == count and maps.logits.shape[1:] == (photos[0].height, photos[0].width)
