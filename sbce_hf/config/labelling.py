@@ -49,8 +49,9 @@ class LabellingConfig(Checked):
 
     Args:
         rule: `"paper"` and `"official"` use the adaptive thresholds (method of the paper, of the released program),
-            `"peak"` takes `peak_share` of the highest probability of each map as its threshold, `"fixed"` compares
-            `relu(z) / max` with `background_threshold` (the rule of the BCE stage).
+            `"peak"` takes `peak_share` of the highest probability of each map as its threshold, `"mean"` cuts each map
+            at the share of pixels that its mean probability gives, `"fixed"` compares `relu(z) / max` with
+            `background_threshold` (the rule of the BCE stage).
         background_threshold: constant of the `"fixed"` rule.
         peak_share: constant of the `"peak"` rule.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
@@ -65,7 +66,7 @@ class LabellingConfig(Checked):
 
     SECTION = "labelling"
 
-    rule: Literal["paper", "official", "peak", "fixed"] = "paper"
+    rule: Literal["paper", "official", "peak", "mean", "fixed"] = "paper"
     background_threshold: float = number(0.3, above=0, below=1)
     peak_share: float = number(0.35, above=0, below=1)
     image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)

@@ -94,17 +94,38 @@ def _peak_thresholds(logits: np.ndarray, share: float) -> np.ndarray:
     return threshold - np.log1p(-np.exp(threshold))
 
 
+def label_mean(maps: ClassMaps) -> Labelled:
+    """Each map cut at the share of pixels that its own mean probability gives: by rank, without a head or a constant.
+
+    Once the proportion term holds the mean at the proportion, it is the adaptive threshold. In logits, because a
+    saturated sigmoid has no order left. A map keeps at least its highest pixel.
+    """
+    logits = _mean_thresholds(maps)
+    return replace(_label(maps, maps.logits, logits), thresholds=sigmoid(logits))
+
+
+def _mean_thresholds(maps: ClassMaps) -> np.ndarray:
+    """Logits of the thresholds of [`label_mean`], `(K,)` float64."""
+    flat = maps.logits.reshape(len(maps.logits), maps.logits[0].size if len(maps.logits) else 0)
+    shares = maps.probabilities.mean(axis=(1, 2), dtype=np.float64)
+    ranks = [min(max(int(share * flat.shape[1]), 1), flat.shape[1] - 1) for share in shares]
+    cut = [-np.partition(-values, rank)[rank] for values, rank in zip(flat, ranks, strict=True)]
+    return np.array(cut, np.float64)
+
+
 def with_thresholds(rule: str, maps: ClassMaps, peak_share: float) -> ClassMaps:
     """The maps with the thresholds that a rule compares them with, for what goes on from where a class passes its own.
 
     Args:
-        rule: for `"peak"` those of [`label_peak`], for any other the head's, as they are.
+        rule: for `"peak"` and `"mean"` those of [`label_peak`] and [`label_mean`], for any other the head's, as they
+            are.
         maps: of one image.
         peak_share: the constant of `"peak"`.
     """
-    if rule != "peak":
+    if rule not in ("peak", "mean"):
         return maps
-    return replace(maps, threshold_logits=_peak_thresholds(maps.logits, peak_share).astype(np.float32))
+    found = _peak_thresholds(maps.logits, peak_share) if rule == "peak" else _mean_thresholds(maps)
+    return replace(maps, threshold_logits=found.astype(np.float32))
 
 
 def label_official(maps: ClassMaps) -> Labelled:
@@ -153,6 +174,7 @@ RULES: dict[str, Callable[[ClassMaps, LabellingConfig], Labelled]] = {
     "paper": lambda maps, _: label_paper(maps),
     "official": lambda maps, _: label_official(maps),
     "peak": lambda maps, config: label_peak(maps, config.peak_share),
+    "mean": lambda maps, _: label_mean(maps),
     "fixed": lambda maps, config: label_fixed(maps, config.background_threshold),
 }
 

@@ -12,6 +12,7 @@ from sbce_hf.postprocess.rules import (
     ClassMaps,
     apply_rule,
     label_fixed,
+    label_mean,
     label_official,
     label_paper,
     label_peak,
@@ -170,9 +171,26 @@ def test_peak_rule_finds_every_class_of_a_map_that_has_collapsed():
     assert set(np.unique(labelled.label_map)) == {0, 1, 2}
 
 
+def test_mean_rule_takes_as_many_pixels_as_the_mean_probability_says():
+    logits = np.random.default_rng(0).normal([[[-2.0]], [[1.0]]], 2, (2, 40, 50)).astype(np.float32)
+    for index in range(2):
+        maps = make_maps(logits[[index]])
+        share = (label_mean(maps).label_map > 0).mean()
+        assert share == pytest.approx(maps.probabilities.mean(), abs=1 / 2000)
+
+
+@pytest.mark.parametrize("offset", [-90.0, 90.0])
+def test_mean_rule_neither_loses_nor_floods_a_saturated_map(offset):
+    logits = offset + np.random.default_rng(0).normal(0, 1, (1, 20, 30)).astype(np.float32)
+    found = (label_mean(make_maps(logits)).label_map > 0).sum()
+    assert found == (1 if offset < 0 else 599)
+
+
 def test_other_rules_have_the_heads_thresholds():
     maps = random_maps(3)
     assert with_thresholds("paper", maps, 0.35) is maps
+    mean = with_thresholds("mean", maps, 0.35)
+    assert np.array_equal(label_paper(mean).label_map > 0, label_mean(maps).label_map > 0)
     moved = with_thresholds("peak", maps, 0.35)
     # Where a class passes them is where it passes the rule; which of several wins may differ.
     assert np.array_equal(label_paper(moved).label_map > 0, label_peak(maps, 0.35).label_map > 0)
