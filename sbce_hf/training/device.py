@@ -1,14 +1,19 @@
 """Where training runs: the accelerator, and what makes a CPU usable."""
 
 import ctypes
+import logging
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from timm.layers import convert_sync_batchnorm
+from torch import nn
 
 from ..config import LoopConfig
+
+logger = logging.getLogger(__name__)
 
 
 def tune_allocator() -> bool:
@@ -35,6 +40,30 @@ def use_cpu() -> bool:
     Without asking, several CPU processes would train apart. MPS lacks the losses' float64.
     """
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
+
+
+def share_batch_norm(model: nn.Module, processes: int, device: torch.device) -> None:
+    """Let several processes normalise by the statistics of the whole batch, where batch norm is trained.
+
+    Frozen batch norm, the default of the models here, does not depend on the batch.
+
+    Args:
+        model: in training mode; changed in place.
+        processes: that train together.
+        device: that they train on. On CPUs there is no such exchange, and a warning says so.
+    """
+    trained = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    if processes == 1 or not trained:
+        return
+    if device.type == "cpu":
+        logger.warning(
+            "batch norm is trained: on CPUs each of the %d processes takes its statistics over its own part of a "
+            "batch, so the result is not that of one process",
+            processes,
+        )
+    else:
+        # timm's, because its layers hold their activation.
+        convert_sync_batchnorm(model)
 
 
 def create_accelerator(config: LoopConfig, project_dir: Path) -> Accelerator:

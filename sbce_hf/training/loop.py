@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
-from .device import create_accelerator, tune_allocator
+from .device import create_accelerator, share_batch_norm, tune_allocator
 from .folder import FitSummary, Progress, StageFolder
 from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans
@@ -115,6 +115,7 @@ def fit(
     # Convolutions are up to twice as fast in this layout; other parameters are not concerned.
     model.to(accelerator.device, memory_format=torch.channels_last)
     model.train()
+    share_batch_norm(model, accelerator.num_processes, accelerator.device)
     try:
         return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
     finally:
