@@ -37,6 +37,7 @@ OFFICIAL: dict[str, Any] = {
         "class_map_bias": False,
         "logit_scale_init": 10.0,
         "normalization": "official",
+        "present_loss": "ratio",
         "kl_weight": 1.0,
         "kl_form": "bernoulli",
         "kl_slope_leak": 0.0,
@@ -44,7 +45,7 @@ OFFICIAL: dict[str, Any] = {
         "detach_threshold_input": False,
     },
     "bce": _OFFICIAL_TRAINING,
-    "spatial": _OFFICIAL_TRAINING,
+    "spatial": {**_OFFICIAL_TRAINING, "targets": "proportions"},
     "labelling": {
         "rule": "official",
         "scales": [1.0, 0.5, 1.5, 2.0],
