@@ -82,8 +82,11 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
     labelling = store.meta["config"]
     if stage.uses_masks:
         return f"best constant {labelling['background_threshold']:g}"
-    # The walk starts from the adaptive thresholds, whatever the rule.
-    rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"
+    if labelling["rule"] in ("peak", "mean"):
+        rule = f"peak {labelling['peak_share']:g}" if labelling["rule"] == "peak" else "mean"
+    else:
+        # The walk starts from the adaptive thresholds, whichever of their rules it is.
+        rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"
     if words := labelling.get("in_words"):
         rule = words
     elif labelling["rule"] == "fixed" and stage.kind != "refinement":
