@@ -93,6 +93,7 @@ def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, c
     (data / "tags.csv").write_text("\n".join(rows))
     source = "data={source: folder, score_split: null}"
     arguments = ["run", "--recipe", str(tiny_recipe), "--set", source, "--data-dir", str(data)]
+    arguments += ["--set", "spatial.min_iterations=6"]
     assert main([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
     assert "5 images, 1 skipped" in capsys.readouterr().out
     report = (tmp_path / "run" / "report.md").read_text()

@@ -106,7 +106,7 @@ def test_commands_take_ids(hub, tiny_recipe, tmp_path, capsys):
     local = tmp_path / "local"
     create_classifier(config.model, images.class_names, "random", seed=3).save_pretrained(local)
     upload(create_classifier(config.model, images.class_names, "random", seed=3), tmp_path / "up", "user/classifier")
-    common = ["--recipe", str(tiny_recipe), "--set", "labelling.crf=null", "--set", "spatial.epochs=1"]
+    common = ["--recipe", str(tiny_recipe), "--set", "labelling.crf=null"]
     for name, checkpoint in (("a", str(local)), ("b", "user/classifier@v1")):
         assert main(["label", *common, "--checkpoint", checkpoint, "--output-dir", str(tmp_path / name)]) == 0
     ours, theirs = (LabelStore(tmp_path / name / config.labelling.rule) for name in "ab")

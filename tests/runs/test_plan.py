@@ -93,7 +93,7 @@ def test_skipped_images_and_an_impossible_batch(tmp_path):
     plan = make_plan(load_recipe("own-data", overrides), tmp_path / "run")
     assert plan.splits == ("train: 3 images to train on and to label, 1 skipped",)
     assert len(plan.problems) == 1 and "the set has only 3 images" in plan.problems[0]
-    assert plan.stages[0].iterations is None and plan.stages[1].iterations == 60
+    assert plan.stages[0].iterations is None and plan.stages[1].iterations == 80
 
 
 def test_a_stage_is_as_long_as_its_least_number_of_iterations(tiny_recipe, tmp_path):
