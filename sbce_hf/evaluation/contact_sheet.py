@@ -20,7 +20,7 @@ CELL_WIDTH, CELL_HEIGHT_LIMIT = 280, 330
 COLOUR_SHARE = 0.7
 # Titles of the columns with label maps, and the fields of [`ContactRow`] they show.
 _MAPS = {
-    "adaptive label map": "label_map",
+    "label map": "label_map",
     "after CRF": "crf_label_map",
     "refined": "refined_label_map",
     "truth": "truth",

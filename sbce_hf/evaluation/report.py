@@ -232,7 +232,8 @@ def _score_section(context: ReportContext) -> list[str]:
         f"Label maps against the masks of split `{context.score_split}`; each image's classes are known from its "
         f"{'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
         score_table(context.scores),
-        "`paper` and `official` use adaptive thresholds learned from tags alone, `fixed` one constant set beforehand; "
+        "`paper` and `official` use adaptive thresholds learned from tags alone, `peak` a share of each map's highest "
+        "probability, `mean` its mean as the share of pixels, `fixed` one constant set beforehand; "
         f"a row marked {LEAK_MARK} picked its constant on these very masks: the limit of that rule, not a result.  \n"
         "mIoU is the mean over the background and all classes of counts summed over images; pixels whose mask says "
         f"{IGNORE_INDEX} do not count, and `-` is a class in neither label maps nor masks.",
