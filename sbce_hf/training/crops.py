@@ -15,7 +15,43 @@ from ..data.transforms import IMAGENET, Normalization, augment, jitter_colors
 from ..labels.label_maps import LabelMaps
 
 
-class SegmentationDataset(Dataset):
+class _Crops(Dataset):
+    """What the training sets of label maps share; nothing is kept in memory.
+
+    Args:
+        images: the training set; see [`check_label_maps`] for what is relied on.
+        label_maps: of these images.
+        seed: of the augmentation.
+        normalization: of the pixels.
+    """
+
+    def __init__(self, images: TaggedImages, label_maps: LabelMaps, seed: int, normalization: Normalization) -> None:
+        self.images, self.label_maps, self.seed = images, label_maps, seed
+        self.epoch = 0
+        self._ids = images.image_ids
+        self._normalize = normalization
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _padded(
+        self, image: Image.Image, label_map: Image.Image, columns: "_Cut", rows: "_Cut", size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels `(3, size, size)`, 0 where the image does not reach, and labels `(size, size)`, 255 there."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
+        pixel_values = torch.zeros(3, size, size)
+        pixel_values[:, *where] = self._normalize(pixels)
+        labels = torch.full((size, size), IGNORE_INDEX)
+        labels[where] = torch.from_numpy(np.array(label_map)).long()
+        return pixel_values, labels
+
+
+class SegmentationDataset(_Crops):
     """Images with label maps as training samples; nothing is kept in memory.
 
     Image and label map are scaled, cut out, padded and mirrored alike. Every random draw comes from a generator seeded
@@ -37,17 +73,8 @@ class SegmentationDataset(Dataset):
         seed: int,
         normalization: Normalization = IMAGENET,
     ) -> None:
-        self.images, self.label_maps, self.config, self.seed = images, label_maps, config, seed
-        self.epoch = 0
-        self._ids = images.image_ids
-        self._normalize = normalization
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._ids)
+        super().__init__(images, label_maps, seed, normalization)
+        self.config = config
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         """One sample; ``S`` is `config.crop_size`.
@@ -74,16 +101,11 @@ class SegmentationDataset(Dataset):
         if config.color_jitter:
             image = jitter_colors(image, config.color_jitter, generator)
 
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
-        pixel_values = torch.zeros(3, size, size)
-        pixel_values[:, *where] = self._normalize(pixels)
-        labels = torch.full((size, size), IGNORE_INDEX)
-        labels[where] = torch.from_numpy(np.array(label_map)).long()
+        pixel_values, labels = self._padded(image, label_map, columns, rows, size)
         return {"pixel_values": pixel_values, "labels": labels, "index": index}
 
 
-class LabelledDataset(Dataset):
+class LabelledDataset(_Crops):
     """Training samples of a classifier that learns from label maps: as [`TrainingDataset`]'s, at a random scale.
 
     Image and label map are cut out of the square to which a classifier's images are resized, scaled.
@@ -104,18 +126,9 @@ class LabelledDataset(Dataset):
         seed: int,
         normalization: Normalization = IMAGENET,
     ) -> None:
-        self.images, self.label_maps, self.config, self.seed = images, label_maps, config, seed
-        self.epoch = 0
-        self._ids = images.image_ids
+        super().__init__(images, label_maps, seed, normalization)
+        self.config = config
         self._labels = torch.from_numpy(images.label_matrix())
-        self._normalize = normalization
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         """One sample; ``S`` is `config.image_size`.
@@ -136,11 +149,7 @@ class LabelledDataset(Dataset):
         if config.augmentation.flip and generator.random() < 0.5:
             image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
         image = augment(image, replace(config.augmentation, flip=False), generator)
-        where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
-        pixel_values = torch.zeros(3, size, size)
-        pixel_values[:, *where] = self._normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        label_maps = torch.full((size, size), IGNORE_INDEX)
-        label_maps[where] = torch.from_numpy(np.array(label_map)).long()
+        pixel_values, label_maps = self._padded(image, label_map, columns, rows, size)
         counts = torch.bincount(label_maps.flatten(), minlength=IGNORE_INDEX + 1).double()
         known = (size**2 - counts[IGNORE_INDEX]).clamp(min=1)
         labels = self._labels[index]
