@@ -41,6 +41,8 @@ spatial: *stage
 rounds: 2
 labelling: {scales: [1.0], batch_size: 4, crf_workers: 1, crf: {iterations: 2}}
 contact_images: 2
+# What so little training gives is mostly harm.
+guard: null
 """
 
 

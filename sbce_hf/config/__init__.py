@@ -5,7 +5,14 @@ takes the part that concerns it; only the files that see a run as a whole take a
 """
 
 from .data import AugmentationConfig, DataConfig
-from .labelling import CrfConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
+from .labelling import (
+    CrfConfig,
+    GuardConfig,
+    IrnRefinementConfig,
+    LabellingConfig,
+    PredictionConfig,
+    ProportionConfig,
+)
 from .parsing import check_keys, deciding, from_mapping, merge, parse_override, to_mapping
 from .recipes import OFFICIAL, RECIPES, load_recipe, recipe_path
 from .run import RunConfig, SegmenterConfig
@@ -26,6 +33,7 @@ __all__ = [
     "CrfConfig",
     "CropTrainingConfig",
     "DataConfig",
+    "GuardConfig",
     "IrnRefinementConfig",
     "LabellingConfig",
     "LoopConfig",

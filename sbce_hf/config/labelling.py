@@ -99,6 +99,10 @@ class IrnRefinementConfig(Checked):
         walk_steps: length of the walk.
         background_threshold: what arrives, divided by the maximum over the image's classes, is background below this
             (published: 0.25 for VOC).
+        map_weight: what share of the say the class maps keep after the walk. Above 0, what is compared with
+            `background_threshold` is a weighted geometric mean of what arrives and of the class maps' probabilities,
+            each divided by its class's own peak, so that a walk that floods or loses a class is held back; 0 asks the
+            walk alone (published).
     """
 
     SECTION = "irn"
@@ -112,6 +116,7 @@ class IrnRefinementConfig(Checked):
     walk_exponent: float = number(10.0, at_least=0)
     walk_steps: int = number(256, at_least=0, limit=1_000_000)
     background_threshold: float = number(0.25, above=0, below=1)
+    map_weight: float = number(0.0, at_least=0, below=1)
 
     def validate_shares(self) -> None:
         """What is sure to be a class lies inside its area, what is sure to be background outside."""
@@ -178,3 +183,24 @@ class ProportionConfig(Checked):
             raise UserError(
                 f"proportions.minimum and maximum: got {self.minimum} and {self.maximum}, expected 0 < min < max < 1"
             )
+
+
+@strict
+@dataclass(kw_only=True)
+class GuardConfig(Checked):
+    """When a round or a refinement has harmed a class: told from its label maps and those before, without a mask.
+
+    Such a class keeps the label maps of the stage before, the others are the new ones; what comes after goes on from
+    these.
+
+    Args:
+        max_lost: extinguished: the share of the class's images that have lost it, and had not before, is above this.
+        min_coverage: extinguished: its mean coverage is below this share of what it was.
+        max_coverage: flooded: its mean coverage is above this multiple of what it was.
+    """
+
+    SECTION = "guard"
+
+    max_lost: float = number(0.1, at_least=0, at_most=1)
+    min_coverage: float = number(0.5, at_least=0, at_most=1)
+    max_coverage: float = number(2.0, at_least=1)

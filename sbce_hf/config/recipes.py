@@ -63,6 +63,7 @@ OFFICIAL: dict[str, Any] = {
         },
     },
     "proportions": {"lost": "minimum"},
+    "guard": None,
     "final_scales": None,
 }
 

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
 from .data import DataConfig
-from .labelling import IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
+from .labelling import GuardConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
 from .ranges import Checked, number, view_scales
 from .saliency import SaliencyConfig
 from .training import SegmenterTrainingConfig, TrainingConfig
@@ -89,6 +89,8 @@ class RunConfig(Checked):
         final_scales: sizes of the views for the last round's label maps, instead of `labelling.scales`: the rounds
             before need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
+        guard: keeps a class's label maps from before where a round or a refinement has harmed it, see
+            [`GuardConfig`]; `None` takes whatever comes.
         irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
         saliency: refinement by saliency maps, after `irn`, see [`SaliencyConfig`]; `None` uses none.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
@@ -107,6 +109,7 @@ class RunConfig(Checked):
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
     final_scales: tuple[float, ...] | None = view_scales(None)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
+    guard: GuardConfig | None = field(default_factory=GuardConfig)
     irn: IrnRefinementConfig | None = None
     saliency: SaliencyConfig | None = None
     segmenter: SegmenterConfig | None = None

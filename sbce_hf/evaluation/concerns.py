@@ -14,13 +14,16 @@ LOST_SHARE = 0.05
 UNLEARNED_SHARE = 0.5
 
 
-def concerns(labels: np.ndarray, final: StageQuality | None, losses: Sequence[float] = ()) -> list[str]:
+def concerns(
+    labels: np.ndarray, final: StageQuality | None, losses: Sequence[float] = (), kept: Sequence[str] = ()
+) -> list[str]:
     """Sentences, the gravest first; none if all is well.
 
     Args:
         labels: `(n, C)`, above 0 where a photo of the training set is tagged with a class; classes as in `final`.
         final: quality of the label maps that the run ends with; `None` before there are any.
         losses: logged losses of stage 0, in order.
+        kept: which classes' label maps are those of an earlier stage, and why, in sentences.
     """
     found = []
     present = labels > 0
@@ -29,6 +32,7 @@ def concerns(labels: np.ndarray, final: StageQuality | None, losses: Sequence[fl
         for c in worst:
             lost = round(c.lost_share * c.images)
             found.append(f"{c.name}: lost from the label maps on {lost} of its {c.images} photos")
+    found += kept
     if len(losses) and len(labels):
         # Of predicting each class with its frequency; the mean over classes, as the loss is.
         share = present.mean(axis=0).clip(1e-6, 1 - 1e-6)

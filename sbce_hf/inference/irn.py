@@ -21,7 +21,7 @@ from ..models.modeling_irn import STRIDE, IrnModel
 from ..postprocess.crf import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import ClassMaps, label_by_share, sigmoid
+from ..postprocess.rules import ClassMaps, label_by_share, relative_to_peak, sigmoid
 from .views import to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -69,7 +69,8 @@ class WalkMethod:
     """Lets each class walk up to the boundaries, and compares what arrives with a constant, as published.
 
     A class starts with `relu(s_c * z_c - logit t_c)`, divided by its maximum: nothing where the adaptive rule finds
-    background. In logits, because a saturated sigmoid has no order left.
+    background. In logits, because a saturated sigmoid has no order left. With `map_weight` the class maps have a say
+    after the walk, too, which is not published.
 
     Args:
         model: a trained boundary network, on its device. Left in evaluation mode.
@@ -108,13 +109,15 @@ class WalkMethod:
         above = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
         # On the boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
-        start = F.pad(_resize(above, (height, width)), padding, mode="replicate")
-        start = _resize(start, boundaries.shape).relu()
-        start = start / start.amax(dim=(1, 2), keepdim=True).clamp(min=_TINY) * (1 - boundaries)
+        above = _resize(F.pad(_resize(above, (height, width)), padding, mode="replicate"), boundaries.shape)
+        start = _by_class(above.relu()) * (1 - boundaries)
         arrived = random_walk(start, boundaries, config.walk_radius, config.walk_exponent, config.walk_steps)
+        if config.map_weight:
+            arrived = _weighted(arrived, above, maps.threshold_logits, config.map_weight)
         arrived = _resize(arrived, [STRIDE * side for side in boundaries.shape])[:, :height, :width]
         arrived = _resize(arrived, image.shape[:2])
-        arrived = arrived / arrived.amax().clamp(min=_TINY)
+        if not config.map_weight:
+            arrived = arrived / arrived.amax().clamp(min=_TINY)
         background = torch.full_like(arrived[:1], config.background_threshold)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
 
@@ -131,6 +134,18 @@ class WalkMethod:
         view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
         logits = (view + mirrored.flip(-1)) / 2
         return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]
+
+
+def _by_class(maps: Tensor) -> Tensor:
+    """Each map divided by its maximum, `(K, h, w)`."""
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
+
+
+def _weighted(arrived: Tensor, above: Tensor, threshold_logits: np.ndarray, weight: float) -> Tensor:
+    """Geometric mean of what the walk brought and of the maps that it started from, `(K, h, w)` in [0, 1]."""
+    relative = relative_to_peak(above.cpu().numpy() + threshold_logits[:, None, None])
+    kept = torch.from_numpy(relative).to(arrived).clamp(max=1)
+    return _by_class(arrived) ** (1 - weight) * kept**weight
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

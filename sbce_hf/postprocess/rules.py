@@ -69,12 +69,23 @@ def label_peak(maps: ClassMaps, share: float) -> Labelled:
     """Probabilities relative to the map's own peak against one constant for all classes: a threshold without a head.
 
     A class is not lost, however low its map has become, and in a map that is certain somewhere the threshold is the
-    constant. Single pixels decide nothing: the peak is the probability that a hundredth of the pixels passes.
+    constant.
+    """
+    thresholds = sigmoid(_peak_thresholds(maps.logits, share))
+    labelled = _label(maps, relative_to_peak(maps.logits), np.full(len(maps.classes), share))
+    return replace(labelled, thresholds=thresholds)
+
+
+def relative_to_peak(logits: np.ndarray) -> np.ndarray:
+    """Probabilities divided by each map's peak; above 1 in the few pixels that pass it.
+
+    Single pixels decide nothing: the peak is the probability that a hundredth of the pixels passes.
+
+    Args:
+        logits: `(K, H, W)` float32.
     """
     # In logarithms, because a probability may be too low to be told from 0.
-    relative = np.exp(_log_sigmoid(maps.logits) - _log_sigmoid(_peaks(maps.logits))[:, None, None])
-    thresholds = sigmoid(_peak_thresholds(maps.logits, share))
-    return replace(_label(maps, relative, np.full(len(maps.classes), share)), thresholds=thresholds)
+    return np.exp(_log_sigmoid(logits) - _log_sigmoid(_peaks(logits))[:, None, None])
 
 
 def _peaks(logits: np.ndarray) -> np.ndarray:

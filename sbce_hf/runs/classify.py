@@ -13,6 +13,7 @@ from ..labels.proportions import ProportionTable
 from ..labels.store import LabelStore
 from ..training.classifier import create_classifier, train_classifier
 from .bench import Bench
+from .guard import hold_back
 from .settings import BCE, labelling_of
 from .single import estimate_proportions, label_with_checkpoint
 from .stage import Stage
@@ -41,11 +42,19 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         proportions = previous.join(bench.images)
         model = read_classifier(before / "model")
         if training.targets == "labels":
-            label_maps = LabelStore(before / stage.needs[0].stores[-1], bench.images.class_names)
+            label_maps = LabelStore(stage.needs[0].final_store(bench.run_dir), bench.images.class_names)
     # Each round draws another order and other augmentations.
     seed = config.seed + 1000 * number
     fitted = train_classifier(
-        model, bench.images, training, kind, proportions, output_dir=folder, seed=seed, label_maps=label_maps
+        model,
+        bench.images,
+        training,
+        kind,
+        proportions,
+        output_dir=folder,
+        seed=seed,
+        label_maps=label_maps,
+        guarded=config.guard is not None,
     )
     bench.note_duration(f"{stage.name}: training", fitted.seconds)
     started = time.perf_counter()
@@ -58,7 +67,9 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         bench.note_duration(f"{stage.name}: labelling", time.perf_counter() - started)
     # From disk: a process's summary may miss what another one skipped last.
     bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+    if previous is not None:
+        hold_back(bench, stage)
     if bench.process.is_main_process:
-        table = estimate_proportions(LabelStore(folder / stage.stores[-1]), bench.images, config, previous)
+        table = estimate_proportions(LabelStore(stage.final_store(bench.run_dir)), bench.images, config, previous)
         table.save(folder / PROPORTIONS)
     bench.process.wait_for_everyone()

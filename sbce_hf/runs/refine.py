@@ -19,13 +19,14 @@ from ..models.modeling_irn import STRIDE, IrnModel
 from ..training.boundary import create_boundary_network, train_boundary
 from ..training.device import use_cpu
 from .bench import Bench
+from .guard import hold_back
 from .settings import labelling_of
 from .single import label_with_checkpoint
 from .stage import Refinement, Stage
 
 IRN = "irn"
 # What the walk depends on besides the boundary network.
-WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold")
+WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold", "map_weight")
 
 
 def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
@@ -91,6 +92,7 @@ def refine(bench: Bench, stage: Stage) -> None:
     if summary.num_labelled:
         bench.note_duration(f"{stage.name}: labelling", found + time.perf_counter() - started)
     bench.leave_out(LabelStore(folder / stage.stores[0]).skipped)
+    hold_back(bench, stage)
 
 
 REFINEMENT = Refinement(refine, note="IRN random walk", network=create_network)

@@ -23,6 +23,7 @@ from ..labels.store import LabelStore
 from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import QUALITY_PAGE, REPORT, Bench
+from .guard import kept_classes
 from .scoring import LABELLED, read_quality, score_rows
 from .settings import BCE, labelling_of
 from .single import maps_of
@@ -86,7 +87,12 @@ def find_concerns(bench: Bench, stages: Sequence[Stage]) -> list[str]:
     quality = read_quality(bench.run_dir / labelled[-1].name) if labelled else None
     lines = read_metrics(bench.run_dir / BCE / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
-    return concerns(bench.images.label_matrix(), quality[0] if quality else None, losses)
+    kept = [
+        f"{name}: {stage.name} keeps the label maps of {source} ({reason})"
+        for stage in labelled
+        for name, source, reason in kept_classes(bench.run_dir / stage.name)
+    ]
+    return concerns(bench.images.label_matrix(), quality[0] if quality else None, losses, kept)
 
 
 class _Pictures:
@@ -147,7 +153,7 @@ def _contact_rows(bench: Bench, classifier: Stage, labelled: Stage) -> Iterator[
     store, crf_store = stores[0], stores[1] if len(stores) > 1 else None
     refined = None
     if labelled is not classifier:
-        refined = LabelStore(bench.run_dir / labelled.name / labelled.stores[-1])
+        refined = LabelStore(labelled.final_store(bench.run_dir))
     images = bench.images if bench.scored is None else bench.scored
     images = images.select([index for index, image_id in enumerate(images.image_ids) if image_id in store])
     images = images.select(_spread(images.label_matrix(), config.contact_images))

@@ -124,7 +124,7 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
 def _summary(bench: Bench) -> RunSummary:
     stages, run_dir = stages_of(bench.config), bench.run_dir
     labelled, segmenter = labels_of(stages), segmenter_of(stages)
-    store = LabelStore(run_dir / labelled.name / labelled.stores[-1])
+    store = LabelStore(labelled.final_store(run_dir))
     skipped = {
         name
         for stage in stages

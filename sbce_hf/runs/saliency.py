@@ -13,6 +13,7 @@ from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
 from ..labels.store import LabelStore
 from ..postprocess.saliency import NOTE, SaliencyMethod
 from .bench import Bench
+from .guard import hold_back
 from .settings import labelling_of
 from .single import label_with_checkpoint
 from .stage import OUTSIDE, Refinement, Stage
@@ -36,7 +37,7 @@ def refine(bench: Bench, stage: Stage) -> None:
     section = config.saliency or SaliencyConfig()
     labelling = labelling_of(config, config.rounds)
     before, classifier = stage.needs[0], stage.needs[-1]
-    labels = LabelStore(bench.run_dir / before.name / before.stores[-1], bench.images.class_names)
+    labels = LabelStore(before.final_store(bench.run_dir), bench.images.class_names)
     maps = SaliencyMaps(section, config.data, config.data.train_split)
     started = time.perf_counter()
     summary = label_with_checkpoint(
@@ -53,6 +54,7 @@ def refine(bench: Bench, stage: Stage) -> None:
     if summary.num_labelled:
         bench.note_duration(f"{stage.name}: labelling", time.perf_counter() - started)
     bench.leave_out(LabelStore(folder / stage.stores[0]).unreadable)
+    hold_back(bench, stage)
 
 
 REFINEMENT = Refinement(refine, note=NOTE, outside=check)

@@ -18,7 +18,8 @@ from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
 from ..processes import share_of, shared, summed
 from .bench import Bench
-from .stage import Stage
+from .guard import kept_classes
+from .stage import KEPT, Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
 # Stages whose label maps are results, and so can be looked at without masks.
@@ -51,22 +52,26 @@ def _once(bench: Bench, stage: Stage, name: str, key: str, make: Any, *arguments
 
 
 def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
-    rows = []
-    for name in stage.stores:
-        store = LabelStore(bench.run_dir / stage.name / name)
+    rows, folder = [], bench.run_dir / stage.name
+    paths = dict.fromkeys([*(folder / name for name in stage.stores), stage.final_store(bench.run_dir)])
+    for path in paths:
+        store, note = LabelStore(path), stage.note
+        if path == folder / KEPT:
+            kept = [f"{name} kept from {source}" for name, source, _ in kept_classes(folder)]
+            note = "; ".join(filter(None, (note, *kept)))
         result = score_store(store, scored, process=bench.process)
         crf = bool(store.meta.get("crf"))
         numbers = {key: result[key] for key in ("mean_iou", "per_class_iou", "num_images")}
         row: ScoreRow | SegmenterRow
         if stage.kind == "segmenter":
-            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, note=stage.note, **numbers)
+            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, note=note, **numbers)
         else:
             row = ScoreRow(
                 stage=_source(stage).name if stage.kind == "yardstick" else stage.name,
                 rule=_rule(stage, store, bench.config),
                 crf=crf,
                 uses_ground_truth=stage.uses_masks,
-                note=stage.note,
+                note=note,
                 **numbers,
             )
         rows.append(asdict(row))
@@ -97,7 +102,8 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
 
 
 def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
-    stores = [LabelStore(bench.run_dir / stage.name / name) for name in (stage.stores[0], stage.stores[-1])]
+    paths = (bench.run_dir / stage.name / stage.stores[0], stage.final_store(bench.run_dir))
+    stores = [LabelStore(path) for path in paths]
     # What ignores pixels may find nothing sure in an image before the CRF, or after it only.
     undecided = set.union(*(store.undecided for store in stores))
     before, after = ([store.record(name) for name in sorted(store.done_ids() - undecided)] for store in stores)
@@ -105,7 +111,7 @@ def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
     found = None
     if stage.needs:
         source = _source(stage)
-        previous, last = LabelStore(bench.run_dir / source.name / source.stores[-1]), stores[-1]
+        previous, last = LabelStore(source.final_store(bench.run_dir)), stores[-1]
         ids = [name for name in bench.images.image_ids if name in previous and name in last]
         own = share_of(bench.process).of(ids)
         compared = agreement(

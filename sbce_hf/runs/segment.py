@@ -97,7 +97,7 @@ def train_and_predict(bench: Bench, stage: Stage, source: Stage | None, classifi
     folder, masked = bench.run_dir / stage.name, bench.segmenter_data.masked
     if source is not None:
         images: TaggedImages = bench.images
-        label_maps: LabelMaps = LabelStore(bench.run_dir / source.name / source.stores[-1])
+        label_maps: LabelMaps = LabelStore(source.final_store(bench.run_dir))
     elif masked is not None:
         images, label_maps = masked, MaskLabels(masked)
     else:

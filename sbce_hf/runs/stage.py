@@ -15,6 +15,8 @@ from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
+# In a stage's folder, if the guard has kept any class from the stage before; see `guard.py`.
+KEPT = "labels/kept"
 # In a refinement's settings: the hash of what it reads from outside the run.
 OUTSIDE = "outside"
 
@@ -32,7 +34,7 @@ class Stage:
         make: fills the folder; called again after a kill, it continues.
         settings: the part of the recipe that decides its result, with the recipe's keys.
         needs: the stages whose folders it reads.
-        stores: its label stores, relative to the folder; later stages read the last one.
+        stores: its label stores, relative to the folder; later stages read `final_store`.
         uses_masks: it opens ground truth, and so is a yardstick, never a result.
         scored_on: split whose masks its label stores are scored on, afterwards.
         note: what was done to its label maps besides, for tables.
@@ -47,6 +49,11 @@ class Stage:
     uses_masks: bool = False
     scored_on: str | None = None
     note: str = ""
+
+    def final_store(self, run_dir: Path) -> Path:
+        """The label store that later stages read: the last one, or the one that the guard has made of it."""
+        folder = run_dir / self.name
+        return folder / (KEPT if (folder / KEPT).is_dir() else self.stores[-1])
 
 
 @dataclass(frozen=True)

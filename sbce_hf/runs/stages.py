@@ -98,7 +98,7 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
         settings |= {key: values[key] for key in ("model", "trunk_weights")}
         settings |= {"data": data, "bce": values["bce"]}
     else:
-        settings["spatial"] = values["spatial"]
+        settings |= {"spatial": values["spatial"], "guard": values["guard"]}
     return Stage(
         name=f"round_{number}" if number else BCE,
         kind="classifier",
@@ -120,6 +120,7 @@ def _refinement(
         "trunk_weights": config.trunk_weights,
         name: deciding(config)[name] | ({OUTSIDE: outside[name]} if name in outside else {}),
         "labelling": deciding(labelling),
+        "guard": deciding(config)["guard"],
     }
     stores, split = variants(name, labelling.crf, "labels"), config.data.score_split
     make, note = refinement.make, refinement.note

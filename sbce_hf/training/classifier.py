@@ -44,15 +44,18 @@ class ClassifierTask:
         config: learning rates and the alternation.
         class_names: of the model's classes.
         iterations: of the stage.
+        guarded: see [`ClassHealth`].
 
     Raises:
         UserError: a stage of kind `"spatial"` would train no threshold.
     """
 
-    def __init__(self, kind: Kind, config: TrainingConfig, class_names: Sequence[str], iterations: int) -> None:
+    def __init__(
+        self, kind: Kind, config: TrainingConfig, class_names: Sequence[str], iterations: int, guarded: bool = False
+    ) -> None:
         self.kind, self.config, self.class_names = kind, config, tuple(class_names)
         self._period, self._weights_iterations = alternation(iterations, config) if kind == "spatial" else (1, 1)
-        self._health = ClassHealth(self.class_names)
+        self._health = ClassHealth(self.class_names, guarded)
 
     def optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
         """SGD on the [`parameter_groups`]."""
@@ -126,6 +129,7 @@ def train_classifier(
     output_dir: Path,
     seed: int = 0,
     label_maps: LabelMaps | None = None,
+    guarded: bool = False,
 ) -> FitSummary:
     """Train a classifier on tagged images; see [`fit`] for resuming.
 
@@ -140,6 +144,7 @@ def train_classifier(
         seed: of order and augmentation.
         label_maps: for `"spatial"` with `config.targets` `"labels"`: what the images are trained on. Images without a
             label map are left out.
+        guarded: whoever calls holds back a class that this has harmed, so one alone does not end the training.
 
     Returns:
         The summary; the trained model is in its `model_dir`.
@@ -174,7 +179,7 @@ def train_classifier(
     if folder.summary() is None:
         # Pooling is the stage's matter. A finished stage leaves the model as it was given.
         cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
-    task = ClassifierTask(kind, config, names, count_iterations(len(images), config))
+    task = ClassifierTask(kind, config, names, count_iterations(len(images), config), guarded)
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:
         size = {"height": config.image_size, "width": config.image_size}

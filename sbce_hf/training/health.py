@@ -1,5 +1,6 @@
 """What is watched while something is trained, and when it is given up."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from ..postprocess.rules import SOFT_RANGE
 from .metrics import Window
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingHealthError(RuntimeError):
@@ -22,6 +25,8 @@ class ClassHealth:
 
     Args:
         class_names: of the entries of the window's values.
+        guarded: whoever trains holds back what becomes of a failed class, so the training ends only if every class
+            that is judged has failed; of others it is said once.
     """
 
     # Share of soft pixels below which a class no longer learns.
@@ -39,8 +44,9 @@ class ClassHealth:
 
     KEYS = ("mean_p", "mean_q", "soft_share")
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = tuple(class_names)
+    def __init__(self, class_names: Sequence[str], guarded: bool = False) -> None:
+        self.class_names, self.guarded = tuple(class_names), guarded
+        self._told: set[int] = set()
         self._images = np.zeros(len(self.class_names))
         self._sums = {key: np.zeros(len(self.class_names)) for key in self.KEYS}
         self._epoch = self.GRACE_EPOCHS
@@ -49,7 +55,7 @@ class ClassHealth:
         """Add one window; judge at the end of an epoch and of the training.
 
         Raises:
-            TrainingHealthError: at least one class has collapsed or flooded.
+            TrainingHealthError: a class has collapsed or flooded; if `guarded`, all have.
         """
         if window.epoch <= self.GRACE_EPOCHS:
             return
@@ -60,14 +66,18 @@ class ClassHealth:
         if epoch == self._epoch and not window.last:
             return
         judged = self._images >= self.MIN_IMAGES
-        failures = [self._verdict(int(index)) for index in np.flatnonzero(judged)]
-        if any(failures):
+        verdicts = {int(index): self._verdict(int(index)) for index in np.flatnonzero(judged)}
+        failures = {index: verdict for index, verdict in verdicts.items() if verdict}
+        if failures and (len(failures) == len(verdicts) or not self.guarded):
             raise TrainingHealthError(
-                f"at iteration {window.iteration}: {' '.join(filter(None, failures))} Its maps have become binary, "
+                f"at iteration {window.iteration}: {' '.join(failures.values())} Its maps have become binary, "
                 "where the sigmoid passes no gradient, so training on does not help. What usually does: a lower "
                 "spatial.lr; model.normalization=balanced; fewer epochs in the stage this one started "
                 "from; more images of the class; better proportions, if these are far from the truth"
             )
+        for index in failures.keys() - self._told:
+            logger.warning("%s Its label maps are compared with those of the stage before.", failures[index])
+        self._told |= failures.keys()
         for values in (self._images, *self._sums.values()):
             values[judged] = 0
 

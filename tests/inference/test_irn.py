@@ -104,6 +104,26 @@ def test_what_arrives_is_compared_with_the_constant(constant, left):
     assert (refined[:, 40:] == 2).all() and (refined[40:, :24] == left).mean() > 0.5
 
 
+@pytest.mark.parametrize(("weight", "below"), [(0.0, 1), (0.5, 0)])
+def test_the_class_maps_hold_a_flood_back(weight, below):
+    logits = np.full((1, 64, 64), -6.0)
+    # The walk evens it out over the left half, of which the map saw the upper part only.
+    logits[:, :40, :28] = 4
+    section = IrnRefinementConfig(map_weight=weight)
+    (refined,) = answer_of(WalkMethod(FixedBoundaries(), section, crf=None), photo(), maps_of(logits, [0]))
+    assert (refined[:32, :24] == 1).all() and (refined[:, 40:] == 0).all()
+    assert (refined[48:, :24] == below).all()
+
+
+@pytest.mark.parametrize(("weight", "left"), [(0.0, 0), (0.5, 1)])
+def test_the_class_maps_keep_a_small_class_beside_a_large_one(weight, left):
+    logits = np.full((2, 64, 64), -6.0)
+    logits[0, 4:10, 4:10], logits[1, :, 36:] = 4, 4
+    section = IrnRefinementConfig(map_weight=weight)
+    (refined,) = answer_of(WalkMethod(FixedBoundaries(), section, crf=None), photo(), maps_of(logits, [0, 0], (0, 1)))
+    assert (refined[5:9, 5:9] == left).all() and (refined[:, 40:] == 2).all()
+
+
 @pytest.mark.parametrize("size", [(50, 70), (33, 35), (300, 90)])
 def test_walk_at_any_size(size):
     logits = np.full((2, *size), -4.0)

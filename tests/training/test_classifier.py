@@ -266,8 +266,8 @@ def window(epoch, p, q, soft, count):
     return Window(int(epoch * 10), epoch, means, dict.fromkeys(means, np.array(count, dtype=float)))
 
 
-def feed(*figures, epochs=4, steps=4):
-    health = ClassHealth(["cat", "dog"])
+def feed(*figures, epochs=4, steps=4, guarded=False):
+    health = ClassHealth(["cat", "dog"], guarded)
     for i in range(1, epochs * steps + 1):
         health.update(window(i / steps, *figures))
 
@@ -300,6 +300,13 @@ def test_verdicts(p, q, soft, verdict):
 def test_every_failed_class_is_named():
     with pytest.raises(TrainingHealthError, match="'cat' has collapsed.*'dog' has flooded"):
         feed([0.0, 0.99], [OK, OK], [0.0, 0.0], [5, 5])
+
+
+def test_where_somebody_guards_a_class_may_fail_but_not_all(caplog):
+    feed([0.0, OK], [OK, OK], [0.0, 0.5], [5, 5], guarded=True)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["class 'cat' has collapsed"]
+    with pytest.raises(TrainingHealthError, match="'cat' has collapsed.*'dog' has flooded"):
+        feed([0.0, 0.99], [OK, OK], [0.0, 0.0], [5, 5], guarded=True)
 
 
 def test_nothing_is_judged_in_the_first_epoch_nor_before_enough_images():

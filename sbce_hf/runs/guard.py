@@ -1,0 +1,115 @@
+"""The guard: a class that a stage has harmed keeps the label maps of the stage before.
+
+    round_1/guard.json     which classes, and why; empty if none
+    round_1/labels/kept    a label store, if there is any: these classes from before, the others as they are
+
+Nothing here reads a mask: what counts is how often a class is lost, and how much of its images it covers.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..config import GuardConfig
+from ..files import digest, read_json, write_json
+from ..labels.store import LabelStore
+from ..processes import share_of
+from .bench import Bench
+from .stage import KEPT, Stage
+
+GUARD = "guard.json"
+
+
+def hold_back(bench: Bench, stage: Stage) -> None:
+    """Look at a labelled stage class by class, and make the store `KEPT` if the stage before is better for any.
+
+    Args:
+        bench: of the run; all processes call, and share the work.
+        stage: labelled; compared with the first stage that it needs.
+    """
+    if bench.config.guard is None:
+        return
+    folder, source = bench.run_dir / stage.name, stage.needs[0]
+    before, after = LabelStore(source.final_store(bench.run_dir)), LabelStore(folder / stage.stores[-1])
+    harmed = harmed_classes(before, after, bench.config.guard)
+    if bench.process.is_main_process:
+        write_json(folder / GUARD, {"before": source.name, "classes": harmed})
+    if harmed:
+        _write_kept(bench, stage, before, after, harmed)
+    bench.process.wait_for_everyone()
+
+
+def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig) -> dict[str, str]:
+    """The classes that the later of two stores has extinguished or flooded, each with the reason in words.
+
+    Args:
+        before: label maps of a stage.
+        after: of the next one, of the same classes.
+        config: the limits.
+    """
+    (old_ids, old), (new_ids, new) = before.proportions(), after.proportions()
+    both = sorted(set(old_ids) & set(new_ids))
+    old = old[np.searchsorted(old_ids, both)] if both else old[:0]
+    new = new[np.searchsorted(new_ids, both)] if both else new[:0]
+    found = {}
+    for index, name in enumerate(after.class_names):
+        known = np.array([index in after.record(image_id)["classes"] for image_id in both], bool)
+        # Of a class that had no pixel anywhere, nothing can be kept.
+        if not known.any() or not old[known, index].any():
+            continue
+        was, now = old[known, index], new[known, index]
+        lost, ratio = int(((was > 0) & (now == 0)).sum()), float(now.mean() / was.mean())
+        if lost > config.max_lost * len(was):
+            found[name] = f"extinguished: lost from {lost} of its {len(was)} photos"
+        elif ratio < config.min_coverage:
+            found[name] = f"extinguished: covers {ratio:.2f} times as much as before"
+        elif ratio > config.max_coverage:
+            found[name] = f"flooded: covers {ratio:.2f} times as much as before"
+    return found
+
+
+def merge(before: np.ndarray, after: np.ndarray, values: Collection[int]) -> np.ndarray:
+    """The later label map, but for what concerns some classes: there the earlier one decides.
+
+    Args:
+        before: `(H, W)` uint8.
+        after: `(H, W)` uint8.
+        values: of the classes in both.
+    """
+    concerned = np.isin(before, list(values)) | np.isin(after, list(values))
+    return np.where(concerned, before, after)
+
+
+def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStore, harmed: Collection[str]) -> None:
+    share, ids = share_of(bench.process), bench.images.image_ids
+    values = [after.class_names.index(name) + 1 for name in harmed]
+    store = LabelStore.create(
+        bench.run_dir / stage.name / KEPT,
+        after.class_names,
+        key=digest({"before": before.meta["key"], "after": after.meta["key"], "classes": values}),
+        num_images=len(ids),
+        details={key: after.meta[key] for key in ("method", "config", "checkpoint", "crf")},
+        rank=share.rank,
+    )
+    for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
+        if image_id in store:
+            continue
+        record = after.record(image_id)
+        if "skipped" in record:
+            store.skip(image_id, record["skipped"])
+            continue
+        label_map = after.read(image_id)
+        if image_id in before:
+            label_map = merge(before.read(image_id), label_map, values)
+        shares = [float((label_map == index + 1).mean()) for index in record["classes"]]
+        known = {key: value for key, value in record.items() if key != "image_id"}
+        store.write(image_id, label_map, {**known, "proportions": shares})
+    store.mark_complete()
+
+
+def kept_classes(folder: Path) -> list[tuple[str, str, str]]:
+    """Of a stage's folder, each class that was kept from before: its name, the stage it is from, and the reason."""
+    found = read_json(folder / GUARD, {"before": "", "classes": {}})
+    return [(name, found["before"], reason) for name, reason in found["classes"].items()]
