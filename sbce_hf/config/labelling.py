@@ -51,8 +51,12 @@ class LabellingConfig(Checked):
         rule: `"paper"` and `"official"` use the adaptive thresholds (method of the paper, of the released program),
             `"peak"` takes `peak_share` of the highest probability of each map as its threshold, `"mean"` cuts each map
             at the share of pixels that its mean probability gives, `"fixed"` compares `relu(z) / max` with
-            `background_threshold` (the rule of the BCE stage).
+            `background_threshold` (the rule of the BCE stage), `"objects"` does so with `object_threshold`, and only
+            where the trunk's features see an object of whatever class.
         background_threshold: constant of the `"fixed"` rule.
+        object_threshold: constant of the `"objects"` rule.
+        object_min_kept: of rule `"objects"`: a class that keeps less than this share of what rule `"fixed"` gives it
+            gets that instead: it is not where the features are strong.
         peak_share: constant of the `"peak"` rule.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
         scales: sizes of the views relative to the image.
@@ -66,8 +70,10 @@ class LabellingConfig(Checked):
 
     SECTION = "labelling"
 
-    rule: Literal["paper", "official", "peak", "mean", "fixed"] = "paper"
+    rule: Literal["paper", "official", "peak", "mean", "fixed", "objects"] = "paper"
     background_threshold: float = number(0.3, above=0, below=1)
+    object_threshold: float = number(0.1, above=0, below=1)
+    object_min_kept: float = number(0.2, at_least=0, below=1)
     peak_share: float = number(0.35, above=0, below=1)
     image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
     scales: tuple[float, ...] = view_scales((1.0, 0.5, 1.5, 2.0))

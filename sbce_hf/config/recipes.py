@@ -64,6 +64,7 @@ OFFICIAL: dict[str, Any] = {
     },
     "proportions": {"lost": "minimum"},
     "guard": None,
+    "first_rule": "fixed",
     "final_scales": None,
 }
 

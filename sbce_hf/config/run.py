@@ -85,7 +85,8 @@ class RunConfig(Checked):
         bce: training of stage 0.
         rounds: number of Spatial-BCE rounds.
         spatial: training of each round.
-        labelling: how every checkpoint becomes label maps; stage 0 uses its rule `"fixed"`.
+        labelling: how every checkpoint becomes label maps; stage 0, without trained thresholds, has its own rule.
+        first_rule: the rule of stage 0: `"fixed"` or `"objects"`, see [`LabellingConfig`].
         final_scales: sizes of the views for the last round's label maps, instead of `labelling.scales`: the rounds
             before need proportions only, which fewer views give sooner. `None` labels all rounds alike.
         proportions: see [`ProportionConfig`].
@@ -107,6 +108,7 @@ class RunConfig(Checked):
     rounds: int = number(3, at_least=1, limit=100)
     spatial: TrainingConfig = field(default_factory=TrainingConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    first_rule: Literal["fixed", "objects"] = "fixed"
     final_scales: tuple[float, ...] | None = view_scales(None)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     guard: GuardConfig | None = field(default_factory=GuardConfig)

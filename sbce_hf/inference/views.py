@@ -17,6 +17,7 @@ from ..postprocess.rules import ClassMaps
 
 # Below this a trunk of stride 32 has no feature map left to speak of.
 MIN_SIDE = 32
+_TINY = 1e-12
 
 
 def view_sizes(height: int, width: int, config: LabellingConfig) -> list[tuple[int, int]]:
@@ -88,6 +89,7 @@ def iterate_class_maps(
             continue
         views = outputs[i]
         maps = [view[0] for view in views]
+        norms = [view[3] for view in views] if config.rule in _WITH_FEATURES else []
         image_logits, threshold_logits = (torch.stack([view[part] for view in views]).mean(dim=0) for part in (1, 2))
         if not all(bool(values.isfinite().all()) for values in [*maps, threshold_logits]):
             raise ValueError(
@@ -102,6 +104,7 @@ def iterate_class_maps(
             logits=_merge(maps, classes, (image.height, image.width)),
             threshold_logits=threshold_logits.float().cpu().numpy()[classes],
             scales=scales[classes],
+            feature_norm=_merge(norms, np.zeros(1, int), (image.height, image.width))[0] if norms else None,
         )
 
 
@@ -115,8 +118,11 @@ def _known_from_tags(labels: np.ndarray | None, num_images: int, num_classes: in
     return np.asarray(labels) > 0
 
 
-# One view, or it and its mirror image: maps (C, h, w), image logits (C,), threshold logits (C,).
-View = tuple[Tensor, Tensor, Tensor]
+# One view, or it and its mirror image: maps (C, h, w), image logits (C,), threshold logits (C,), and the length of the
+# feature vectors (1, h, w).
+View = tuple[Tensor, Tensor, Tensor, Tensor]
+# Rules that look at the features, too.
+_WITH_FEATURES = ("objects",)
 
 
 def _forward_views(
@@ -145,14 +151,16 @@ def _forward_views(
 def _forward(model: SpatialBceForImageClassification, batch: Tensor, flip: bool) -> list[View]:
     if flip:
         batch = torch.cat([batch, batch.flip(-1)])
-    output = model(batch.contiguous(memory_format=torch.channels_last), return_dict=True)
+    output = model(batch.contiguous(memory_format=torch.channels_last), output_hidden_states=True, return_dict=True)
     maps, logits, thresholds = output.pixel_logits.float(), output.logits.float(), output.threshold_logits.float()
+    norms = output.hidden_states[-1].float().norm(dim=1, keepdim=True)
+    norms = norms / norms.amax(dim=(1, 2, 3), keepdim=True).clamp(min=_TINY)
     if flip:
         # Mirroring back and averaging here equals doing so at image size, bilinear interpolation being symmetric.
         half = len(batch) // 2
-        maps = (maps[:half] + maps[half:].flip(-1)) / 2
+        maps, norms = ((values[:half] + values[half:].flip(-1)) / 2 for values in (maps, norms))
         logits, thresholds = (logits[:half] + logits[half:]) / 2, (thresholds[:half] + thresholds[half:]) / 2
-    return list(zip(maps, logits, thresholds, strict=True))
+    return list(zip(maps, logits, thresholds, norms, strict=True))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:

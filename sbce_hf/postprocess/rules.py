@@ -1,4 +1,4 @@
-"""From class maps to label maps: the rules of the paper, of the released program, of a map's own peak, and of stage 0.
+"""From class maps to label maps: rules of the paper, of the released program, of a map's own peak, and two of stage 0.
 
 Every rule turns [`ClassMaps`] into scores `(K, H, W)`, how far each known class lies above its threshold; a pixel gets
 the class of the highest score if that is above 0, else background.
@@ -25,6 +25,8 @@ class ClassMaps:
         logits: `(K, H, W)` float32 at image size, scaled class maps `exp(tau) * z`; their sigmoid is the paper's `P`.
         threshold_logits: `(K,)` float32; their sigmoid is the adaptive threshold, in the domain of `P`.
         scales: `(K,)` float32, `exp(tau)`.
+        feature_norm: `(H, W)` float32 above 0, length of the trunk's last feature vectors at image size, each view's
+            divided by its maximum; `None` where the rule does not ask for it.
     """
 
     image_id: str
@@ -32,6 +34,7 @@ class ClassMaps:
     logits: np.ndarray
     threshold_logits: np.ndarray
     scales: np.ndarray
+    feature_norm: np.ndarray | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -159,6 +162,56 @@ def label_fixed(maps: ClassMaps, background_threshold: float) -> Labelled:
     return _label(maps, normalized, np.full(len(maps.classes), background_threshold))
 
 
+def label_objects(maps: ClassMaps, object_threshold: float, background_threshold: float, min_kept: float) -> Labelled:
+    """[`label_fixed`] with a low constant, within what the features take for an object of whatever class.
+
+    A network that has learned tags answers to what a class is always seen with, too: sky for aeroplanes, water for
+    boats. Its features are longer on things than on their ground, the more so as it was trained on a thousand kinds of
+    things before; where their length passes Otsu's threshold of the photo is an object (as Wei et al., "Selective
+    Convolutional Descriptor Aggregation", 2017, find objects without labels, by the sum of features above its mean).
+
+    Args:
+        maps: of one image, with `feature_norm`.
+        object_threshold: constant for `relu(z) / max` on objects.
+        background_threshold: constant of the rule `"fixed"`, for a class that is lost on objects.
+        min_kept: a class is, if it keeps less than this share of what rule `"fixed"` gives it.
+
+    Raises:
+        ValueError: maps without `feature_norm`.
+    """
+    if not len(maps.classes):
+        return label_fixed(maps, object_threshold)
+    if maps.feature_norm is None:
+        raise ValueError(f"image {maps.image_id!r}: no feature_norm; rule 'objects' needs it")
+    inside = maps.feature_norm > otsu_threshold(maps.feature_norm)
+    plain, low = label_fixed(maps, background_threshold), label_fixed(maps, object_threshold)
+    scores = np.where(inside, low.scores, np.minimum(low.scores, -object_threshold))
+    label_map = np.where(inside, low.label_map, 0).astype(np.uint8)
+    for index, value in enumerate(maps.classes + 1):
+        before = plain.label_map == value
+        if (label_map == value).sum() < min_kept * before.sum():
+            label_map[before] = value
+            scores[index] = plain.scores[index]
+    return Labelled(scores, low.thresholds, label_map)
+
+
+def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
+    """The threshold that parts values into two groups of the least variance within them (Otsu, 1979).
+
+    Args:
+        values: of any shape, finite.
+        bins: of the histogram that is looked at.
+    """
+    counts, edges = np.histogram(values, bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts, dtype=np.float64)
+    total = np.cumsum(counts * centres)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = np.where(above > 0, (total[-1] * below - total * below[-1]) ** 2 / (below * above), 0.0)
+    return float(edges[1 + int(np.nan_to_num(between).argmax())])
+
+
 def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Labelled:
     """Move each adaptive threshold so that a share of what passes it passes: below 1 what is sure, above what may be.
 
@@ -187,6 +240,9 @@ RULES: dict[str, Callable[[ClassMaps, LabellingConfig], Labelled]] = {
     "peak": lambda maps, config: label_peak(maps, config.peak_share),
     "mean": lambda maps, _: label_mean(maps),
     "fixed": lambda maps, config: label_fixed(maps, config.background_threshold),
+    "objects": lambda maps, config: label_objects(
+        maps, config.object_threshold, config.background_threshold, config.object_min_kept
+    ),
 }
 
 

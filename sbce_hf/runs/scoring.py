@@ -87,8 +87,13 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
     labelling = store.meta["config"]
     if stage.uses_masks:
         return f"best constant {labelling['background_threshold']:g}"
-    if labelling["rule"] in ("peak", "mean"):
-        rule = f"peak {labelling['peak_share']:g}" if labelling["rule"] == "peak" else "mean"
+    plain = {
+        "peak": f"peak {labelling.get('peak_share', 0):g}",
+        "mean": "mean",
+        "objects": f"objects {labelling.get('object_threshold', 0):g}",
+    }
+    if labelling["rule"] in plain:
+        rule = plain[labelling["rule"]]
     else:
         # The walk starts from the adaptive thresholds, whichever of their rules it is.
         rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"

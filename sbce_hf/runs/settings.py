@@ -15,7 +15,7 @@ def labelling_of(config: RunConfig, number: int) -> LabellingConfig:
         number: of the round; 0 is stage 0.
     """
     if number == 0:
-        return replace(config.labelling, rule="fixed")
+        return replace(config.labelling, rule=config.first_rule)
     if number == config.rounds and config.final_scales is not None:
         return replace(config.labelling, scales=config.final_scales)
     return config.labelling

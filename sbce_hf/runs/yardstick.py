@@ -20,7 +20,7 @@ def best_constant(bench: Bench, stage: Stage) -> None:
     if bench.scored is None:
         raise ValueError(f"{stage.name}: no image has a mask")
     folder, model_dir = bench.run_dir / stage.name, bench.run_dir / stage.needs[0].name / "model"
-    path, labelling = folder / SCAN, labelling_of(bench.config, 0)
+    path, labelling = folder / SCAN, replace(labelling_of(bench.config, 0), rule="fixed")
     if not bench.decided(path.is_file()):
         scored, process = bench.scored, bench.process
         # Whole groups, as labelling has them: which images share a batch decides the last bits of their maps.

@@ -66,6 +66,22 @@ def test_views_are_averaged_at_image_size_and_mirrored_back(tiny_model):
     assert np.allclose(maps.threshold_logits, np.mean(thresholds, axis=0), atol=1e-5)
 
 
+def test_the_length_of_the_features_is_there_for_the_rule_that_asks(tiny_model):
+    photo = make_photo(3, 70, 90)
+    labels = np.array([[1, 0, 1]], np.float32)
+    (maps,) = class_maps(tiny_model, [photo], labels, ONE)
+    assert maps.feature_norm is None
+    (maps,) = class_maps(tiny_model, [photo], labels, replace(ONE, rule="objects"))
+    size = (70, 90)
+    pixels = np.asarray(photo, np.float32) / 255
+    pixels = (pixels - np.array(IMAGENET.mean, np.float32)) / np.array(IMAGENET.std, np.float32)
+    with torch.inference_mode():
+        features = tiny_model.spatial_bce(torch.from_numpy(pixels).permute(2, 0, 1)[None]).last_hidden_state
+    length = features.square().sum(dim=1, keepdim=True).sqrt()
+    assert maps.feature_norm.shape == size and maps.feature_norm.dtype == np.float32
+    assert np.allclose(maps.feature_norm, upsample(length / length.max(), size)[0], atol=1e-5)
+
+
 def test_a_mirrored_photo_has_mirrored_maps_with_flip_only(tiny_model):
     photo = make_photo(2)
     mirrored = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

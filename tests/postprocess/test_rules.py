@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from sbce_hf.postprocess.rules import (
     apply_rule,
     label_fixed,
     label_mean,
+    label_objects,
     label_official,
     label_paper,
     label_peak,
+    otsu_threshold,
     sigmoid,
     with_thresholds,
 )
@@ -184,6 +187,51 @@ def test_mean_rule_neither_loses_nor_floods_a_saturated_map(offset):
     logits = offset + np.random.default_rng(0).normal(0, 1, (1, 20, 30)).astype(np.float32)
     found = (label_mean(make_maps(logits)).label_map > 0).sum()
     assert found == (1 if offset < 0 else 599)
+
+
+def sky_and_thing(**changes):
+    """A class that answers on a thing, and half as much on the upper half of the photo, where a thing lies within."""
+    logits, norm = np.full((1, 20, 20), -2.0), np.full((20, 20), 0.2)
+    logits[0, :10], logits[0, 4:8, 6:14] = 2, 4
+    norm[4:8, 6:14] = 0.9
+    maps = replace(make_maps(logits), feature_norm=(norm + np.linspace(0, 0.02, 20)).astype(np.float32))
+    return replace(maps, **changes)
+
+
+def test_objects_rule_leaves_out_what_a_class_is_always_seen_with():
+    maps = sky_and_thing()
+    thing = np.zeros((20, 20), np.uint8)
+    thing[4:8, 6:14] = 1
+    assert label_fixed(maps, 0.3).label_map.mean() == 0.5
+    labelled = label_objects(maps, 0.1, 0.3, 0.0)
+    assert (labelled.label_map == thing).all() and labelled.thresholds.tolist() == [0.1]
+    assert ((labelled.scores[0] > 0) == (thing > 0)).all()
+    # Of what it had, it keeps 32 pixels of 200.
+    assert (label_objects(maps, 0.1, 0.3, 0.15).label_map == thing).all()
+    kept = label_objects(maps, 0.1, 0.3, 0.2)
+    assert (kept.label_map == label_fixed(maps, 0.3).label_map).all() and (kept.scores > 0).mean() == 0.5
+
+
+def test_objects_rule_gives_an_object_to_the_class_that_answers_most():
+    maps = sky_and_thing()
+    other = np.full((1, 20, 20), 0.4)
+    other[0, 15:] = 4
+    maps = replace(maps, logits=np.concatenate([maps.logits, other]).astype(np.float32), classes=np.array([2, 5]))
+    label_map = label_objects(maps, 0.1, 0.3, 0.1).label_map
+    # The second class has nothing on the object, so it stays where rule "fixed" finds it.
+    assert (label_map[4:8, 6:14] == 3).all() and (label_map[15:] == 6).all() and (label_map[:4] == 0).all()
+
+
+def test_objects_rule_needs_the_features():
+    with pytest.raises(ValueError, match="image 'a': no feature_norm"):
+        label_objects(sky_and_thing(feature_norm=None), 0.1, 0.3, 0.2)
+
+
+def test_otsu_parts_two_groups():
+    values = np.concatenate([np.random.default_rng(0).normal(0.2, 0.05, 700), np.full(300, 0.8)])
+    threshold = otsu_threshold(values)
+    assert values[:700].max() <= threshold < 0.8
+    assert otsu_threshold(np.ones((3, 4))) >= 1 - 0.5
 
 
 def test_other_rules_have_the_heads_thresholds():
