@@ -120,6 +120,7 @@ def render_plan(plan: "Plan") -> str:
         *_stage_table(plan),
         "",
         "memory: estimated for one process, in GiB: weights, gradients, optimiser, activations",
+        *_time(plan),
     ]
     if plan.problems:
         lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]
@@ -127,8 +128,21 @@ def render_plan(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
+def _time(plan: "Plan") -> list[str]:
+    """The run's duration in words; nothing where it could not be measured."""
+    from ..evaluation.report import duration
+
+    known = [stage.seconds for stage in plan.stages if stage.seconds is not None]
+    if not known:
+        return []
+    others = "".join(f", {name} {duration(seconds)}" for name, seconds in plan.others.items())
+    total = duration(sum(known) + sum(plan.others.values()))
+    return [f"time: about {total} on this machine as it is now, training and labelling{others}; without scores"]
+
+
 def _stage_table(plan: "Plan") -> list[str]:
-    header = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained", "frozen", "memory")
+    header: tuple[str, ...] = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained")
+    header += ("frozen", "memory", "minutes")
     rows: list[tuple[str, ...]] = [header]
     for stage in plan.stages:
         training = stage.training
@@ -143,6 +157,7 @@ def _stage_table(plan: "Plan") -> list[str]:
             None if stage.trained is None else f"{stage.trained / 1e6:.2f} M",
             None if stage.frozen is None else f"{stage.frozen / 1e6:.2f} M",
             None if stage.memory is None else f"{stage.memory.total / 2**30:.2f}",
+            None if stage.seconds is None else f"{stage.seconds / 60:.1f}",
         )
         rows.append(tuple("?" if cell is None else str(cell) for cell in cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

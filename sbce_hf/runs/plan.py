@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from accelerate import PartialState
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
-from ..config import LoopConfig, RunConfig, SegmenterConfig, TrainingConfig
+from ..config import LoopConfig, RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json
 from ..references import is_cached
@@ -26,6 +27,7 @@ from ..training.segmenter import create_segmenter
 from .bench import load_scored
 from .stage import RECORD, Stage, require_same
 from .stages import REFINEMENTS, outside_of, stages_of
+from .timing import sample_size, stage_seconds, training_of
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class StagePlan:
         trained: number of parameters that are trained; `None` if the model cannot be built.
         frozen: number of the others.
         memory: `None` where it cannot be estimated.
+        seconds: that the stage takes, see `timing.py`; `None` where they cannot be measured.
     """
 
     name: str
@@ -55,6 +58,7 @@ class StagePlan:
     trained: int | None
     frozen: int | None
     memory: MemoryEstimate | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Plan:
         splits: one line per split: its images and what they are for.
         needs: one line per thing that has to be there, with what was found.
         stages: the trainings, in order.
+        others: seconds of the stages that train nothing, by name.
         state: of the run directory.
         processes: that would train together.
         problems: everything that keeps the run from starting.
@@ -79,6 +84,7 @@ class Plan:
     splits: tuple[str, ...]
     needs: tuple[str, ...]
     stages: tuple[StagePlan, ...]
+    others: Mapping[str, float]
     state: str
     processes: int
     problems: tuple[str, ...]
@@ -107,6 +113,9 @@ class _Planner:
         self.needs: list[str] = []
         self.stages: list[StagePlan] = []
         self.outside: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.scored: TaggedImages | None = None
+        self.predicted: TaggedImages | None = None
 
     def plan(self) -> Plan:
         data = self.config.data
@@ -120,14 +129,16 @@ class _Planner:
             segmenter = self._segmenter(section, names, classifier)
         if images is not None:
             self.outside = self._attempt(lambda: outside_of(self.config, images)) or {}
-        for stage in stages_of(self.config):
-            if stage.kind == "classifier":
-                training: TrainingConfig = self.config.spatial if stage.needs else self.config.bce
-                self._add_stage(stage.name, images, training, training.image_size, classifier)
-            elif stage.kind == "refinement":
-                self._add_refinement(stage.name, images)
-            elif stage.kind == "segmenter" and section is not None:
-                self._add_segmenter(stage, section, images, segmenter)
+        stages = stages_of(self.config)
+        models = {stage.name: self._model(stage, classifier, segmenter) for stage in stages}
+        if images is not None and classifier is not None and not self.problems:
+            # Before the estimates of memory, which take the models' weights.
+            counts = (len(self.scored or ()), len(self.predicted or ()))
+            timed = partial(stage_seconds, self.config, stages, images, models, counts, self.processes)
+            self.seconds = self._attempt(timed) or {}
+        for stage in stages:
+            if training := training_of(self.config, stage):
+                self._add_stage(stage, images, training, models[stage.name])
         return Plan(
             config=self.config,
             run_dir=self.run_dir,
@@ -135,6 +146,7 @@ class _Planner:
             splits=tuple(self.splits),
             needs=tuple(self.needs),
             stages=tuple(self.stages),
+            others={key: value for key, value in self.seconds.items() if key not in {s.name for s in self.stages}},
             state=self._state(images),
             processes=self.processes,
             problems=tuple(self.problems),
@@ -154,11 +166,12 @@ class _Planner:
         images = self._read(data.train_split, "to train on and to label", lambda: load_images(data, data.train_split))
         if (split := data.score_split) is not None:
             load = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
-            self._read(split, "with masks, to score label maps on", load)
+            self.scored = self._read(split, "with masks, to score label maps on", load)
         if section is not None and (last := section.score_split) is not None:
             # As the score split, so that its masks are opened.
             masked = replace(data, score_split=last)
-            self._read(last, "with masks, to score segmenters on", lambda: load_images(masked, last).with_masks())
+            load = lambda: load_images(masked, last).with_masks()  # noqa: E731
+            self.predicted = self._read(last, "with masks, to score segmenters on", load)
         return images
 
     def _read(self, split: str, use: str, load: Callable[[], TaggedImages | None]) -> TaggedImages | None:
@@ -191,10 +204,18 @@ class _Planner:
             return None
         return self._attempt(lambda: create_segmenter(section, names, classifier=classifier, seed=self.config.seed))
 
-    def _add_refinement(self, name: str, images: TaggedImages | None) -> None:
+    def _model(
+        self, stage: Stage, classifier: PreTrainedModel | None, segmenter: PreTrainedModel | None
+    ) -> PreTrainedModel | None:
+        """What a stage trains; `None` for nothing, or where it cannot be built."""
+        if stage.kind == "refinement":
+            return self._refinement(stage.name)
+        return {"classifier": classifier, "segmenter": segmenter}.get(stage.kind)
+
+    def _refinement(self, name: str) -> PreTrainedModel | None:
         network, section = REFINEMENTS[name].network, getattr(self.config, name)
         if network is None:
-            return
+            return None
         config, own = self.config, section.trunk_weights is not None
         trunk = section.model.get("trunk", "resnet50" if own else config.model.get("trunk", "resnet50"))
         weights = self._weights(f"{name} trunk weights", section.trunk_weights or config.trunk_weights, trunk)
@@ -202,8 +223,7 @@ class _Planner:
             section = replace(section, trunk_weights=weights)
         else:
             config = replace(config, trunk_weights=weights)
-        model = self._attempt(lambda: network(config, section))
-        self._add_stage(name, images, section.training, section.training.crop_size, model)
+        return self._attempt(lambda: network(config, section))
 
     def _weights(self, what: str, weights: str, trunk: str) -> str:
         """Note where a trunk's weights come from; returns those that a plan can load."""
@@ -231,8 +251,13 @@ class _Planner:
         return False
 
     def _add_stage(
-        self, name: str, images: TaggedImages | None, training: LoopConfig, size: int, model: PreTrainedModel | None
+        self, stage: Stage, images: TaggedImages | None, training: LoopConfig, model: PreTrainedModel | None
     ) -> None:
+        if stage.uses_masks and images:
+            images = images.with_masks()
+            if not images:
+                self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
+        size = sample_size(training)
         steps, count = training.gradient_accumulation_steps, None if images is None else len(images)
         options = {"epochs": training.epochs, "min_iterations": training.min_iterations, "seed": 0}
         options |= {"processes": self.processes, "accumulation": steps}
@@ -250,15 +275,9 @@ class _Planner:
         if iterations is not None and training is self.config.spatial:
             self._attempt(lambda: alternation(iterations, self.config.spatial))
         epochs = None if order is None else order.epochs
-        self.stages.append(StagePlan(name, count, iterations, epochs, training, size, trained, frozen, memory))
-
-    def _add_segmenter(
-        self, stage: Stage, section: SegmenterConfig, images: TaggedImages | None, model: PreTrainedModel | None
-    ) -> None:
-        chosen = images.with_masks() if images and stage.uses_masks else images
-        if images and not chosen:
-            self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
-        self._add_stage(stage.name, chosen, section.training, section.training.crop_size, model)
+        seconds = self.seconds.get(stage.name)
+        plan = StagePlan(stage.name, count, iterations, epochs, training, size, trained, frozen, memory, seconds)
+        self.stages.append(plan)
 
     def _state(self, images: TaggedImages | None) -> str:
         stages = stages_of(self.config, self.outside)

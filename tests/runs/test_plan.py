@@ -47,6 +47,24 @@ def test_rendered_plan_shows_every_stage(plan):
     assert "12 images to train on and to label" in text and "problem" not in text
 
 
+def test_plan_tells_how_long_each_stage_takes(plan, tiny_recipe, tmp_path):
+    assert all(stage.seconds > 0 for stage in plan.stages) and plan.others.keys() == {"leak_best_constant"}
+    assert "time: about" in render_plan(plan) and "leak_best_constant" in render_plan(plan).splitlines()[-1]
+    # The same settings are timed once.
+    assert plan.stages[1].seconds == plan.stages[2].seconds
+    refined = {"irn": {"training": {"epochs": 1, "crop_size": 132}}, "segmenter": {"model": {"trunk": "test_resnet"}}}
+    refined["segmenter"] |= {"weights": "random", "score_split": "train", "training": {"crop_size": 48}}
+    longer = make_plan(load_recipe(str(tiny_recipe), refined), tmp_path / "run")
+    assert longer.problems == () and [stage.name for stage in longer.stages[3:]] == ["irn", "segmenter/adaptive"]
+    assert all(stage.seconds > 0 for stage in longer.stages)
+
+
+def test_what_cannot_run_is_not_timed(tiny_recipe, tmp_path):
+    plan = make_plan(load_recipe(str(tiny_recipe), {"trunk_weights": str(tmp_path / "absent")}), tmp_path / "run")
+    assert plan.problems and plan.others == {} and {stage.seconds for stage in plan.stages} == {None}
+    assert "time: about" not in render_plan(plan)
+
+
 def test_every_problem_is_listed_and_nothing_is_written(tiny_recipe, tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     command = ["run", "--dry-run", "--recipe", str(tiny_recipe), "--trunk-weights", str(tmp_path / "absent")]

@@ -1,0 +1,267 @@
+"""How long a run will take: a few steps and photos of each kind, timed on this machine before anything starts."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..config import (
+    AugmentationConfig,
+    CrfConfig,
+    IrnRefinementConfig,
+    LabellingConfig,
+    LoopConfig,
+    RunConfig,
+    SegmenterConfig,
+    TrainingConfig,
+)
+from ..data import TaggedImages
+from ..data.transforms import TrainingDataset
+from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
+from ..inference.irn import WalkMethod
+from ..inference.segmenter import segment
+from ..inference.views import class_maps
+from ..models.modeling_irn import IrnModel
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
+from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
+from ..training.device import tune_allocator, use_cpu
+from ..training.sampler import BatchOrder
+from .settings import labelling_of
+from .stage import Stage
+
+# Photos that are looked at, and images of a timed step on a CPU, where time is proportional to their number.
+PHOTOS, IMAGES = 3, 4
+# The first time is not counted: caches and the allocator are cold.
+REPEATS = 2
+
+
+def training_of(config: RunConfig, stage: Stage) -> LoopConfig | None:
+    """What a stage trains with; `None` if it trains nothing."""
+    if stage.kind == "classifier":
+        return config.spatial if stage.needs else config.bce
+    return getattr(getattr(config, stage.name.partition("/")[0], None), "training", None)
+
+
+def sample_size(training: LoopConfig) -> int:
+    """Side of a training's samples in pixels."""
+    return training.image_size if isinstance(training, TrainingConfig) else cast(Any, training).crop_size
+
+
+def stage_seconds(
+    config: RunConfig,
+    stages: Sequence[Stage],
+    images: TaggedImages,
+    models: Mapping[str, PreTrainedModel | None],
+    counts: tuple[int, int],
+    processes: int,
+) -> dict[str, float]:
+    """How long each stage will take, scores and report excepted.
+
+    Args:
+        config: of the run.
+        stages: of the run.
+        images: the training set.
+        models: what each stage trains.
+        counts: of the images that label maps, and that segmenters are scored on.
+        processes: that share the work.
+    """
+    clock, found, known = Clock(images), dict[str, float](), dict[Any, float]()
+    classifier = cast(Any, next(model for model in models.values() if model is not None))
+
+    def once(what: Any, function: Callable[..., float], *arguments: Any) -> float:
+        if what not in known:
+            known[what] = function(*arguments)
+        return known[what]
+
+    rounds = [stage for stage in stages if stage.kind == "classifier"]
+    for stage in stages:
+        model, seconds = cast(Any, models[stage.name]), 0.0
+        if (training := training_of(config, stage)) is not None and model is not None:
+            steps = training.gradient_accumulation_steps
+            order = BatchOrder(
+                len(images),
+                training.batch_size,
+                epochs=training.epochs,
+                min_iterations=training.min_iterations,
+                seed=0,
+                processes=processes,
+                accumulation=steps,
+            )
+            batch = max(order.batch_size // (processes * steps), 1)
+            step = once((type(model), id(training)), clock.training, model, training, sample_size(training), batch)
+            seconds += order.iterations * batch * steps * step
+        if stage.kind == "classifier":
+            labelling = labelling_of(config, rounds.index(stage))
+            each = once(repr(labelling), clock.labelling, classifier, labelling)
+            seconds += len(images) / processes * each
+        elif stage.kind == "yardstick":
+            each = clock.scanning(classifier, replace(labelling_of(config, 0), rule="fixed"))
+            seconds += counts[0] / processes * each
+        elif stage.kind == "refinement":
+            labelling = labelling_of(config, config.rounds)
+            if model is None:
+                each = once(repr(labelling), clock.labelling, classifier, labelling)
+            else:
+                each = clock.walking(classifier, labelling, model, getattr(config, stage.name))
+            seconds += len(images) / processes * each
+        elif stage.kind == "segmenter" and config.segmenter is not None and model is not None:
+            seconds += counts[1] / processes * once("predict", clock.predicting, model, config.segmenter)
+        found[stage.name] = seconds
+    return found
+
+
+class Clock:
+    """Times what a run repeats; every answer is in seconds per image, of one process.
+
+    Models are moved to the device, and left there.
+
+    Args:
+        images: the training set; a few of its photos are labelled.
+    """
+
+    def __init__(self, images: TaggedImages) -> None:
+        self.device = PartialState(cpu=use_cpu()).device
+        if self.device.type == "cpu":
+            tune_allocator()
+        spread = np.linspace(0, len(images) - 1, min(PHOTOS, len(images))).round().astype(int)
+        tagged = [index for index in spread.tolist() if images.label_matrix()[index].any()]
+        self.images = images.select(tagged or [0])
+        self.photos = [self.images.image(index) for index in range(len(self.images))]
+
+    def training(self, model: PreTrainedModel, config: LoopConfig, size: int, batch: int) -> float:
+        """Forward and backward pass, and loading.
+
+        Args:
+            model: that is trained.
+            config: of the training.
+            size: of the samples in pixels.
+            batch: images that go through the network together.
+        """
+        count = min(batch, IMAGES) if self.device.type == "cpu" else batch
+        inputs = self._inputs(model, config, size, count)
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
+        model.train()
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision)
+
+        def step() -> None:
+            with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
+                loss = model(**inputs).loss
+            loss.backward()
+            model.zero_grad()
+
+        own = self._time(step) / count
+        augmentation = getattr(config, "augmentation", AugmentationConfig())
+        samples = TrainingDataset(self.images, size, augmentation, seed=0)
+        loading = self._time(lambda: [samples[index] for index in range(len(samples))]) / len(samples)
+        return own + loading if config.num_workers == 0 else self._overlapped(own, loading, config.num_workers)
+
+    def labelling(
+        self, model: SpatialBceForImageClassification, config: LabellingConfig, crfs: int = 1, walk: Any = None
+    ) -> float:
+        """Views, rule and dense CRF.
+
+        Args:
+            model: the classifier.
+            config: views and CRF.
+            crfs: how often the CRF runs on each photo.
+            walk: a [`WalkMethod`] instead of the rule.
+        """
+        maps = self.maps(model, config)
+        views = self._time(lambda: self.maps(model, config)) / len(maps)
+
+        def refine() -> None:
+            for photo, found in zip(self.photos, maps, strict=True):
+                if walk is None:
+                    apply_rule(found, config)
+                else:
+                    walk(np.asarray(photo), with_thresholds(config.rule, found, config.peak_share), None)
+
+        own = views + self._time(refine) / len(maps)
+        if config.crf is None:
+            return own
+        return self._overlapped(own, crfs * self._crf(maps, config, config.crf), config.crf_workers)
+
+    def walking(
+        self,
+        model: SpatialBceForImageClassification,
+        config: LabellingConfig,
+        network: IrnModel,
+        section: IrnRefinementConfig,
+    ) -> float:
+        """IRN's seeds and walk, each with views and CRFs of its own."""
+        network.to(self.device)  # type: ignore[arg-type]
+        walk = WalkMethod(network, section, config.crf)
+        return self.labelling(model, config, crfs=2) + self.labelling(model, config, walk=walk)
+
+    def scanning(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> float:
+        """The yardstick: the scan for the best constant, and labelling with it."""
+        maps = self.maps(model, config)
+        truth = [np.zeros((photo.height, photo.width), np.uint8) for photo in self.photos]
+        scan = self._time(lambda: scan_fixed_threshold_on_ground_truth(maps, truth, self.images.num_classes))
+        return (
+            scan / len(maps) + self._time(lambda: self.maps(model, config)) / len(maps) + self.labelling(model, config)
+        )
+
+    def predicting(self, model: PreTrainedModel, section: SegmenterConfig) -> float:
+        """Prediction of a segmentation network, with its CRF."""
+        model.to(self.device)  # type: ignore[arg-type]
+        config = replace(section.prediction, image_size=section.prediction.image_size or section.training.image_size)
+        probabilities = [segment(model, photo, config) for photo in self.photos[:1]]
+        own = self._time(lambda: segment(model, self.photos[0], config))
+        if config.crf is None:
+            return own
+        image, crf = np.asarray(self.photos[0]), config.crf
+        refine = self._time(lambda: dense_crf_from_probabilities(image, probabilities[0], crf))
+        return self._overlapped(own, refine, config.crf_workers)
+
+    def maps(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> list[ClassMaps]:
+        """Class maps of the photos that are looked at."""
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
+        return class_maps(model, self.photos, self.images.label_matrix(), replace(config, known_classes="tags"))
+
+    def _crf(self, maps: Sequence[ClassMaps], config: LabellingConfig, crf: CrfConfig) -> float:
+        labelled = [apply_rule(found, config).label_map for found in maps]
+
+        def refine() -> None:
+            for photo, label_map, found in zip(self.photos, labelled, maps, strict=True):
+                dense_crf(np.asarray(photo), label_map, found.classes.tolist(), crf)
+
+        return self._time(refine) / len(maps)
+
+    def _inputs(self, model: PreTrainedModel, config: LoopConfig, size: int, count: int) -> Mapping[str, Any]:
+        """A batch of noise, which takes as long as any other."""
+        inputs: dict[str, Any] = {"pixel_values": torch.randn(count, 3, size, size)}
+        if isinstance(config, TrainingConfig):
+            labels = torch.from_numpy(self.images.label_matrix()).float()
+            inputs["labels"] = labels[torch.arange(count) % len(labels)]
+            inputs |= {"phase": "bce"}
+        else:
+            inputs["labels"] = torch.randint(0, 2, (count, size, size))
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+
+    def _time(self, function: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            function()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+    def _overlapped(self, own: float, others: float, workers: int) -> float:
+        """Of this process's work and what other processes do meanwhile, which share the cores."""
+        cores = os.cpu_count() or 1
+        apart = max(own, others / min(workers, cores))
+        if self.device.type != "cpu":
+            return apart
+        return max(apart, (own * min(torch.get_num_threads(), cores) + others) / cores)
