@@ -1,4 +1,4 @@
-"""`sbce label` and `sbce evaluate`."""
+"""`sbce label`, `sbce evaluate` and `sbce proportions`."""
 
 import argparse
 import json
@@ -22,6 +22,14 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--split", help="score this split instead of the recipe's score_split")
     evaluate.add_argument("--output", metavar="FILE", help="also write the scores as JSON")
 
+    proportions = add_recipe_command(
+        commands, "proportions", _proportions, "write the foreground proportions of the training split as a table"
+    )
+    source = proportions.add_mutually_exclusive_group(required=True)
+    source.add_argument("--labels", metavar="STORE_OR_ID", help=LABELS)
+    source.add_argument("--masks", action="store_true", help="of the true masks: a yardstick")
+    proportions.add_argument("--output", metavar="FILE", required=True, help="for the recipe's proportions.file")
+
 
 def _label(options: argparse.Namespace) -> int:
     config = config_from(options)
@@ -31,6 +39,24 @@ def _label(options: argparse.Namespace) -> int:
     summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
     print(f"label maps: {summary.directories[-1]}")
     print(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
+    return 0
+
+
+def _proportions(options: argparse.Namespace) -> int:
+    config = config_from(options)
+
+    from ..evaluation.report import percent
+    from ..runs.proportions import write_proportions
+
+    table = write_proportions(config, Path(options.output), options.labels)
+    for index, name in enumerate(table.class_names):
+        shares = table.proportions[:, index]
+        shown = shares[shares > 0]
+        mean = percent(float(shown.mean())) if len(shown) else "-"
+        print(f"{name:20} {mean} % in the mean of {len(shown)} photos")
+    print(f"proportions: {options.output}")
+    if table.from_masks:
+        print(f"--set proportions.file={options.output} --set proportions.from_masks=true (its results are a leak)")
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import MAX_SIDE, Checked, number, view_scales
+from .ranges import MAX_SIDE, Checked, free_text, number, view_scales
 from .training import BoundaryTrainingConfig
 
 
@@ -175,6 +175,9 @@ class ProportionConfig(Checked):
         maximum: upper clamp.
         lost: what a tagged class gets of which the label map has no pixel: `"minimum"`, or `"previous"` for the
             proportion that this round was trained with, so that one bad label map does not extinguish it.
+        file: a table that every round is trained with instead, as `sbce proportions` writes it: to see what better
+            proportions would be worth.
+        from_masks: has to be true for a table that was read off masks. What comes of it is a yardstick, no result.
     """
 
     SECTION = "proportions"
@@ -182,6 +185,15 @@ class ProportionConfig(Checked):
     minimum: float = 0.005
     maximum: float = 0.95
     lost: Literal["minimum", "previous"] = "minimum"
+    file: str | None = free_text()
+    from_masks: bool = False
+
+    def validate_file(self) -> None:
+        """Only a table can be read off masks."""
+        if self.from_masks and self.file is None:
+            raise UserError(
+                "proportions.from_masks: got true without proportions.file; name the table, or leave it out"
+            )
 
     def validate_order(self) -> None:
         """The clamps are in order."""

@@ -68,6 +68,11 @@ def free_switch(default: bool) -> Any:
     return field(default=default, metadata={"decides": False})
 
 
+def free_text(default: str | None = None) -> Any:
+    """A field that says where something lies; what lies there is hashed instead."""
+    return field(default=default, metadata={"decides": False})
+
+
 def added(*, before: Any) -> Any:
     """A field that older versions lack, `None` unless it is set.
 

@@ -1,18 +1,13 @@
 """Refinement of label maps by somebody's saliency maps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import Checked, number
-
-
-def _free_text(default: str | None = None) -> Any:
-    """A field that says where something lies; what lies there is hashed instead."""
-    return field(default=default, metadata={"decides": False})
+from .ranges import Checked, free_text, number
 
 
 @strict
@@ -42,8 +37,8 @@ class SaliencyConfig(Checked):
 
     SECTION = "saliency"
 
-    maps: str | None = _free_text()
-    column: str | None = _free_text()
+    maps: str | None = free_text()
+    column: str | None = free_text()
     resize: bool = False
     rule: Literal["edam", "oaa"] = "edam"
     classes_from: Literal["labels", "class_maps"] = "labels"

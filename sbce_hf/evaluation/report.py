@@ -25,7 +25,8 @@ class ScoreRow:
         mean_iou: in 0-1; NaN when nothing was scored.
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
         num_images: images that were scored.
-        uses_ground_truth: the rule's constant was chosen on the masks it is scored on, so the number is a leak.
+        uses_ground_truth: the rule's constant was chosen on the masks it is scored on, or the network was trained with
+            proportions of masks, so the number is a leak.
         note: what else was done to the label maps, in words.
     """
 
@@ -49,6 +50,7 @@ class SegmenterRow:
         mean_iou: in 0-1; NaN when nothing was scored.
         per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
         num_images: images that were scored.
+        uses_ground_truth: its label maps come from a training with proportions of masks, so the number is a leak.
         note: what else was done to the label maps that it was trained on, in words.
     """
 
@@ -57,6 +59,7 @@ class SegmenterRow:
     mean_iou: float
     per_class_iou: Mapping[str, float]
     num_images: int
+    uses_ground_truth: bool = False
     note: str = ""
 
 
@@ -175,7 +178,7 @@ def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
         (
             _TRAINED_ON.get(row.labels, row.labels) + (f" ({row.note})" if row.note else ""),
             "yes" if row.crf else "no",
-            "yes" if row.labels == "mask" else "no",
+            "yes" if row.labels == "mask" or row.uses_ground_truth else "no",
             percent(row.mean_iou),
             percent(row.mean_iou / full[row.crf]) if full.get(row.crf) else "-",
             row.num_images,
@@ -233,8 +236,9 @@ def _score_section(context: ReportContext) -> list[str]:
         f"{'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
         score_table(context.scores),
         "`paper` and `official` use adaptive thresholds learned from tags alone, `peak` a share of each map's highest "
-        "probability, `mean` its mean as the share of pixels, `fixed` one constant set beforehand; "
-        f"a row marked {LEAK_MARK} picked its constant on these very masks: the limit of that rule, not a result.  \n"
+        "probability, `mean` its mean as the share of pixels, `fixed` one constant set beforehand, `objects` one "
+        f"where features see an object; a row marked {LEAK_MARK} picked its constant on these very masks, or was "
+        "trained with proportions of masks: a yardstick, not a result.  \n"
         "mIoU is the mean over the background and all classes of counts summed over images; pixels whose mask says "
         f"{IGNORE_INDEX} do not count, and `-` is a class in neither label maps nor masks.",
         "### IoU per class (%)",

@@ -10,7 +10,7 @@ from ..postprocess.rules import ClassMaps, divide_by_maximum
 from .iou import class_iou
 
 # What a number that was chosen on ground truth is marked with.
-LEAK_MARK = "[leak: constant chosen on ground truth]"
+LEAK_MARK = "[leak: made with ground truth]"
 DEFAULT_CONSTANTS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 

@@ -41,6 +41,7 @@ class ModelCardContext:
         notes: the run's `run.json`, without local paths.
         num_images: images it was trained on.
         refined: what was done to the label maps that a segmenter was trained on, in words.
+        leak: it, or its label maps, were trained with proportions of masks.
         scores: of the run's label maps.
         segmenters: scores of the run's segmentation networks.
         warnings: of the quality report, those of this model's stage, as Markdown.
@@ -63,6 +64,7 @@ class ModelCardContext:
     notes: Mapping[str, Any] = field(default_factory=dict)
     num_images: int | None = None
     refined: str = ""
+    leak: bool = False
     scores: Sequence[ScoreRow] = ()
     segmenters: Sequence[SegmenterRow] = ()
     warnings: str = ""
@@ -128,7 +130,7 @@ def eval_results(context: ModelCardContext) -> list[EvalResult]:
         found = [
             (row, {"threshold_rule": "argmax", "known_classes": "none"})
             for row in context.segmenters
-            if row.labels == context.stage and row.labels != "mask"
+            if row.labels == context.stage and row.labels != "mask" and not row.uses_ground_truth
         ]
     return [
         EvalResult(
@@ -183,7 +185,7 @@ def _segmenter_table(context: ModelCardContext) -> str:
     cells = []
     for row in context.segmenters:
         own = context.kind == "segmenter" and row.labels == context.stage
-        used = "**yes**, for training" if row.labels == "mask" else "no"
+        used = "**yes**, for training" if row.labels == "mask" or row.uses_ground_truth else "no"
         split = section.score_split if section else None
         line = [TRAINED_ON.get(row.labels, row.labels), split, row.num_images, "not needed", "argmax", _yes(row.crf)]
         cells.append(_bold([*line, row.note or "none", used, percent(row.mean_iou)], own))

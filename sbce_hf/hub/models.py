@@ -229,6 +229,7 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         config=from_mapping(RunConfig, notes["config"], str(run_dir / CONFIG)),
         notes=notes,
         refined=made.note if made.kind == "segmenter" else "",
+        leak=made.leak,
         scores=scores,
         segmenters=segmenters,
         label_free=summary_table(qualities) if qualities else "",

@@ -57,6 +57,7 @@ class ProportionTable:
         image_ids: names of the ``n`` images.
         proportions: `float64` of shape `(n, C)`.
         lost: `bool` of shape `(n, C)`, present classes that the label map had lost.
+        from_masks: they were read off masks: whatever is trained with them has seen ground truth.
 
     Raises:
         ValueError: shapes that do not fit, or an image id twice.
@@ -66,6 +67,7 @@ class ProportionTable:
     image_ids: tuple[str, ...]
     proportions: NDArray[np.float64]
     lost: NDArray[np.bool_]
+    from_masks: bool = False
 
     def __post_init__(self) -> None:
         expected = (len(self.image_ids), len(self.class_names))
@@ -84,7 +86,8 @@ class ProportionTable:
             "proportions": pa.array(self.proportions.tolist(), pa.list_(pa.float64())),
             "lost": pa.array(self.lost.tolist(), pa.list_(pa.bool_())),
         }
-        table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(self.class_names)})
+        metadata = {"class_names": json.dumps(self.class_names), "from_masks": json.dumps(self.from_masks)}
+        table = pa.table(columns).replace_schema_metadata(metadata)
         with replacing(Path(path)) as temporary:
             pq.write_table(table, temporary)
 
@@ -101,6 +104,7 @@ class ProportionTable:
         try:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"class_names"]))
+            from_masks = bool(json.loads(table.schema.metadata.get(b"from_masks", b"false")))
             ids = tuple(table["image_id"].to_pylist())
             proportions = np.array(table["proportions"].to_pylist(), dtype=np.float64)
             lost = np.array(table["lost"].to_pylist(), dtype=bool)
@@ -108,7 +112,8 @@ class ProportionTable:
             raise UserError(
                 f"{path}: not a table of proportions ({error}); delete it and label the images again"
             ) from error
-        return cls(names, ids, proportions.reshape(len(ids), len(names)), lost.reshape(len(ids), len(names)))
+        shape = len(ids), len(names)
+        return cls(names, ids, proportions.reshape(shape), lost.reshape(shape), from_masks)
 
     def join(self, images: TaggedImages) -> NDArray[np.float64]:
         """Proportions in the order of `images`, of shape `(n, C)`.

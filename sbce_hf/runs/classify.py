@@ -14,8 +14,9 @@ from ..labels.store import LabelStore
 from ..training.classifier import create_classifier, train_classifier
 from .bench import Bench
 from .guard import hold_back
+from .proportions import estimate_proportions, given_proportions
 from .settings import BCE, labelling_of
-from .single import estimate_proportions, label_with_checkpoint
+from .single import label_with_checkpoint
 from .stage import Stage
 
 PROPORTIONS = "proportions.parquet"
@@ -39,7 +40,8 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         before = bench.run_dir / stage.needs[0].name
         kind, training = "spatial", config.spatial
         previous = ProportionTable.load(before / PROPORTIONS)
-        proportions = previous.join(bench.images)
+        given = given_proportions(config, bench.images)
+        proportions = (previous if given is None else given[0]).join(bench.images)
         model = read_classifier(before / "model")
         if training.targets == "labels":
             label_maps = LabelStore(stage.needs[0].final_store(bench.run_dir), bench.images.class_names)

@@ -64,13 +64,14 @@ def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
         numbers = {key: result[key] for key in ("mean_iou", "per_class_iou", "num_images")}
         row: ScoreRow | SegmenterRow
         if stage.kind == "segmenter":
-            row = SegmenterRow(labels=stage.name.rpartition("/")[2], crf=crf, note=note, **numbers)
+            labels = stage.name.rpartition("/")[2]
+            row = SegmenterRow(labels=labels, crf=crf, uses_ground_truth=stage.leak, note=note, **numbers)
         else:
             row = ScoreRow(
                 stage=_source(stage).name if stage.kind == "yardstick" else stage.name,
                 rule=_rule(stage, store, bench.config),
                 crf=crf,
-                uses_ground_truth=stage.uses_masks,
+                uses_ground_truth=stage.uses_masks or stage.leak,
                 note=note,
                 **numbers,
             )
@@ -85,7 +86,7 @@ def _source(stage: Stage) -> Stage:
 def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
     """How class maps became labels, in words."""
     labelling = store.meta["config"]
-    if stage.uses_masks:
+    if stage.kind == "yardstick":
         return f"best constant {labelling['background_threshold']:g}"
     plain = {
         "peak": f"peak {labelling.get('peak_share', 0):g}",

@@ -1,14 +1,12 @@
-"""The single steps of a run: train one stage, label one split, estimate proportions, score a label store; predict."""
+"""The single steps of a run: train one stage, label one split, score a label store; predict."""
 
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -31,12 +29,9 @@ from ..inference.classifier import label_images
 from ..inference.segmenter import METHOD, foreground_classes, predict_images
 from ..inference.views import iterate_class_maps
 from ..inference.writing import LabelSummary
-from ..labels.hub_store import HubLabelMaps, open_label_maps
-from ..labels.proportions import ProportionTable, clamp_proportions
+from ..labels.hub_store import open_label_maps
 from ..labels.store import LabelStore
 from ..labels.variants import variants
-from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..models.modeling_trunk import create_trunk
 from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
 from ..postprocess.saliency import SaliencyMethod
@@ -45,6 +40,7 @@ from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
 from ..training.folder import FitSummary
+from .proportions import estimate_proportions
 
 
 def label_with_checkpoint(
@@ -193,45 +189,6 @@ def _draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> 
         drawn = overlay(images.image(index), store.read(ids[index]), store.class_names)
         drawn.save(jpeg, format="JPEG", quality=90)
         write_atomic(path, jpeg.getvalue())
-
-
-def estimate_proportions(
-    store: LabelStore | HubLabelMaps,
-    images: TaggedImages,
-    config: RunConfig,
-    previous: ProportionTable | None = None,
-) -> ProportionTable:
-    """Foreground proportions of images from a label store, clamped for training.
-
-    Args:
-        store: label maps of all images.
-        images: the training set.
-        config: its `proportions`, and what decides the size of a class map.
-        previous: proportions that lost classes keep if `config.proportions.lost` is `"previous"`.
-
-    Raises:
-        ValueError: an image without a label map; names it.
-    """
-    ids, shares = store.proportions()
-    rows = {image_id: row for row, image_id in enumerate(ids)}
-    missing = [image_id for image_id in images.image_ids if image_id not in rows]
-    if missing:
-        raise ValueError(
-            f"label store {store.directory}: no label map of image {missing[0]!r}; finish labelling first"
-        )
-    num_pixels = max(config.spatial.image_size // class_map_stride(config), 1) ** 2
-    shares = shares[[rows[image_id] for image_id in images.image_ids]]
-    clamped, lost = clamp_proportions(shares, images.label_matrix(), config.proportions, num_pixels)
-    if previous is not None and config.proportions.lost == "previous":
-        clamped = np.where(lost, previous.join(images), clamped)
-    return ProportionTable(images.class_names, tuple(images.image_ids), clamped, lost)
-
-
-def class_map_stride(config: RunConfig) -> int:
-    """Pixels of an image per pixel of a class map and axis; the trunk's own where the recipe leaves it open."""
-    with torch.device("meta"):
-        trunk = create_trunk(SpatialBceConfig(**config.model))
-    return cast(Any, trunk).feature_info.reduction()[-1]
 
 
 def train_stage(

@@ -37,6 +37,7 @@ class Stage:
         stores: its label stores, relative to the folder; later stages read `final_store`.
         uses_masks: it opens ground truth, and so is a yardstick, never a result.
         scored_on: split whose masks its label stores are scored on, afterwards.
+        leak: it, or a stage that it is made from, was trained with proportions of masks: a yardstick as well.
         note: what was done to its label maps besides, for tables.
     """
 
@@ -48,6 +49,7 @@ class Stage:
     stores: tuple[str, ...] = ()
     uses_masks: bool = False
     scored_on: str | None = None
+    leak: bool = False
     note: str = ""
 
     def final_store(self, run_dir: Path) -> Path:
@@ -101,7 +103,7 @@ def write_record(run_dir: Path, stage: Stage, keys: Mapping[str, str], images: s
     values = {
         "key": keys[stage.name],
         "finished": finished,
-        "uses_masks": stage.uses_masks,
+        "uses_masks": stage.uses_masks or stage.leak,
         "images": images,
         "settings": stage.settings,
         "needs": {need.name: keys[need.name] for need in stage.needs},

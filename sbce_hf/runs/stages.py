@@ -24,6 +24,7 @@ from ..inference.segmenter import METHOD
 from ..labels.variants import variants
 from .bench import CONFIG, NOTES
 from .classify import train_and_label
+from .proportions import given_proportions
 from .refine import IRN
 from .refine import REFINEMENT as IRN_REFINEMENT
 from .saliency import REFINEMENT as SALIENCY_REFINEMENT
@@ -36,10 +37,13 @@ from .yardstick import best_constant
 # By the section of the recipe that asks for it, in the order in which they refine.
 REFINEMENTS: Mapping[str, Refinement] = {IRN: IRN_REFINEMENT, SALIENCY: SALIENCY_REFINEMENT}
 LEAK, SEGMENTER = "leak_best_constant", "segmenter"
+# The section of the recipe that may name a table.
+PROPORTIONS = "proportions"
+FROM_MASKS = "proportions from masks"
 
 
 def outside_of(config: RunConfig, images: TaggedImages) -> dict[str, str]:
-    """Check what refinements read from outside the run; returns their hashes by name.
+    """Check what refinements and rounds read from outside the run; returns their hashes by name of the section.
 
     Args:
         config: of the run.
@@ -49,11 +53,13 @@ def outside_of(config: RunConfig, images: TaggedImages) -> dict[str, str]:
         OSError: something is missing.
         ValueError: something cannot be used.
     """
-    return {
+    found = {
         name: refinement.outside(config, section, images)
         for name, refinement in REFINEMENTS.items()
         if (section := getattr(config, name)) is not None and refinement.outside is not None
     }
+    given = given_proportions(config, images)
+    return found if given is None else {**found, PROPORTIONS: given[1]}
 
 
 def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> list[Stage]:
@@ -63,9 +69,10 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
         config: of the run.
         outside: see [`outside_of`]; without it, the stages' keys are not those of a run.
     """
-    stages = [_classifier(config, 0, None)]
+    outside = outside or {}
+    stages = [_classifier(config, 0, None, outside)]
     for number in range(1, config.rounds + 1):
-        stages.append(_classifier(config, number, stages[-1]))
+        stages.append(_classifier(config, number, stages[-1], outside))
     first, last = stages[0], stages[-1]
     if config.data.score_split is not None:
         scored = {"data": {"score_split": config.data.score_split}}
@@ -75,7 +82,7 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
     labelled = last
     for name, refinement in REFINEMENTS.items():
         if getattr(config, name) is not None:
-            labelled = _refinement(config, name, refinement, (labelled, last), outside or {})
+            labelled = _refinement(config, name, refinement, (labelled, last), outside)
             stages.append(labelled)
     if config.segmenter is not None:
         sources: dict[str, Stage | None] = {"adaptive": labelled, "bce": first, "mask": None}
@@ -84,7 +91,7 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
     return stages
 
 
-def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage:
+def _classifier(config: RunConfig, number: int, previous: Stage | None, outside: Mapping[str, str]) -> Stage:
     values, labelling = deciding(config), labelling_of(config, number)
     settings = {
         "seed": config.seed,
@@ -99,6 +106,9 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
         settings |= {"data": data, "bce": values["bce"]}
     else:
         settings |= {"spatial": values["spatial"], "guard": values["guard"]}
+        if PROPORTIONS in outside:
+            settings[PROPORTIONS] = values["proportions"] | {OUTSIDE: outside[PROPORTIONS]}
+    leak = previous is not None and config.proportions.from_masks
     return Stage(
         name=f"round_{number}" if number else BCE,
         kind="classifier",
@@ -107,6 +117,8 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None) -> Stage
         needs=() if previous is None else (previous,),
         stores=variants(labelling.rule, labelling.crf, "labels"),
         scored_on=config.data.score_split,
+        leak=leak,
+        note=FROM_MASKS if leak else "",
     )
 
 
@@ -123,9 +135,9 @@ def _refinement(
         "guard": deciding(config)["guard"],
     }
     stores, split = variants(name, labelling.crf, "labels"), config.data.score_split
-    make, note = refinement.make, refinement.note
-    needed = tuple(dict.fromkeys(needs))
-    return Stage(name, "refinement", make, settings, needed, stores, scored_on=split, note=note)
+    needed, leak = tuple(dict.fromkeys(needs)), needs[0].leak
+    note = f"{refinement.note}; {FROM_MASKS}" if leak else refinement.note
+    return Stage(name, "refinement", refinement.make, settings, needed, stores, scored_on=split, leak=leak, note=note)
 
 
 def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier: Stage) -> Stage:
@@ -141,6 +153,7 @@ def _segmenter(config: RunConfig, labels: str, source: Stage | None, classifier:
         stores=() if section["score_split"] is None else variants(METHOD, section["prediction"]["crf"], "predictions"),
         uses_masks=source is None,
         scored_on=section["score_split"],
+        leak=source is not None and source.leak,
         note="" if source is None else source.note,
     )
 

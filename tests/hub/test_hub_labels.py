@@ -28,7 +28,8 @@ from sbce_hf.hub.publish import publish_folder
 from sbce_hf.labels.hub_store import HubLabelMaps, open_label_maps
 from sbce_hf.labels.label_maps import check_label_maps
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs.single import estimate_proportions, evaluate_labels
+from sbce_hf.runs.proportions import estimate_proportions
+from sbce_hf.runs.single import evaluate_labels
 
 NAMES = ("ant", "bee", "cat")
 REPO = "user/labels"

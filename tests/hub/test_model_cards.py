@@ -72,7 +72,7 @@ def test_every_row_is_stamped_and_the_leak_is_marked(run_dir, tmp_path):
         assert title in header
     assert table[-1] == (
         f"| bce | train | {LEAK.num_images} | known from tags | best constant 0.35 | yes | none "
-        "| **yes** [leak: constant chosen on ground truth] | 87.7 |"
+        "| **yes** [leak: made with ground truth] | 87.7 |"
     )
     assert sum("[leak" in line for line in table) == 1
     assert table[0] == "| bce | train | 7 | known from tags | fixed 0.3 | no | none | no | 40.0 |"

@@ -6,7 +6,7 @@ from sbce_hf.data import load_images
 from sbce_hf.inference.checkpoints import load_classifier
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs.single import class_map_stride, estimate_proportions
+from sbce_hf.runs.proportions import class_map_stride, estimate_proportions
 
 
 @pytest.fixture
