@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "sbce_hf"
 ORDER = [
     "models",
     "errors",
+    "text",
     "config",
     "files",
     "processes",

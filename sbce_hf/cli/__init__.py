@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..text import visible
 from . import convert, demo, label, predict, prepare, push, run, train
+from .common import say
 from .mistakes import DEFECT, told_in_one_line
 
 
@@ -22,11 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(format="%(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Plain("%(message)s"))
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        say("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except Exception as error:
         line = told_in_one_line(error)
@@ -34,8 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.add_note(DEFECT)
         if line is None or options.debug:
             raise
-        print(f"sbce: error: {line}", file=sys.stderr)
+        say(f"sbce: error: {line}", file=sys.stderr)
         return 1
+
+
+class _Plain(logging.Formatter):
+    """Log lines with names from anywhere, which cannot control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), kept="\n\t")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,9 @@
 import argparse
 import shlex
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..text import visible
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -13,6 +15,16 @@ CHECKPOINT = "a model folder, or a Hub id with an optional @revision"
 LABELS = "a label store, or on the Hub user/name[@revision][:config]"
 
 Command = Callable[[argparse.Namespace], int]
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print what may hold names from anywhere: they cannot control the terminal.
+
+    Args:
+        text: of one line or several.
+        file: by default standard output.
+    """
+    print(visible(str(text), kept="\n\t"), file=file)
 
 
 def add_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:

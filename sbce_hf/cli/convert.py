@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import add_command
+from .common import add_command, say
 
 
 def add(commands: Any) -> None:
@@ -50,6 +50,6 @@ def _import(options: argparse.Namespace) -> int:
         names = None if options.classes is None else [name.strip() for name in options.classes.split(",")]
         model, report = import_released(source, names)
         write_classifier(model, output)
-    print(report)
-    print(f"{'trunk weights' if is_trunk else 'classifier'}: {output}")
+    say(report)
+    say(f"{'trunk weights' if is_trunk else 'classifier'}: {output}")
     return 0

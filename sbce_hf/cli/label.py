@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .common import CHECKPOINT, LABELS, add_recipe_command, config_from
+from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
 
 
 def add(commands: Any) -> None:
@@ -37,8 +37,8 @@ def _label(options: argparse.Namespace) -> int:
     from ..runs.single import label_split
 
     summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
-    print(f"label maps: {summary.directories[-1]}")
-    print(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
+    say(f"label maps: {summary.directories[-1]}")
+    say(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
     return 0
 
 
@@ -53,10 +53,10 @@ def _proportions(options: argparse.Namespace) -> int:
         shares = table.proportions[:, index]
         shown = shares[shares > 0]
         mean = percent(float(shown.mean())) if len(shown) else "-"
-        print(f"{name:20} {mean} % in the mean of {len(shown)} photos")
-    print(f"proportions: {options.output}")
+        say(f"{name:20} {mean} % in the mean of {len(shown)} photos")
+    say(f"proportions: {options.output}")
     if table.from_masks:
-        print(f"--set proportions.file={options.output} --set proportions.from_masks=true (its results are a leak)")
+        say(f"--set proportions.file={options.output} --set proportions.from_masks=true (its results are a leak)")
     return 0
 
 
@@ -68,8 +68,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     result = evaluate_labels(config, options.labels, options.split)
     for name, value in result["per_class_iou"].items():
-        print(f"{name:20} {percent(value)}")
-    print(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")
+        say(f"{name:20} {percent(value)}")
+    say(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")
     if options.output:
         from ..files import write_atomic
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import CHECKPOINT, add_command
+from .common import CHECKPOINT, add_command, say
 
 
 def add(commands: Any) -> None:
@@ -52,12 +52,12 @@ def _predict(options: argparse.Namespace) -> int:
     summary = predict_photos(
         options.checkpoint, options.input, values, output_dir, options.strict, not options.no_overlays
     )
-    print(f"label maps: {summary.directories[-1]}")
+    say(f"label maps: {summary.directories[-1]}")
     if not options.no_overlays:
-        print(f"overlays:   {output_dir / 'overlays'}")
-    print(f"{summary.num_labelled} labelled now, {summary.num_images} photos in all, {len(summary.skipped)} skipped")
+        say(f"overlays:   {output_dir / 'overlays'}")
+    say(f"{summary.num_labelled} labelled now, {summary.num_images} photos in all, {len(summary.skipped)} skipped")
     if summary.skipped:
-        print(f"skipped:    {output_dir / 'skipped.json'}")
+        say(f"skipped:    {output_dir / 'skipped.json'}")
     return 0
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_command
+from .common import add_command, say
 
 if TYPE_CHECKING:
     from ..data.prepare import SourceCheck
@@ -32,30 +32,30 @@ def _prepare(options: argparse.Namespace) -> int:
     enough = check.complete or (options.partial and check.usable)
     if not enough:
         hint = "; --partial (and data.partial in a recipe) uses what is there" if check.usable else ""
-        print(f"sbce: incomplete{hint}", file=sys.stderr)
+        say(f"sbce: incomplete{hint}", file=sys.stderr)
         return 1
-    print("complete" if check.complete else "incomplete; usable with --set data.partial=true")
+    say("complete" if check.complete else "incomplete; usable with --set data.partial=true")
     if options.export:
         for path in export_source(options.source, root, check, Path(options.export)):
-            print(path)
+            say(path)
     return 0
 
 
 def _print_check(check: "SourceCheck") -> None:
     for part in check.missing:
         kind = "missing (optional)" if part.optional else "missing"
-        print(f"{kind}: {' or '.join(part.paths)} ({part.what}): fetch {part.archive}")
-    print(f"{'split':12} {'images':>8} {'listed':>8} {'expected':>8} {'masks':>8}")
+        say(f"{kind}: {' or '.join(part.paths)} ({part.what}): fetch {part.archive}")
+    say(f"{'split':12} {'images':>8} {'listed':>8} {'expected':>8} {'masks':>8}")
     for split in check.splits:
         expected = "-" if split.expected is None else split.expected
         painted = " painted from annotations" if split.painted else ""
-        print(f"{split.split:12} {split.found:8} {split.listed:8} {expected:>8} {split.masks:8}{painted}")
+        say(f"{split.split:12} {split.found:8} {split.listed:8} {expected:>8} {split.masks:8}{painted}")
     for split in check.splits:
         # Of a split whose files are missing everything is said above.
         if split.problem and not any(split.split in part.splits for part in check.missing):
-            print(f"{split.split}: {split.problem}")
+            say(f"{split.split}: {split.problem}")
     found = [split for split in check.splits if split.found]
     if found:
-        print(f"{'images with':16}" + "".join(f" {split.split:>10}" for split in found))
+        say(f"{'images with':16}" + "".join(f" {split.split:>10}" for split in found))
         for index, name in enumerate(check.class_names):
-            print(f"{name:16}" + "".join(f" {split.class_images[index]:10}" for split in found))
+            say(f"{name:16}" + "".join(f" {split.class_images[index]:10}" for split in found))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import Command, add_command, config_from
+from .common import Command, add_command, config_from, say
 
 if TYPE_CHECKING:
     from ..hub.publish import Published
@@ -60,7 +60,7 @@ def _model(options: argparse.Namespace) -> int:
         message = f"Publish a {rendered.kind} with sbce_hf"
         _push(options, folder, "model", message=message, delete_patterns=MODEL_FILES, tag=rendered.tag)
     if not options.dry_run:
-        print(f"\n{rendered.load}")
+        say(f"\n{rendered.load}")
     return 0
 
 
@@ -135,9 +135,7 @@ def _labels(options: argparse.Namespace) -> int:
                 f"{error} To write the files without asking the Hub what is there, set HF_HUB_OFFLINE=1"
             ) from error
         info = rendered.info
-        print(
-            f"config: {rendered.config_name} ({info.num_images} label maps, {rendered.num_new} of them in this push)"
-        )
+        say(f"config: {rendered.config_name} ({info.num_images} label maps, {rendered.num_new} of them in this push)")
         message = f"Publish label maps {rendered.config_name} with sbce_hf"
         _push(
             options,
@@ -151,7 +149,7 @@ def _labels(options: argparse.Namespace) -> int:
     if not options.dry_run:
         at = f"@{info.tag}" if info.tag else ""
         labels = f"{options.repo_id}{at}:{rendered.config_name}"
-        print(f"\nsbce train-segmenter --recipe RECIPE --labels {labels} --output-dir segmenter")
+        say(f"\nsbce train-segmenter --recipe RECIPE --labels {labels} --output-dir segmenter")
     return 0
 
 
@@ -187,10 +185,10 @@ def _push(options: argparse.Namespace, folder: Path, repo_type: str, **how: Any)
 
     if options.dry_run:
         target = "a pull request" if options.create_pr else f"branch {options.revision or 'main'}"
-        print(f"would push to {repo_type} {options.repo_id}, {target}; nothing was sent")
+        say(f"would push to {repo_type} {options.repo_id}, {target}; nothing was sent")
         for name in folder_files(folder):
-            print(f"{(folder / name).stat().st_size:12,}  {name.as_posix()}")
-        print(f"files: {folder}")
+            say(f"{(folder / name).stat().st_size:12,}  {name.as_posix()}")
+        say(f"files: {folder}")
         return None
     send: Callable[..., Published] = publish_folder
     done = send(
@@ -202,12 +200,12 @@ def _push(options: argparse.Namespace, folder: Path, repo_type: str, **how: Any)
         create_pr=options.create_pr,
         **how,
     )
-    print(f"url:    {done.url}")
-    print(f"commit: {done.commit}")
+    say(f"url:    {done.url}")
+    say(f"commit: {done.commit}")
     if done.tag:
-        print(f"tag:    {done.tag}")
+        say(f"tag:    {done.tag}")
     if options.create_pr and done.pull_request is None:
-        print("no pull request: the repository holds these files already")
+        say("no pull request: the repository holds these files already")
     return done
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import add_recipe_command, command_line, config_from
+from .common import add_recipe_command, command_line, config_from, say
 
 # On the console; the report has all.
 SHOWN_CONCERNS = 8
@@ -39,7 +39,7 @@ def _plan(options: argparse.Namespace) -> int:
     from ..runs.plan import make_plan
 
     plan = make_plan(config, _run_dir(options, config.seed))
-    print(render_plan(plan))
+    say(render_plan(plan))
     return 1 if plan.problems else 0
 
 
@@ -69,8 +69,8 @@ def _run(options: argparse.Namespace) -> int:
         scores = {seed: summary.scores for seed, summary in found.items()}
         table = seeds_table(scores, {seed: summary.qualities for seed, summary in found.items()})
         write_atomic(parent / "seeds.md", f"# {options.recipe}, seeds {min(found)} to {max(found)}\n\n{table}\n")
-        print(table)
-        print(f"all seeds:  {parent / 'seeds.md'}")
+        say(table)
+        say(f"all seeds:  {parent / 'seeds.md'}")
     return 0
 
 
@@ -84,18 +84,18 @@ def _run_one(options: argparse.Namespace, config: "RunConfig", run_dir: Path) ->
     if not PartialState().is_main_process:
         return summary
     if summary.scores:
-        print(score_table(summary.scores))
+        say(score_table(summary.scores))
     if summary.segmenter_scores:
-        print(segmenter_table(summary.segmenter_scores))
-    print(f"label maps: {summary.label_maps} ({summary.num_images} images, {summary.num_skipped} skipped)")
-    print(f"classifier: {summary.model_dir}")
+        say(segmenter_table(summary.segmenter_scores))
+    say(f"label maps: {summary.label_maps} ({summary.num_images} images, {summary.num_skipped} skipped)")
+    say(f"classifier: {summary.model_dir}")
     if summary.segmenter_dir is not None:
-        print(f"segmenter:  {summary.segmenter_dir}")
-    print(f"report:     {summary.report}")
+        say(f"segmenter:  {summary.segmenter_dir}")
+    say(f"report:     {summary.report}")
     for concern in summary.concerns[:SHOWN_CONCERNS]:
-        print(f"look at:    {concern}")
+        say(f"look at:    {concern}")
     if (more := len(summary.concerns) - SHOWN_CONCERNS) > 0:
-        print(f"look at:    {more} more in the report's warnings")
+        say(f"look at:    {more} more in the report's warnings")
     return summary
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import CHECKPOINT, LABELS, add_recipe_command, config_from
+from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
 
 
 def add(commands: Any) -> None:
@@ -49,7 +49,7 @@ def _train_classifier(options: argparse.Namespace) -> int:
     fitted = train_stage(
         config, options.kind, Path(options.output_dir), checkpoint=options.checkpoint, labels=options.labels
     )
-    print(f"classifier: {fitted.model_dir} ({fitted.iterations} iterations)")
+    say(f"classifier: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0
 
 
@@ -65,5 +65,5 @@ def _train_segmenter(options: argparse.Namespace) -> int:
     from ..runs.segment import train_segmenter_stage
 
     fitted = train_segmenter_stage(config, options.labels, Path(options.output_dir), checkpoint=options.checkpoint)
-    print(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")
+    say(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0

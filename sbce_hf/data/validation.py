@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..config import DataConfig
 from ..errors import UserError
+from ..text import check_names
 from .decoding import UnreadableError
 from .own_files import require_own_files
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
@@ -170,6 +171,7 @@ def checked_images(
     """
     if not class_names:
         raise UserError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
+    check_names(class_names, "class")
     _check_ids(dataset["image_id"], split)
     if config.max_images is not None:
         dataset = dataset.select(range(min(config.max_images, len(dataset))))

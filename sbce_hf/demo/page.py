@@ -1,6 +1,5 @@
 """The page on which a visitor tries a checkpoint: a photo and its tags in, a label map with its reasons out."""
 
-import html
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from ..config import CrfConfig
 from ..data.decoding import decode_image, encode_png
 from ..data.shapes import THINGS, draw_scene
 from ..models.configuration_deeplab import voc_palette
+from ..text import code_span, markdown
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
 from .pictures import annotated, encode_label_map, outlined_heat_map, served_file
 
@@ -96,16 +96,16 @@ def remarks(photo: Image.Image, found: Explanation, names: Sequence[str], predic
     """What is to say about a result: the label map's size, its shares, and why there may be nothing on it."""
     shares = np.bincount(found.label_map.ravel(), minlength=len(names)) / found.label_map.size
     order = [value for value in np.argsort(-shares, kind="stable").tolist() if shares[value] > 0]
-    parts = ["**" + ", ".join(f"{names[value]} {100 * shares[value]:.1f} %" for value in order) + "**"]
+    parts = ["**" + ", ".join(f"{markdown(names[value])} {100 * shares[value]:.1f} %" for value in order) + "**"]
     if predicted and not found.readings:
-        nearest = [f"{name} {100 * p:.0f} %" for name, p in list(found.image_probabilities.items())[:3]]
+        nearest = [f"{markdown(name)} {100 * p:.0f} %" for name, p in list(found.image_probabilities.items())[:3]]
         parts.append(
             f"No class reached 50 %, so all is background. Choose tags instead. The nearest: {', '.join(nearest)}."
         )
     if len(found.readings) > MAX_HEAT_MAPS:
         parts.append(f"Heat maps of the {MAX_HEAT_MAPS} most probable classes are shown.")
     parts.append(f"{photo.width} x {photo.height} pixels; larger photos are resized to {MAX_SIDE} on the longer side.")
-    return html.escape("  \n".join(parts))
+    return "  \n".join(parts)
 
 
 def crf_installed() -> bool:
@@ -131,7 +131,7 @@ def build_demo(checkpoint: str, image_size: int | None = None) -> gr.Blocks:
 def message_page(message: str) -> gr.Blocks:
     """A page that only says what is wrong, for a Space whose checkpoint is missing."""
     with gr.Blocks(title="sbce_hf", analytics_enabled=False) as page:
-        gr.Markdown(f"# No checkpoint to show\n\n{message}")
+        gr.Markdown(f"# No checkpoint to show\n\n{markdown(message)}")
     return page
 
 
@@ -196,9 +196,10 @@ def _introduction(loaded: Checkpoint, classifier: bool) -> str:
         else "A segmentation network: it needs no tags."
     )
     shown = [name for name in loaded.names if name != "background"]
-    known = html.escape(", ".join(shown[:30])) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")
+    known = ", ".join(map(markdown, shown[:30])) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")
     return (
-        f"# Label maps from image tags\n\n{first}  \nCheckpoint `{loaded.name}`, {len(shown)} classes: {known}.  \n"
+        f"# Label maps from image tags\n\n{first}  \n"
+        f"Checkpoint {code_span(loaded.name)}, {len(shown)} classes: {known}.  \n"
         f"Photos and results are deleted from the server after about {KEEP_SECONDS // 60} minutes."
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..postprocess.rules import SOFT_RANGE
+from ..text import markdown
 from .curves import plot_histograms
 from .quality import (
     MAX_LOST_SHARE,
@@ -47,7 +48,7 @@ def render_quality(
         agreements: pairs of stages to the agreement of their label maps.
         histogram: the figure of [`plot_thresholds`], relative to the report.
     """
-    warnings = [f"- {warning}" for stage in stages for warning in stage.warnings]
+    warnings = [f"- {markdown(warning)}" for stage in stages for warning in stage.warnings]
     parts = [
         "# Quality without ground truth",
         "No mask was read for this page. *Empty*: images of a class where no pixel passed its threshold or another "
@@ -82,7 +83,7 @@ def _class_table(stage: StageQuality) -> str:
     for c in stage.classes:
         shares = (c.empty_share, c.lost_share, c.coverage_mean, c.coverage_median, c.soft_share, c.mean_probability)
         quantiles = ("-" if math.isnan(q) else f"{q:.2f}" for q in c.threshold_quantiles)
-        rows.append((c.name, c.images, *map(percent, shares), *quantiles))
+        rows.append((markdown(c.name), c.images, *map(percent, shares), *quantiles))
     return markdown_table(header, rows)
 
 

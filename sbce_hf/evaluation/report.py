@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.schema import IGNORE_INDEX, SkippedImage
+from ..text import code_block, code_span, markdown
 from .scan import LEAK_MARK
 
 SKIPPED_SHOWN = 10
@@ -141,7 +142,7 @@ def score_table(rows: Sequence[ScoreRow]) -> str:
     """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
     cells = []
     for row in sorted(rows, key=lambda row: row.uses_ground_truth):
-        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else row.note
+        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else markdown(row.note)
         crf = "yes" if row.crf else "no"
         cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
     return markdown_table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
@@ -160,7 +161,7 @@ def per_class_table(rows: Sequence[ScoreRow]) -> str:
 
 def _per_class(rows: Sequence[ScoreRow | SegmenterRow]) -> list[tuple[str, ...]]:
     names = dict.fromkeys(name for row in rows for name in row.per_class_iou)
-    return [(name, *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
+    return [(markdown(name), *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
 
 
 # What a segmenter's training labels are called in a table.
@@ -176,7 +177,7 @@ def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
     full = {row.crf: row.mean_iou for row in rows if row.labels == "mask"}
     cells = [
         (
-            _TRAINED_ON.get(row.labels, row.labels) + (f" ({row.note})" if row.note else ""),
+            _TRAINED_ON.get(row.labels, row.labels) + (f" ({markdown(row.note)})" if row.note else ""),
             "yes" if row.crf else "no",
             "yes" if row.labels == "mask" or row.uses_ground_truth else "no",
             percent(row.mean_iou),
@@ -192,10 +193,10 @@ def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
 def render_report(context: ReportContext) -> str:
     """The report as Markdown. Without masks it says so and shows label-free numbers only."""
     facts = [
-        ("Data", context.data),
-        ("Saliency maps", context.saliency),
+        ("Data", markdown(context.data)),
+        ("Saliency maps", markdown(context.saliency)),
         ("Images", f"{context.num_images} trained on and labelled, {len(context.skipped)} skipped"),
-        ("Classes", f"{len(context.class_names)}: {', '.join(context.class_names)}"),
+        ("Classes", f"{len(context.class_names)}: {', '.join(map(markdown, context.class_names))}"),
         ("Seed", context.seed),
         ("Hardware", context.hardware),
         ("Versions", ", ".join(f"{name} {version}" for name, version in context.versions.items())),
@@ -203,18 +204,18 @@ def render_report(context: ReportContext) -> str:
         ("Every setting", f"[{context.config_path}]({context.config_path})"),
     ]
     facts_table = markdown_table(("Fact", "Value"), [fact for fact in facts if fact[1] != ""], text_columns=2)
-    parts = [f"# {context.title}", "## What was run", f"```bash\n{context.command}\n```", facts_table]
+    parts = [f"# {context.title}", "## What was run", code_block(context.command, "bash"), facts_table]
     parts += ["## Scores", *_score_section(context)]
     if context.segmenters:
         parts += ["## Segmentation network", *_segmenter_section(context)]
     if context.label_free:
         parts += ["## Without ground truth", context.label_free]
-    parts += ["## Warnings", "\n".join(f"- {warning}" for warning in context.warnings) or "None."]
+    parts += ["## Warnings", "\n".join(f"- {markdown(warning)}" for warning in context.warnings) or "None."]
     parts.append(
         f"Thresholds, coverage and lost classes, class by class: [{context.quality_path}]({context.quality_path})"
     )
     if context.skipped:
-        listed = [f"- `{image.file}`: {image.reason}" for image in context.skipped[:SKIPPED_SHOWN]]
+        listed = [f"- {code_span(image.file)}: {markdown(image.reason)}" for image in context.skipped[:SKIPPED_SHOWN]]
         if len(context.skipped) > SKIPPED_SHOWN:
             listed.append(f"- and {len(context.skipped) - SKIPPED_SHOWN} more")
         parts += [f"## Skipped images: {len(context.skipped)}", "\n".join(listed)]
@@ -230,10 +231,10 @@ def _score_section(context: ReportContext) -> list[str]:
     if context.score_split is None:
         return ["No ground truth was given (`data.score_split` is not set), so no mIoU can be computed."]
     if not context.scores:
-        return [f"Nothing was scored on split `{context.score_split}`."]
+        return [f"Nothing was scored on split {code_span(context.score_split)}."]
     return [
-        f"Label maps against the masks of split `{context.score_split}`; each image's classes are known from its "
-        f"{'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
+        f"Label maps against the masks of split {code_span(context.score_split)}; each image's classes are known from "
+        f"its {'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
         score_table(context.scores),
         "`paper` and `official` use adaptive thresholds learned from tags alone, `peak` a share of each map's highest "
         "probability, `mean` its mean as the share of pixels, `fixed` one constant set beforehand, `objects` one "
@@ -249,7 +250,8 @@ def _score_section(context: ReportContext) -> list[str]:
 def _segmenter_section(context: ReportContext) -> list[str]:
     columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in context.segmenters]
     return [
-        f"One network from one start on different labels, without tags, on split `{context.segmenter_split}`.",
+        "One network from one start on different labels, without tags, on split "
+        f"{code_span(context.segmenter_split)}.",
         segmenter_table(context.segmenters),
         "### IoU per class (%), by training labels",
         markdown_table(("Class", *columns), _per_class(context.segmenters)),

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..config import RunConfig
 from ..evaluation.report import ScoreRow, SegmenterRow, markdown_table, percent
 from ..evaluation.scan import LEAK_MARK
+from ..text import code_block, code_span, markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "unknown"
@@ -92,7 +93,10 @@ def render_model_card(context: ModelCardContext) -> str:
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         card=context,
-        data_name=data_name(config) if config else None,
+        data_name=markdown(data_name(config)) if config else None,
+        markdown=markdown,
+        code_span=code_span,
+        code_block=code_block,
         label_table=_label_table(context),
         score_table=_score_table(context) if context.scores else "",
         segmenter_table=_segmenter_table(context) if context.segmenters else "",
@@ -156,7 +160,7 @@ def eval_results(context: ModelCardContext) -> list[EvalResult]:
 
 def _label_table(context: ModelCardContext) -> str:
     rows = [
-        (value, name, "#{:02x}{:02x}{:02x}".format(*colour))
+        (value, markdown(name), "#{:02x}{:02x}{:02x}".format(*colour))
         for value, (name, colour) in enumerate(zip(context.labels, context.colours, strict=True))
     ]
     table = markdown_table(("Value", "Name", "Colour"), rows[:MAX_LABELS_SHOWN], text_columns=3)
@@ -173,7 +177,7 @@ def _score_table(context: ModelCardContext) -> str:
     for row in sorted(context.scores, key=lambda row: row.uses_ground_truth):
         own = context.kind == "classifier" and row.stage == context.stage and not row.uses_ground_truth
         used = f"**yes** {LEAK_MARK}" if row.uses_ground_truth else "no"
-        line = [row.stage, split, row.num_images, tags, row.rule, _yes(row.crf), row.note or "none", used]
+        line = [row.stage, split, row.num_images, tags, row.rule, _yes(row.crf), markdown(row.note or "none"), used]
         cells.append(_bold([*line, percent(row.mean_iou)], own))
     header = ("Stage", "Split", "Images", "Classes of an image", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used for a choice", "mIoU (%)"), cells, text_columns=8)
@@ -188,7 +192,7 @@ def _segmenter_table(context: ModelCardContext) -> str:
         used = "**yes**, for training" if row.labels == "mask" or row.uses_ground_truth else "no"
         split = section.score_split if section else None
         line = [TRAINED_ON.get(row.labels, row.labels), split, row.num_images, "not needed", "argmax", _yes(row.crf)]
-        cells.append(_bold([*line, row.note or "none", used, percent(row.mean_iou)], own))
+        cells.append(_bold([*line, markdown(row.note or "none"), used, percent(row.mean_iou)], own))
     header = ("Trained on", "Split", "Images", "Tags", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used", "mIoU (%)"), cells, text_columns=8)
 

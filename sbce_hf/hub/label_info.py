@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from huggingface_hub.dataclasses import strict
 
+from ..config import from_mapping
+from ..errors import UserError
 from ..files import file_digest, read_json
 from ..labels.store import LabelStore
 from ..runs.provenance import without_local_paths
 from ..runs.stage import RECORD
 from ..runs.stages import find_run
+from ..text import check_names
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class LabelSource:
     num_images: int
 
 
-@dataclass(frozen=True)
+@strict
+@dataclass
 class LabelSetInfo:
     """What a configuration says of itself in its `info.json`.
 
@@ -80,12 +85,19 @@ def read_info(path: Path, repo_id: str) -> LabelSetInfo:
     Raises:
         ValueError: something else has written it.
     """
+    where = f"{repo_id}: {path.parent.name}/{path.name}"
     try:
-        return LabelSetInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        info = from_mapping(LabelSetInfo, json.loads(path.read_text(encoding="utf-8")), path.name)
+        check_names(info.class_names, "class_names")
+        counts = (info.images_per_class, info.lost_per_class)
+        if any(values and len(values) != len(info.class_names) for values in counts):
+            raise UserError("images_per_class and lost_per_class: expected one number for each class")
+        if not all(isinstance(source.get("options"), dict) for source in info.sources):
+            raise UserError("sources: expected options with each")
+        return info
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{repo_id}: {path.parent.name}/{path.name} was not written by sbce push labels ({error}); push into "
-            "another repository"
+            f"{where} was not written by sbce push labels ({error}); push into another repository"
         ) from error
 
 

@@ -24,6 +24,7 @@ from ..files import write_atomic
 from ..labels.hub_store import INFO, SPLIT
 from ..labels.store import LabelStore
 from ..models.configuration_deeplab import voc_palette
+from ..text import code_span, markdown
 from .cards import TEMPLATES, UNKNOWN
 from .errors import explained
 from .label_info import LabelSetInfo, grown, read_info
@@ -212,6 +213,8 @@ def _card(
         sets=[{"name": name, "info": info, **_tables(info)} for name, info in infos.items()],
         license=data["license"],
         percent=percent,
+        markdown=markdown,
+        code_span=code_span,
     )
     kept = (below if mark else above).strip()
     return f"{str(written).rstrip()}\n\n{KEPT_BELOW}\n" + (f"\n{kept}\n" if kept else "")
@@ -230,7 +233,7 @@ def _tables(info: LabelSetInfo) -> dict[str, Any]:
     for c, name in enumerate(info.class_names):
         images, lost = info.images_per_class[c], info.lost_per_class[c]
         colour = "#{:02x}{:02x}{:02x}".format(*colours[c + 1])
-        rows.append((c + 1, name, colour, images, f"{percent(lost / images)} %" if images else "-"))
+        rows.append((c + 1, markdown(name), colour, images, f"{percent(lost / images)} %" if images else "-"))
     pairs = sum(info.images_per_class)
     return {
         "class_table": markdown_table(("Value", "Class", "Colour", "Images", "Lost"), rows, text_columns=3),

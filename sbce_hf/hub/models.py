@@ -19,6 +19,7 @@ from ..runs.report import SHEET
 from ..runs.report import THRESHOLDS as HISTOGRAM
 from ..runs.scoring import read_quality, score_rows
 from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, stages_of
+from ..text import markdown
 from .cards import ModelCardContext, render_model_card
 from .publish import check_repo_id, folder_digest, folder_files
 
@@ -221,7 +222,9 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
     # A segmenter's are those of the label maps that it was trained on.
     labelled = made.needs[0] if made.kind == "segmenter" else made
     qualities = [found[0] for one in stages if (found := read_quality(run_dir / one.name)) is not None]
-    warnings = [f"- {line}" for quality in qualities if quality.stage == labelled.name for line in quality.warnings]
+    warnings = [
+        f"- {markdown(line)}" for quality in qualities if quality.stage == labelled.name for line in quality.warnings
+    ]
     scores, segmenters = score_rows(run_dir, stages)
     return replace(
         context,

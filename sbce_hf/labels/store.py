@@ -20,6 +20,7 @@ from PIL import Image
 from ..data.decoding import encode_png
 from ..data.schema import label_features, palette
 from ..files import is_inside
+from ..text import check_names
 from .disk import explain, flush, replace, truncate, whole_lines
 
 META, MAPS = "meta.json", "label_maps"
@@ -51,6 +52,7 @@ class LabelStore:
             raise FileNotFoundError(
                 f"no label store in {self.directory}: {META} is missing; make one with label_images"
             ) from error
+            check_names(self.class_names, "class_names")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.directory / META}: {error}; delete the folder and label again") from error
         if class_names is not None and tuple(class_names) != self.class_names:

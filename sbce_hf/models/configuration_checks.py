@@ -39,6 +39,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Label maps are 8-bit images, in which 255 is ignored.
 MAX_LABELS = 255
 _MAX_NAME = 256
+# Control characters, ends of lines, marks of direction, halves of surrogate pairs.
+UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 # A timm model, with or without the name of its weights; a ":" or "/" would name a repository or a folder.
 TRUNK = re.compile(r"[a-zA-Z0-9_]{1,64}(\.[a-zA-Z0-9_]{1,64})?")
@@ -167,9 +169,10 @@ def _check_labels(kind: str, id2label: Any, num_labels: Any) -> None:
             f"{MAX_LABELS} labels"
         )
     for key, name in id2label.items():
-        if not isinstance(name, str) or len(name) > _MAX_NAME:
+        if not isinstance(name, str) or len(name) > _MAX_NAME or UNSEEN.search(name):
             raise ValueError(
-                f"{kind}.id2label: {key}: got {str(name)[:80]!r}, expected a name of at most {_MAX_NAME} letters"
+                f"{kind}.id2label: {key}: got {ascii(str(name)[:80])}, expected a name of at most {_MAX_NAME} "
+                "characters to see"
             )
 
 

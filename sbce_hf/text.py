@@ -1,0 +1,89 @@
+"""Names are text: what users and strangers wrote is shown as it is, and does nothing.
+
+A class, a file or a message from elsewhere may hold markup that makes links, pictures or headings of a report, and
+characters that move a terminal's cursor or turn the direction of writing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from .errors import UserError
+
+# Embedding, override and isolate marks: they change how what follows is read.
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, separators of lines and paragraphs, and halves of surrogate pairs.
+_CONTROLS = frozenset({"Cc", "Zl", "Zp", "Cs"})
+# Not the bar, which [`markdown_table`] escapes in its cells, and which does nothing elsewhere.
+# Parentheses and exclamation marks do nothing without brackets, underscores nothing within a word, and some characters
+# only where a line starts.
+_MARKUP = re.compile(r"[\\`*\[\]<>~&$]|(?<![^\W_])_|_(?![^\W_])|^[#+=-]")
+
+
+def is_control(character: str) -> bool:
+    """Whether a character is not one to see but one that does something."""
+    return character in _DIRECTION or unicodedata.category(character) in _CONTROLS
+
+
+def check_names(names: Iterable[object], what: str) -> None:
+    """Refuse names of classes that hold anything but characters to see.
+
+    Args:
+        names: of classes.
+        what: they are, and where, for the message.
+
+    Raises:
+        UserError: one is no text, is empty, or has a control character or a mark of direction.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or any(map(is_control, name)):
+            raise UserError(
+                f"{what}: got {visible(repr(name))[:120]}, expected a name of characters to see, without line ends, "
+                "control characters or marks of direction; rename the class"
+            )
+
+
+def visible(text: str, kept: str = "") -> str:
+    r"""Text for a terminal: what would control it is shown as `\x1b` or `\u202e`.
+
+    Args:
+        text: of anybody.
+        kept: controls to leave, such as line ends of a text of our own.
+    """
+    return "".join(
+        character if character in kept or not is_control(character) else _escape(character) for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def markdown(text: object) -> str:
+    """Text within Markdown, on one line: no markup, no HTML, and no address becomes a link.
+
+    Args:
+        text: of anybody; anything else as `str` gives it.
+    """
+    line = visible(" ".join(str(text).splitlines()))
+    escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", line)
+    # Addresses are made links even where nobody asked.
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped.replace("://", ":\\//"))
+
+
+def code_span(text: object) -> str:
+    """Text between backticks, on one line; it shows every character, and backticks within do not end it."""
+    line = visible(" ".join(str(text).splitlines())) or " "
+    longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{padding}{line}{padding}{fence}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Text as a fenced block; a fence within does not end it."""
+    shown = visible(text, kept="\n")
+    longest = max((len(run) for run in re.findall(r"`{3,}", shown)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
