@@ -161,6 +161,9 @@ def _add_push_command(commands: Any, name: str, function: Command, summary: str)
     where.add_argument("--revision", metavar="BRANCH", help="push to this branch, which is made if there is none")
     where.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--dry-run", action="store_true", help="only write the files, and say where; send nothing")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace and delete files of the repository that no push has written"
+    )
     parser.add_argument("--tags", metavar="A,B,...", type=_names, default=[], help="more tags for the card")
     parser.add_argument("--license", metavar="ID", help="as the Hub names it, as in apache-2.0")
     return parser
@@ -198,6 +201,7 @@ def _push(options: argparse.Namespace, folder: Path, repo_type: str, **how: Any)
         private=options.private,
         revision=options.revision,
         create_pr=options.create_pr,
+        overwrite=options.overwrite,
         **how,
     )
     say(f"url:    {done.url}")

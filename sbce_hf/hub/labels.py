@@ -29,10 +29,10 @@ from .cards import TEMPLATES, UNKNOWN
 from .errors import explained
 from .label_info import LabelSetInfo, grown, read_info
 from .label_shards import known_ids, write_shards
+from .ownership import join_card, split_card
 from .publish import check_repo_id
 
 # What people write below this line of the card is kept.
-KEPT_BELOW = "<!-- sbce push labels writes what is above this line, and keeps what is below -->"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _card(
     files = [{"split": SPLIT, "path": f"{config_name}/{SPLIT}-*.parquet"}]
     MetadataConfigs({config_name: {"data_files": files}}).to_dataset_card_data(data)
     DatasetInfosDict({config_name: _dataset_info(infos[config_name])}).to_dataset_card_data(data)
-    above, mark, below = card.text.partition(KEPT_BELOW) if card else ("", "", "")
+    above, below = split_card(card.text) if card else ("", None)
     written = DatasetCard.from_template(
         data,
         template_path=str(TEMPLATES / "labels_card.md"),
@@ -216,8 +216,7 @@ def _card(
         markdown=markdown,
         code_span=code_span,
     )
-    kept = (below if mark else above).strip()
-    return f"{str(written).rstrip()}\n\n{KEPT_BELOW}\n" + (f"\n{kept}\n" if kept else "")
+    return join_card(str(written), (above if below is None else below).strip())
 
 
 def _dataset_info(info: LabelSetInfo) -> DatasetInfo:

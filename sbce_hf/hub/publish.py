@@ -14,7 +14,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from ..errors import UserError
+from ..files import write_atomic
 from .errors import HubError, explained, require_token
+from .ownership import CARD, MANIFEST, Ownership, join_card, split_card, write_manifest
 
 RepoType = Literal["model", "dataset", "space"]
 
@@ -57,6 +60,8 @@ def folder_digest(folder: Path) -> str:
     """Hash of a folder's names and contents: 12 hexadecimal digits."""
     found = hashlib.sha256()
     for name in folder_files(folder):
+        if name.as_posix() == MANIFEST:
+            continue
         with open(folder / name, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         found.update(f"{name.as_posix()}\0{content}\n".encode())
@@ -76,6 +81,7 @@ def publish_folder(
     space_sdk: str | None = None,
     delete_patterns: Sequence[str] = (),
     tag: str | None = None,
+    overwrite: bool = False,
 ) -> Published:
     """Send a folder to the Hub as exactly one commit; none if the branch holds these files already.
 
@@ -92,9 +98,11 @@ def publish_folder(
         space_sdk: of a Space.
         delete_patterns: files of the repository that go if they match and are not in the folder.
         tag: set on the commit; of no effect for a pull request, whose commit is not the one that gets merged.
+        overwrite: replace and delete what no push has written, or what was changed since.
 
     Raises:
         HubError: see [`explained`].
+        UserError: the push would replace or delete files of somebody else; names them.
         ValueError: see [`explained`]; or the folder is absent or empty; or the name belongs to a repository of
             another type; or it shall be private and is not.
     """
@@ -102,21 +110,22 @@ def publish_folder(
         raise ValueError(f"{folder}: not a directory, or no file in it; expected the rendered files of a repository")
     check_repo_id(repo_id)
     require_token(repo_id)
-    api, title = HfApi(), f"{message} ({folder_digest(folder)})"
+    api = HfApi()
     with explained(repo_id):
         _make_repository(api, repo_id, repo_type, private, space_sdk)
         if revision not in (None, constants.DEFAULT_REVISION) and not str(revision).startswith("refs/"):
             api.create_branch(repo_id, branch=str(revision), repo_type=repo_type, exist_ok=True)
-        if create_pr and (found := _open_pull_request(api, repo_id, repo_type, title)):
-            return found
         if parent_commit is None:
             parent_commit = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-        there = api.list_repo_files(repo_id, repo_type=repo_type, revision=parent_commit) if delete_patterns else []
+        stale = _prepare(api, repo_id, repo_type, str(parent_commit), folder, delete_patterns, overwrite)
+        title = f"{message} ({folder_digest(folder)})"
+        if create_pr and (found := _open_pull_request(api, repo_id, repo_type, title)):
+            return found
         # Not upload_folder: where Xet is installed, it commits a large folder in several parts.
         commit = api.create_commit(
             repo_id=repo_id,
             repo_type=repo_type,
-            operations=_operations(folder, there, delete_patterns),
+            operations=_operations(folder, stale),
             commit_message=title,
             revision=revision,
             create_pr=create_pr,
@@ -151,15 +160,39 @@ def _make_repository(
             )
 
 
-def _operations(
-    folder: Path, there: Sequence[str], delete_patterns: Sequence[str]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What turns the files of a repository into the folder's; only those that match a pattern go."""
+def _prepare(
+    api: HfApi,
+    repo_id: str,
+    repo_type: RepoType,
+    commit: str,
+    folder: Path,
+    delete_patterns: Sequence[str],
+    overwrite: bool,
+) -> list[str]:
+    """Keep what is the repository's own; returns the files that go.
+
+    The reader's part of a card is added to the folder's, and what the push writes is noted in the folder.
+    """
+    there = Ownership(api, repo_id, repo_type, commit)
+    names = {name.as_posix() for name in folder_files(folder)}
+    others = [name for name in there.files if name not in names and name not in (".gitattributes", MANIFEST)]
+    stale = list(filter_repo_objects(others, allow_patterns=list(delete_patterns))) if delete_patterns else []
+    if (folder / CARD).is_file():
+        (above, own), kept = split_card((folder / CARD).read_text(encoding="utf-8")), split_card(there.card() or "")[1]
+        write_atomic(folder / CARD, join_card(above, own or kept or ""))
+    if not overwrite and (lost := there.foreign(folder, stale)):
+        raise UserError(
+            f"{repo_id}: the push would replace or delete files that no push of sbce has written, or that were "
+            f"changed since: {', '.join(lost)}. Choose another repository; or keep what you need of them, and give "
+            "--overwrite"
+        )
+    write_manifest(folder, there.written, stale)
+    return stale
+
+
+def _operations(folder: Path, stale: Sequence[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What turns the files of a repository into the folder's."""
     names = [name.as_posix() for name in folder_files(folder)]
-    stale = filter_repo_objects(
-        [name for name in there if name not in names and name != ".gitattributes"],
-        allow_patterns=list(delete_patterns),
-    )
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
     return [*(CommitOperationDelete(path_in_repo=name) for name in stale), *added]
 

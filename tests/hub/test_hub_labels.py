@@ -23,7 +23,8 @@ from sbce_hf.hub import label_shards
 from sbce_hf.hub.errors import HubError
 from sbce_hf.hub.label_info import source_of
 from sbce_hf.hub.label_shards import grey_png
-from sbce_hf.hub.labels import KEPT_BELOW, default_config_name, render_label_folder
+from sbce_hf.hub.labels import default_config_name, render_label_folder
+from sbce_hf.hub.ownership import KEPT_BELOW, MANIFEST
 from sbce_hf.hub.publish import publish_folder
 from sbce_hf.labels.hub_store import HubLabelMaps, open_label_maps
 from sbce_hf.labels.label_maps import check_label_maps
@@ -153,6 +154,7 @@ def test_push_and_read_back(hub, tmp_path, monkeypatch, capsys):
     name = "round_2_paper_crf"
     assert set(stored(hub)) - {".gitattributes"} == {
         "README.md",
+        MANIFEST,
         f"{name}/info.json",
         f"{name}/train-00000.parquet",
     }
@@ -275,7 +277,10 @@ def test_append_to_what_an_older_version_published(hub, tmp_path):
     assert push(fill(tmp_path / "one" / "maps", ["a"])) == 0
     info = stored(hub)["maps/info.json"].replace(b'"method":', b'"rule":')
     huggingface_hub.upload_file(path_or_fileobj=info, path_in_repo="maps/info.json", repo_id=REPO, repo_type="dataset")
-    assert push(fill(tmp_path / "two" / "maps", ["b"], method="official"), "--append") == 0
+    two = fill(tmp_path / "two" / "maps", ["b"], method="official")
+    assert push(two, "--append") == 1
+    # It left no list of what it wrote.
+    assert push(two, "--append", "--overwrite") == 0
     card = stored(hub)["README.md"].decode()
     assert "1 of them: threshold rule `paper`" in card and "1 of them: threshold rule `official`" in card
 

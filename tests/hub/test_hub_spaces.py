@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, SpaceCard
 import sbce_hf
 from sbce_hf.cli import main
 from sbce_hf.hub import spaces
+from sbce_hf.hub.ownership import MANIFEST
 
 PACKAGE = Path(sbce_hf.__file__).parent
 
@@ -24,7 +25,7 @@ def test_space(hub, capsys):
     package = {path.relative_to(PACKAGE.parent).as_posix(): path for path in PACKAGE.rglob("*") if path.is_file()}
     package = {name: path.read_bytes() for name, path in package.items() if "__pycache__" not in name}
     assert {name: files[name] for name in files if name.startswith("sbce_hf/")} == package
-    others = {"README.md", "app.py", "requirements.txt", "LICENSE", "checkpoint.txt", ".gitattributes"}
+    others = {"README.md", "app.py", "requirements.txt", "LICENSE", "checkpoint.txt", ".gitattributes", MANIFEST}
     assert set(files) == {*package, *others}
     card = SpaceCard.load("user/page")
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", ["user/model"])
@@ -33,12 +34,14 @@ def test_space(hub, capsys):
     assert hub.count("/commit/") == 1
 
 
-def test_file_of_an_older_package_goes(hub):
+def test_file_of_an_older_package_goes(hub, capsys):
     HfApi().create_repo("user/model")
     assert push("user/model") == 0
     for name in ("sbce_hf/old.py", "notes.txt"):
         HfApi().upload_file(path_or_fileobj=b"1", path_in_repo=name, repo_id="user/page", repo_type="space")
-    assert push("user/model") == 0
+    # A push that has written it would have noted it.
+    assert push("user/model") == 1 and "since: sbce_hf/old.py. " in capsys.readouterr().err
+    assert push("user/model", "--overwrite") == 0
     files = hub.repository("user/page", "space").files()
     assert "sbce_hf/old.py" not in files and files["notes.txt"] == b"1"
 
