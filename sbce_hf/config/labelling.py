@@ -214,7 +214,9 @@ class GuardConfig(Checked):
     Args:
         max_lost: extinguished: the share of the class's images that have lost it, and had not before, is above this.
         min_coverage: extinguished: its mean coverage is below this share of what it was.
-        max_coverage: flooded: its mean coverage is above this multiple of what it was.
+        max_coverage: flooded: its mean coverage is above this multiple of what it was ...
+        least_flood: ... and above this share of its images: a class of which there was next to nothing may grow.
+        least_images: classes with fewer images are not judged.
     """
 
     SECTION = "guard"
@@ -222,3 +224,5 @@ class GuardConfig(Checked):
     max_lost: float = number(0.1, at_least=0, at_most=1)
     min_coverage: float = number(0.5, at_least=0, at_most=1)
     max_coverage: float = number(2.0, at_least=1)
+    least_flood: float = number(0.5, at_least=0, at_most=1)
+    least_images: int = number(8, at_least=1, limit=1_000_000)

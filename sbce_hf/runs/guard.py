@@ -57,7 +57,7 @@ def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig) -
     for index, name in enumerate(after.class_names):
         known = np.array([index in after.record(image_id)["classes"] for image_id in both], bool)
         # Of a class that had no pixel anywhere, nothing can be kept.
-        if not known.any() or not old[known, index].any():
+        if known.sum() < config.least_images or not old[known, index].any():
             continue
         was, now = old[known, index], new[known, index]
         lost, ratio = int(((was > 0) & (now == 0)).sum()), float(now.mean() / was.mean())
@@ -65,7 +65,7 @@ def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig) -
             found[name] = f"extinguished: lost from {lost} of its {len(was)} photos"
         elif ratio < config.min_coverage:
             found[name] = f"extinguished: covers {ratio:.2f} times as much as before"
-        elif ratio > config.max_coverage:
+        elif ratio > config.max_coverage and now.mean() > config.least_flood:
             found[name] = f"flooded: covers {ratio:.2f} times as much as before"
     return found
 

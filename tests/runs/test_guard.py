@@ -13,7 +13,7 @@ from sbce_hf.runs.guard import harmed_classes, kept_classes, merge
 from sbce_hf.runs.run import run
 
 NAMES = ("cat", "dog", "cow")
-LIMITS = GuardConfig(max_lost=0.1, min_coverage=0.5, max_coverage=2.0)
+LIMITS = GuardConfig(max_lost=0.1, min_coverage=0.5, max_coverage=2.0, least_flood=0.3, least_images=2)
 
 
 def store_of(folder, shares):
@@ -33,6 +33,7 @@ def store_of(folder, shares):
         ([0.09] * 10, "extinguished: covers 0.45 times as much as before"),
         ([0.39] * 10, None),
         ([0.41] * 10, "flooded: covers 2.05 times as much as before"),
+        ([0.41] * 9 + [0.2], None),
         ([0.0] + [0.2] * 9, None),
         ([0.0] * 2 + [0.2] * 8, "extinguished: lost from 2 of its 10 photos"),
         # Twice as much in the mean, but on the photos that are left of it.
@@ -49,6 +50,13 @@ def test_what_was_lost_before_is_no_harm(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.0, 1: 0.0}, {0: 0.4, 1: 0.0}])
     after = store_of(tmp_path / "b", [{0: 0.0, 1: 0.5}, {0: 0.4, 1: 0.5}])
     assert harmed_classes(before, after, LIMITS) == {}
+
+
+def test_what_was_next_to_nothing_may_grow_and_few_photos_tell_nothing(tmp_path):
+    before = store_of(tmp_path / "a", [{0: 0.01, 1: 0.2}, {0: 0.01}])
+    after = store_of(tmp_path / "b", [{0: 0.25, 1: 0.01}, {0: 0.25}])
+    assert harmed_classes(before, after, LIMITS) == {}
+    assert set(harmed_classes(before, after, replace(LIMITS, least_flood=0.2, least_images=1))) == {"cat", "dog"}
 
 
 def test_images_that_only_one_stage_could_read_do_not_count(tmp_path):
@@ -70,7 +78,7 @@ def test_merging_leaves_other_classes_alone():
 
 def recipe(tiny_recipe, **overrides):
     # So narrow that it takes any change for harm.
-    narrow = {"max_lost": 0.0, "min_coverage": 1.0, "max_coverage": 1.0}
+    narrow = {"max_lost": 0.0, "min_coverage": 1.0, "max_coverage": 1.0, "least_flood": 0.0, "least_images": 1}
     return load_recipe(str(tiny_recipe), {"rounds": 2, "guard": narrow, **overrides})
 
 
@@ -135,4 +143,4 @@ def test_a_killed_guard_goes_on(tiny_recipe, tmp_path, monkeypatch):
 def test_other_limits_are_another_run(tiny_recipe, tmp_path):
     run(recipe(tiny_recipe, rounds=1), tmp_path)
     with pytest.raises(ValueError, match=r"round_1: guard.max_lost was 0.0, is 0.5"):
-        run(recipe(tiny_recipe, rounds=1, guard={"max_lost": 0.5, "min_coverage": 1.0, "max_coverage": 1.0}), tmp_path)
+        run(recipe(tiny_recipe, rounds=1, guard={"max_lost": 0.5}), tmp_path)
