@@ -102,7 +102,7 @@ def _read_table(path: Path, on_disk: set[str]) -> Iterator[_Row]:
         if file not in on_disk and file.removeprefix("images/") in on_disk:
             # Tables of the imagefolder convention count from the table's own folder.
             file = file.removeprefix("images/")
-        if not file or file.startswith("/") or ".." in Path(file).parts:
+        if not Path(file).name or file.startswith("/") or ".." in Path(file).parts:
             raise UserError(f"{where}: file {file!r}: expected a path relative to {path.parent / 'images'}")
         names = (tag.strip() for tag in tags)
         yield _Row(Path(file).as_posix(), tuple(name for name in names if name), split, where)
@@ -134,14 +134,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, str, list[str], str | None]]:
             continue
         try:
             record: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path}, line {line}: not valid JSON: {error}") from error
-        file, tags = (record.get("file_name"), record.get("tags")) if isinstance(record, dict) else (None, None)
+        file, tags, split = map(record.get, ("file_name", "tags", "split")) if isinstance(record, dict) else [None] * 3
         if not isinstance(file, str) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise UserError(
                 f'{path}, line {line}: expected {{"file_name": "a.jpg", "tags": ["cat"]}}, got {text[:200]}'
             )
-        yield line, file, tags, record.get("split")
+        if split is not None and not isinstance(split, str):
+            raise UserError(f"{path}, line {line}: split: got {str(split)[:80]}, expected a name")
+        yield line, file, tags, split
 
 
 def _check_duplicates(rows: Sequence[_Row]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..config import DataConfig
 from ..errors import UserError
 from ..text import check_names
 from .decoding import UnreadableError
+from .image_ids import check_ids
 from .own_files import require_own_files
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
 
@@ -172,7 +173,7 @@ def checked_images(
     if not class_names:
         raise UserError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
     check_names(class_names, "class")
-    _check_ids(dataset["image_id"], split)
+    check_ids(dataset["image_id"], split)
     if config.max_images is not None:
         dataset = dataset.select(range(min(config.max_images, len(dataset))))
     if root is not None and not config.outside_files:
@@ -207,26 +208,6 @@ def checked_images(
     if split == config.score_split:
         _check_masks(images)
     return images
-
-
-def _check_ids(image_ids: Iterable[str], split: str) -> None:
-    seen: set[str] = set()
-    for image_id in image_ids:
-        if image_id in seen:
-            raise UserError(f"data: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
-        # Label maps are stored under this name.
-        if not image_id or "\\" in image_id or "\0" in image_id or not _is_inside(image_id):
-            raise UserError(
-                f"data: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
-            )
-        seen.add(image_id)
-    if not seen:
-        raise UserError(f"data: split {split!r} has no images")
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and str(path) == name
 
 
 def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImage]]:

@@ -20,8 +20,8 @@ from PIL import Image
 from ..data.decoding import encode_png
 from ..data.schema import label_features, palette
 from ..files import is_inside
-from ..text import check_names
 from .disk import explain, flush, replace, truncate, whole_lines
+from .records import checked_meta, checked_record
 
 META, MAPS = "meta.json", "label_maps"
 # Why an image is skipped whose label map would say 255 everywhere.
@@ -46,15 +46,13 @@ class LabelStore:
     def __init__(self, directory: str | os.PathLike[str], class_names: tuple[str, ...] | None = None) -> None:
         self.directory = Path(directory)
         try:
-            self.meta: dict[str, Any] = json.loads((self.directory / META).read_text(encoding="utf-8"))
-            self.class_names = tuple(self.meta["class_names"])
+            text = (self.directory / META).read_bytes().decode(errors="replace")
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"no label store in {self.directory}: {META} is missing; make one with label_images"
             ) from error
-            check_names(self.class_names, "class_names")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.directory / META}: {error}; delete the folder and label again") from error
+        self.meta: dict[str, Any] = checked_meta(text, str(self.directory / META))
+        self.class_names: tuple[str, ...] = tuple(self.meta["class_names"])
         if class_names is not None and tuple(class_names) != self.class_names:
             raise ValueError(
                 f"label store {self.directory}: has classes {list(self.class_names)}, expected {list(class_names)}"
@@ -63,8 +61,9 @@ class LabelStore:
         self._rank = 0
         self._records: dict[str, dict[str, Any]] = {}
         for path in sorted(self.directory.glob("records-*.jsonl")):
-            for line in whole_lines(path.read_bytes()).splitlines():
-                self._remember(json.loads(line))
+            lines = whole_lines(path.read_bytes()).decode(errors="replace").split("\n")[:-1]
+            for number, line in enumerate(lines, start=1):
+                self._remember(checked_record(line, len(self.class_names), f"{path}, line {number}"))
 
     @classmethod
     def create(

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from sbce_hf.config import DataConfig
+from sbce_hf.data import load_images
 from sbce_hf.data.folder import load
+from sbce_hf.data.image_ids import check_ids
+from sbce_hf.errors import UserError
 
 
 def save(path, size=(24, 16), colour=(200, 30, 60), **options):
@@ -263,3 +266,35 @@ def test_manifest_hash_sees_content_tags_and_classes_but_not_the_place(folder, t
     assert touched != first
     (folder / "tags.csv").write_text("file,tags\na.jpg,dog;cat\ntrip/b.png,dog\nc.webp,dog\n")
     assert key() not in (first, touched)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": ".", "tags": ["a"]}', r"line 1: file '.': expected a path relative"),
+        ('{"file_name": "a.png", "tags": ["a"], "split": ["x"]}', r"line 1: split: got \['x'\], expected a name"),
+        ('{"file_name": "a.png", "tags": ["a"], "split": 3}', "line 1: split: got 3, expected a name"),
+        ("[" * 100_000, "line 1: not valid JSON"),
+        ('{"file_name": "a.png", "tags": ["a\\u001b"]}', "class: got .* rename the class"),
+    ],
+)
+def test_lines_that_mean_nothing(tmp_path, line, message):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=message):
+        load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["n" * 250], "longer than 241 bytes"),
+        (["é" * 121], "longer than 241 bytes"),
+        (["a", "a.png/b"], "a.png would lie"),
+    ],
+)
+def test_names_under_which_no_label_map_could_be_stored(names, message):
+    with pytest.raises(UserError, match=message):
+        check_ids(names, "train")
+    check_ids(["n" * 241, "a", "b/a", "a.jpg/b"], "train")

@@ -1,0 +1,96 @@
+"""What a label store's description and its records may hold: the one place that looks at them before anybody reads."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UserError
+from ..text import check_names
+
+# One value for each of a record's classes; those that may be left out, or hold `null`.
+_PER_CLASS = {"proportions": False, "thresholds": True, "soft_share": True, "mean_probability": True}
+
+
+def checked_meta(text: str, where: str) -> dict[str, Any]:
+    """A store's description.
+
+    Args:
+        text: JSON.
+        where: it is from, for messages.
+
+    Raises:
+        UserError: another program wrote it, or it is damaged; names the field.
+    """
+    values = _parsed(text, where)
+    names = values.get("class_names")
+    if not isinstance(names, list) or not names:
+        raise _wrong(where, "class_names", names, "a list of names")
+    check_names(names, f"{where}: class_names")
+    expected = {"key": str, "num_images": int, "complete": bool}
+    optional = {"config": dict, "crf": bool, "method": str, "checkpoint": str, "skipped": list}
+    for name, kind in {**expected, **optional}.items():
+        value = values.get(name)
+        if value is None and name in optional:
+            continue
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise _wrong(where, name, value, f"a value of type {kind.__name__}")
+    if not isinstance((values.get("config") or {}).get("note", ""), str):
+        raise _wrong(where, "config.note", values["config"]["note"], "text")
+    return values
+
+
+def checked_record(text: str, num_classes: int, where: str) -> dict[str, Any]:
+    """A record of one image.
+
+    Args:
+        text: a line of JSON.
+        num_classes: of the store.
+        where: it is from, for messages.
+
+    Raises:
+        UserError: see [`checked_meta`].
+    """
+    record = _parsed(text, where)
+    if not isinstance(record.get("image_id"), str) or not record["image_id"]:
+        raise _wrong(where, "image_id", record.get("image_id"), "a name")
+    if "skipped" in record:
+        if not isinstance(record["skipped"], str):
+            raise _wrong(where, "skipped", record["skipped"], "a reason in words")
+        return record
+    classes = record.get("classes")
+    if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < num_classes for c in classes):
+        raise _wrong(where, "classes", classes, f"a list of numbers from 0 to {num_classes - 1}")
+    for name, optional in _PER_CLASS.items():
+        values = record.get(name)
+        if values is None and optional:
+            continue
+        if not isinstance(values, list) or len(values) != len(classes):
+            raise _wrong(where, name, values, f"a list of {len(classes)} numbers, one for each class")
+        for value in values:
+            if not (_is_number(value) or (value is None and optional)):
+                raise _wrong(where, name, value, "a finite number")
+    if not all(0 <= share <= 1 for share in record["proportions"]):
+        raise _wrong(where, "proportions", record["proportions"], "shares from 0 to 1")
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); {_REMEDY}") from error
+    if not isinstance(values, Mapping):
+        raise _wrong(where, "the whole", values, "an object of names and values")
+    return dict(values)
+
+
+_REMEDY = "delete the folder and label again"
+
+
+def _wrong(where: str, field: str, got: Any, expected: str) -> UserError:
+    return UserError(f"{where}: {field}: got {str(got)[:80]!r}, expected {expected}; {_REMEDY}")
