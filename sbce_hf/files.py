@@ -1,5 +1,6 @@
 """Files that are whole or not there, and what they hash to."""
 
+import errno
 import hashlib
 import json
 import math
@@ -12,14 +13,56 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which is made if needed: a file there becomes `path` if all goes well."""
+    """A temporary path in the same folder, which is made if needed: a file there becomes `path` if all goes well.
+
+    It is on the disk itself before it gets its name: after a power cut there is the old file or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Give a file, or a folder with all that is in it, its name once it is on the disk itself."""
+    for part in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+        _sync(part)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        # Some file systems have no such thing for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(number)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process with this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes of this machine have left in a folder, however deep."""
+    for path in folder.rglob(".*.tmp"):
+        number = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdigit() and path.is_file() and not is_running(int(number)):
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

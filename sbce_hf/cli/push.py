@@ -1,6 +1,8 @@
 """`sbce push`: models, label maps and Spaces to the Hub."""
 
 import argparse
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,15 +173,20 @@ def _add_push_command(commands: Any, name: str, function: Command, summary: str)
 
 @contextmanager
 def _push_folder(options: argparse.Namespace) -> Iterator[Path]:
-    """An empty folder for what is pushed; a dry run's stays."""
+    """An empty folder for what is pushed; a dry run's stays. Folders of pushes that were killed go."""
+    from ..files import is_running
     from ..hub.errors import explained_disk
 
     with explained_disk(options.repo_id):
         if options.dry_run:
-            yield Path(tempfile.mkdtemp(prefix="sbce-push-"))
-        else:
-            with tempfile.TemporaryDirectory(prefix="sbce-push-") as folder:
-                yield Path(folder)
+            yield Path(tempfile.mkdtemp(prefix="sbce-dry-run-"))
+            return
+        for left in Path(tempfile.gettempdir()).glob("sbce-push-*-*"):
+            number = left.name.split("-")[2]
+            if number.isdigit() and not is_running(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"sbce-push-{os.getpid()}-") as folder:
+            yield Path(folder)
 
 
 def _push(options: argparse.Namespace, folder: Path, repo_type: str, **how: Any) -> "Published | None":

@@ -12,7 +12,7 @@ import yaml
 from ..config import RunConfig, to_mapping
 from ..evaluation.quality import StageQuality
 from ..evaluation.report import ScoreRow, SegmenterRow
-from ..files import write_atomic
+from ..files import remove_leftovers, write_atomic
 from ..labels.store import LabelStore
 from ..training.classifier import create_classifier
 from ..training.optimization import alternation
@@ -80,8 +80,12 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     if bench.process.is_main_process:
         require_same(bench.run_dir, stages_of(config, bench.outside), bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(bench.run_dir)
         write_atomic(bench.run_dir / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False))
-        bench.note(command=command, versions=versions(), hardware=hardware(), manifest_hash=bench.manifest_hash)
+        start = {"command": command, "versions": versions(), "hardware": hardware()}
+        # What has made a stage may be another version than what makes the next one.
+        starts = bench.notes().get("starts", [])
+        bench.note(**start, starts=starts if start in starts else [*starts, start], manifest_hash=bench.manifest_hash)
     bench.process.wait_for_everyone()
     return bench
 

@@ -5,14 +5,13 @@ behind under a temporary name is removed when the stage is continued.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_json
+from ..files import read_json, rename, write_json
 
 TEMPORARY = ".tmp-"
 # In the folder of a training that has failed.
@@ -97,6 +96,10 @@ class StageFolder:
         """Keep why this training has failed."""
         write_json(self._failure, {"verdict": verdict, "settings": self.settings})
 
+    def drop_checkpoints(self) -> None:
+        """Of a training that is finished; a kill right after its end leaves them."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def latest_checkpoint(self) -> tuple[Path, Progress] | None:
         """The newest checkpoint, or `None` if there is none.
 
@@ -135,7 +138,7 @@ class StageFolder:
         """Give a written checkpoint its name and remove all but the newest `keep`."""
         temporary = self.checkpoint_target(progress.iteration)
         write_text(temporary / "progress.json", json.dumps({**asdict(progress), "settings": self.settings}))
-        os.replace(temporary, self.checkpoints / f"{progress.iteration:08d}")
+        rename(temporary, self.checkpoints / f"{progress.iteration:08d}")
         for old in self._sorted_checkpoints()[:-keep]:
             shutil.rmtree(old)
 
@@ -150,10 +153,10 @@ class StageFolder:
         save(temporary)
         if self.model.exists():
             shutil.rmtree(self.model)
-        os.replace(temporary, self.model)
+        rename(temporary, self.model)
         content = {key: value for key, value in asdict(summary).items() if key != "model_dir"}
         write_text(self._summary, json.dumps({**content, "settings": self.settings}, indent=2) + "\n")
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.drop_checkpoints()
 
     def _sorted_checkpoints(self) -> list[Path]:
         return sorted((path for path in self.checkpoints.glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
@@ -190,4 +193,4 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    rename(temporary, path)

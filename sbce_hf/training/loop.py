@@ -15,14 +15,14 @@ from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
-from .device import create_accelerator, share_batch_norm, tune_allocator
+from .device import create_accelerator, share_batch_norm, tune_allocator, use_cpu
 from .folder import FitSummary, Progress, StageFolder
 from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans
@@ -105,6 +105,8 @@ def fit(
     folder = stage_folder(output_dir, config, images=len(dataset), seed=seed, name=name, inputs=inputs)
     if (summary := folder.summary()) is not None:
         logger.info("%s: finished before, in %s", name, folder.path)
+        if PartialState(cpu=use_cpu()).is_main_process:
+            folder.drop_checkpoints()
         return summary
     if (failure := folder.failure()) is not None:
         raise TrainingHealthError(f"{failure} (found when it was tried before; other settings start it anew)")

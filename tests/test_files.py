@@ -1,0 +1,101 @@
+"""What a power cut, a kill or a full disk may leave."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sbce_hf.cli import main
+from sbce_hf.files import is_running, read_json, remove_leftovers, rename, write_atomic
+from sbce_hf.labels.store import LabelStore
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is brought to the disk itself and what gets its name, in order."""
+    found, opened = [], {}
+    real = {name: getattr(os, name) for name in ("open", "fsync", "replace")}
+
+    def open_(path, *arguments, **options):
+        number = real["open"](path, *arguments, **options)
+        opened[number] = os.path.basename(path)
+        return number
+
+    def replace(source, target):
+        found.append(("name", os.path.basename(target)))
+        real["replace"](source, target)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(
+        os, "fsync", lambda number: found.append(("disk", opened.get(number, "?"))) or real["fsync"](number)
+    )
+    monkeypatch.setattr(os, "replace", replace)
+    return found
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, events):
+    folder = tmp_path / "folder"
+    write_atomic(folder / "a.json", "{}")
+    assert [kind for kind, _ in events] == ["disk", "name", "disk"]
+    assert events[0][1].startswith(".a.json.") and events[2][1] == "folder"
+
+
+def test_so_is_everything_in_a_folder(tmp_path, events):
+    temporary = tmp_path / ".tmp-model"
+    (temporary / "sub").mkdir(parents=True)
+    for name in ("config.json", "sub/model.safetensors"):
+        (temporary / name).write_text("1")
+    rename(temporary, tmp_path / "model")
+    named = events.index(("name", "model"))
+    assert {name for _, name in events[:named]} == {".tmp-model", "sub", "config.json", "model.safetensors"}
+    assert (
+        events[named + 1 :] == [("disk", tmp_path.name)]
+        and (tmp_path / "model" / "sub" / "model.safetensors").is_file()
+    )
+
+
+def test_label_maps_too(tmp_path, events):
+    import numpy as np
+
+    store = LabelStore.create(tmp_path / "store", ("cat",), key="k", num_images=1)
+    events.clear()
+    store.write("a", np.zeros((2, 2), np.uint8), {"classes": [], "proportions": [], "thresholds": []})
+    assert [kind for kind, _ in events] == ["disk", "name", "disk"] and events[1][1] == "a.png"
+
+
+def test_temporary_files_of_dead_processes_go(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert not is_running(dead.pid) and is_running(os.getpid())
+    (tmp_path / "sub").mkdir()
+    names = [
+        f".a.json.{dead.pid}.tmp",
+        f"sub/.b.{dead.pid}.tmp",
+        f".c.{os.getpid()}.tmp",
+        ".d.tmp",
+        f"e.{dead.pid}.tmp",
+    ]
+    for name in names:
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(names[2:])
+
+
+def test_a_run_clears_up_after_kills_and_remembers_every_version(tiny_recipe, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    command = ["run", "--recipe", str(tiny_recipe), "--set", "rounds=1", "--output-dir", str(run_dir)]
+    assert main(command) == 0
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = run_dir / "bce" / f".scores.json.{dead.pid}.tmp"
+    left.write_text("{")
+    # Killed between the end of a training and the removal of its checkpoints.
+    (run_dir / "bce" / "checkpoints" / "00000002").mkdir(parents=True)
+    monkeypatch.setattr("sbce_hf.runs.run.versions", lambda: {"torch": "0.1"})
+    assert main([*command, "--set", "rounds=2"]) == 0
+    assert not left.exists()
+    starts = read_json(run_dir / "run.json")["starts"]
+    assert len(starts) == 2 and starts[1]["versions"] == {"torch": "0.1"} != starts[0]["versions"]
+    assert main([*command, "--set", "rounds=2"]) == 0
+    assert len(read_json(run_dir / "run.json")["starts"]) == 2
