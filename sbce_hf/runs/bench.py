@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -13,6 +13,8 @@ from ..config import RunConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json, write_atomic
 from ..training.device import use_cpu
+
+T = TypeVar("T")
 
 # In a run directory.
 CONFIG, NOTES, REPORT, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "quality.md"
@@ -65,7 +67,7 @@ class Bench:
                 masked = _without(self.segmenter_data.masked, skipped)
                 self.segmenter_data = replace(self.segmenter_data, masked=masked)
 
-    def decided(self, value: bool) -> bool:
+    def decided(self, value: T) -> T:
         """The main process's answer, for all: others may see the folder later, or already what it writes."""
         answers = [value]
         if self.process.num_processes > 1:

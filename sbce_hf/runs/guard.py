@@ -33,7 +33,7 @@ def hold_back(bench: Bench, stage: Stage) -> None:
         return
     folder, source = bench.run_dir / stage.name, stage.needs[0]
     before, after = LabelStore(source.final_store(bench.run_dir)), LabelStore(folder / stage.stores[-1])
-    harmed = harmed_classes(before, after, bench.config.guard)
+    harmed = bench.decided(harmed_classes(before, after, bench.config.guard))
     if bench.process.is_main_process:
         write_json(folder / GUARD, {"before": source.name, "classes": harmed})
     if harmed:
