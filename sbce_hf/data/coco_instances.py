@@ -101,8 +101,14 @@ class InstancePainter:
                 for image in data["images"]
                 if image["id"] in wanted
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}: an image without height and width ({error!r})") from error
+
+    def shape(self, image_id: str) -> tuple[int, int]:
+        """Height and width of an image, as its annotation says."""
+        if not self._sizes:
+            self.read()
+        return self._sizes[self.numbers[image_id]]
 
     def __call__(self, image_id: str) -> NDArray[np.uint8]:
         """Label map of an image, `uint8` of shape `(H, W)`.
@@ -110,10 +116,8 @@ class InstancePainter:
         Raises:
             ValueError: a run-length encoding that does not fit the image.
         """
-        if not self._sizes:
-            self.read()
+        height, width = self.shape(image_id)
         number = self.numbers[image_id]
-        height, width = self._sizes[number]
         label_map = np.zeros((height, width), dtype=np.uint8)
         for value, outline in self._outlines.get(number, ()):
             try:

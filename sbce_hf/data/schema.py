@@ -5,9 +5,9 @@ Index spaces: ``C`` foreground classes; label vectors are `float32` of shape `(C
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
@@ -72,6 +72,15 @@ def label_features(class_names: Sequence[str], with_image: bool = False) -> Feat
     return Features(columns | {name: List(Value("float64")) for name in ("thresholds", "proportions", "uncertainty")})
 
 
+class Painter(Protocol):
+    """Ground truth that is no image file: paints what the mask file of an image id would hold."""
+
+    def shape(self, image_id: str) -> tuple[int, int]:
+        """Height and width of what would be painted."""
+
+    def __call__(self, image_id: str) -> NDArray[np.uint8]: ...
+
+
 @dataclass(frozen=True)
 class SkippedImage:
     """An image that is left out, and why."""
@@ -93,7 +102,7 @@ class TaggedImages:
         skipped: images that are left out.
         manifest_hash: of the classes and of every image's name, size, modification time (or bytes) and tags; belongs
             into the key of everything computed from them. Masks are not part of it: nothing is learned from them.
-        painter: for sources whose ground truth is no image file: paints what the mask file of an image id would hold.
+        painter: for sources whose ground truth is no image file.
             All images have a mask then, and none is painted before it is asked for.
         unlabelled: what 255 in a mask file becomes: [`IGNORE_INDEX`], or 0 to count it as background.
     """
@@ -104,7 +113,7 @@ class TaggedImages:
     mask_known: frozenset[int] | None
     skipped: tuple[SkippedImage, ...]
     manifest_hash: str
-    painter: Callable[[str], NDArray[np.uint8]] | None = None
+    painter: Painter | None = None
     unlabelled: int = IGNORE_INDEX
 
     def __len__(self) -> int:
@@ -174,16 +183,22 @@ class TaggedImages:
 
     def require_size(self, index: int, values: NDArray, name: str) -> None:
         """Raise a `UserError` if a mask or label map `(H, W)` has not the size of image `index`."""
+        self._require_shape(index, values.shape, name)
+
+    def _require_shape(self, index: int, shape: tuple[int, ...], name: str) -> None:
         width, height = self.upright_size(index)
-        if values.shape != (height, width):
+        if shape != (height, width):
             raise UserError(
-                f"{name}: got {values.shape[1]} x {values.shape[0]} pixels, expected {width} x {height} like its "
+                f"{name}: got {shape[1]} x {shape[0]} pixels, expected {width} x {height} like its "
                 "image (after the rotation its EXIF data ask for); make it from this image"
             )
 
     def _stored_values(self, index: int, name: str) -> NDArray[np.integer] | None:
         if self.painter is not None:
-            return self.painter(self.dataset["image_id"][index])
+            image_id = self.dataset["image_id"][index]
+            # Before anything of that size is made.
+            self._require_shape(index, self.painter.shape(image_id), name)
+            return self.painter(image_id)
         source = self.dataset["mask"][index] if "mask" in self.dataset.column_names else None
         if source is None or not _is_given(source):
             return None

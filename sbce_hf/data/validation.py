@@ -5,15 +5,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import DataConfig
@@ -22,7 +20,7 @@ from ..text import check_names
 from .decoding import UnreadableError
 from .image_ids import check_ids
 from .own_files import require_own_files
-from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, decode_image, features
+from .schema import IGNORE_INDEX, Painter, SkippedImage, TaggedImages, decode_image, features
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +140,7 @@ def checked_images(
     mask_known: frozenset[int] | None = None,
     skipped: Sequence[SkippedImage] = (),
     root: Path | None = None,
-    painter: Callable[[str], NDArray[np.uint8]] | None = None,
+    painter: Painter | None = None,
     unlabelled: int = IGNORE_INDEX,
     fixed_classes: bool = False,
 ) -> TaggedImages:

@@ -281,3 +281,28 @@ def test_coco128(shared_dir):
         differing = (np.asarray(painted) != images.mask(index)).mean()
         assert differing < 0.02
         assert set(np.unique(images.mask(index))) - {0} <= set(np.flatnonzero(images.labels(index)) + 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((40_000, 40_000), "got 40000 x 40000 pixels, expected 12 x 10"),
+        ((-1, 5), "got -1 x 5 pixels"),
+        ((float("inf"), 5), "an image without height and width"),
+        ((None, 5), "an image without height and width"),
+    ],
+)
+def test_a_size_that_is_not_the_photos_is_refused_before_it_is_made(root, size, message, monkeypatch):
+    data = instances()
+    for image in data["images"]:
+        image["width"], image["height"] = size
+    write(root, data)
+    zeros = np.zeros
+
+    def small(shape, *arguments, **options):
+        assert np.prod(shape) < 10_000
+        return zeros(shape, *arguments, **options)
+
+    monkeypatch.setattr(np, "zeros", small)
+    with pytest.raises(ValueError, match=message):
+        load(config(root), "train2014")
