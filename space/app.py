@@ -1,11 +1,14 @@
 """The Space: the page of one checkpoint, named by the variable SBCE_CHECKPOINT or in checkpoint.txt beside this."""
 
 import os
+import traceback
 from pathlib import Path
 
 import gradio as gr
 
 from sbce_hf.demo.page import LAUNCH, build_demo, message_page
+from sbce_hf.runs.provenance import without_folders
+from sbce_hf.text import code_block, code_span
 
 
 def named_checkpoint() -> str | None:
@@ -23,11 +26,14 @@ def page(checkpoint: str | None) -> gr.Blocks:
         )
     try:
         return build_demo(checkpoint)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Whatever a stranger's checkpoint makes of it: visitors see why there is no page, its owner the log.
+        traceback.print_exc()
+        said = without_folders(f"{type(error).__name__}: {error}")
         return message_page(
-            f"The checkpoint is `{checkpoint}`, and that cannot be loaded. Check the name (the variable "
+            f"The checkpoint is {code_span(checkpoint)}, and that cannot be loaded. Check the name (the variable "
             "`SBCE_CHECKPOINT`, else the file `checkpoint.txt`) and, for a private model, the secret `HF_TOKEN`; then "
-            f"restart the Space.\n\n```\n{error}\n```"
+            f"restart the Space.\n\n{code_block(said)}"
         )
 
 

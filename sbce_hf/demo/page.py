@@ -129,9 +129,13 @@ def build_demo(checkpoint: str, image_size: int | None = None) -> gr.Blocks:
 
 
 def message_page(message: str) -> gr.Blocks:
-    """A page that only says what is wrong, for a Space whose checkpoint is missing."""
+    """A page that only says what is wrong, for a Space whose checkpoint is missing.
+
+    Args:
+        message: Markdown.
+    """
     with gr.Blocks(title="sbce_hf", analytics_enabled=False) as page:
-        gr.Markdown(f"# No checkpoint to show\n\n{markdown(message)}")
+        gr.Markdown(f"# No checkpoint to show\n\n{message}")
     return page
 
 

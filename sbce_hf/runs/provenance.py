@@ -68,6 +68,11 @@ def without_local_paths(values: Any) -> Any:
     return _last_part(values) if isinstance(values, str) else values
 
 
+def without_folders(text: str) -> str:
+    """A message in which every absolute path is reduced to its last part, for strangers."""
+    return re.sub(r"(?<![\w:/.])~?/(?:[^\s'\"`,;:()]+/)+", "", text)
+
+
 def _public(key: str, value: Any) -> Any:
     if key == "data_dir" and isinstance(value, str):
         return Path(value).name

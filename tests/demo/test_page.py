@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import shutil
 import tomllib
@@ -235,6 +236,32 @@ def test_app_says_what_is_missing(app, tmp_path, classifier):
     absent = told(app.page(str(tmp_path / "absent")))
     assert "cannot be loaded" in absent and "absent" in absent
     assert "kite" in told(app.page(classifier))
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{"),
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        lambda folder: (folder / "config.json").write_text("[1, 2]"),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "nothing"}'),
+        lambda folder: change(folder / "config.json", id2label=["a"]),
+        lambda folder: change(folder / "config.json", embedding_dim="many"),
+        lambda folder: change(folder / "config.json", trunk_kwargs={"pretrained": True}),
+        lambda folder: (folder / "preprocessor_config.json").write_text("3"),
+    ],
+)
+def test_app_shows_its_message_page_for_whatever_a_checkpoint_holds(app, classifier, tmp_path, damage):
+    folder = shutil.copytree(classifier, tmp_path / "checkpoint")
+    damage(folder)
+    said = told(app.page(str(folder)))
+    assert "cannot be loaded" in said and "No checkpoint to show" in said
+    assert f"{tmp_path}/" not in said.split("restart the Space.")[1]
 
 
 def test_command_line_errors_before_it_serves(tmp_path, capsys, classifier):

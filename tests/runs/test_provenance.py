@@ -1,6 +1,6 @@
 import pytest
 
-from sbce_hf.runs.provenance import without_local_paths
+from sbce_hf.runs.provenance import without_folders, without_local_paths
 from sbce_hf.runs.stages import find_run
 
 
@@ -21,6 +21,19 @@ from sbce_hf.runs.stages import find_run
 def test_paths_are_reduced_to_their_last_part(text, public):
     assert without_local_paths(text) == public
     assert without_local_paths({"a": [text, 1, None]}) == {"a": [public, 1, None]}
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("/home/me/models/x/config.json: not JSON", "config.json: not JSON"),
+        ("no file '/tmp/a/c.json' or ~/d/e", "no file 'c.json' or e"),
+        ("see https://example.invalid/a/b and a/b, 3/4", "see https://example.invalid/a/b and a/b, 3/4"),
+        ("user/model: not found", "user/model: not found"),
+    ],
+)
+def test_messages_for_strangers_show_no_folders(text, public):
+    assert without_folders(text) == public
 
 
 def test_relative_path_that_is_there(tmp_path, monkeypatch):
