@@ -136,6 +136,8 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         "contact_images",
         "strict",
         "outside_files",
+        # The table's content decides.
+        "file",
         # SGD, which was all there was.
         "optimizer",
     }
