@@ -32,8 +32,6 @@ from .label_shards import known_ids, write_shards
 from .ownership import join_card, split_card
 from .publish import check_repo_id
 
-# What people write below this line of the card is kept.
-
 
 @dataclass(frozen=True)
 class Existing:

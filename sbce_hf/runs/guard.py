@@ -104,8 +104,7 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
         if image_id in before:
             label_map = merge(before.read(image_id), label_map, values)
         shares = [float((label_map == index + 1).mean()) for index in record["classes"]]
-        known = {key: value for key, value in record.items() if key != "image_id"}
-        store.write(image_id, label_map, {**known, "proportions": shares})
+        store.write(image_id, label_map, {**record, "proportions": shares})
     store.mark_complete()
 
 

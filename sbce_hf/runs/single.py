@@ -14,6 +14,7 @@ from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, de
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
 from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
+from ..errors import UserError
 from ..evaluation.confusion import score_store
 from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
@@ -209,6 +210,10 @@ def train_stage(
     """
     if kind == "spatial" and labels is None:
         raise ValueError("--labels: missing; kind spatial needs the label store its proportions come from")
+    if config.proportions.file is not None:
+        raise UserError(
+            "proportions.file: is for sbce run, which marks what comes of it; leave it out, --labels says it"
+        )
     model_dir = None if checkpoint is None else local_checkpoint(checkpoint)
     images = load_images(config.data, config.data.train_split)
     proportions = label_maps = None

@@ -215,12 +215,12 @@ class Clock:
         """Prediction of a segmentation network, with its CRF."""
         model.to(self.device)  # type: ignore[arg-type]
         config = replace(section.prediction, image_size=section.prediction.image_size or section.training.image_size)
-        probabilities = [segment(model, photo, config) for photo in self.photos[:1]]
+        probabilities = segment(model, self.photos[0], config)
         own = self._time(lambda: segment(model, self.photos[0], config))
         if config.crf is None:
             return own
         image, crf = np.asarray(self.photos[0]), config.crf
-        refine = self._time(lambda: dense_crf_from_probabilities(image, probabilities[0], crf))
+        refine = self._time(lambda: dense_crf_from_probabilities(image, probabilities, crf))
         return self._overlapped(own, refine, config.crf_workers)
 
     def maps(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> list[ClassMaps]:

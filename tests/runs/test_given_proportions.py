@@ -13,6 +13,7 @@ from sbce_hf.hub.models import find_model, render_model_folder
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.runs.proportions import true_proportions
 from sbce_hf.runs.run import run
+from sbce_hf.runs.single import train_stage
 from sbce_hf.runs.stages import outside_of
 
 
@@ -90,3 +91,10 @@ def test_what_a_table_is_has_to_be_said(tiny_recipe, table, tmp_path, fields, me
 def test_a_table_is_not_for_rounds_that_read_label_maps(tiny_recipe, table):
     with pytest.raises(UserError, match="spatial.targets=proportions, or leave the file out"):
         recipe(tiny_recipe, proportions={"file": str(table), "from_masks": True}, spatial={"targets": "labels"})
+
+
+def test_a_single_stage_takes_no_table_as_nothing_would_say_so(tiny_recipe, table, tmp_path):
+    config = recipe(tiny_recipe, proportions={"file": str(table), "from_masks": True})
+    with pytest.raises(UserError, match=r"proportions\.file: is for sbce run"):
+        train_stage(config, "spatial", tmp_path / "stage", None, "labels")
+    assert not (tmp_path / "stage").exists()
