@@ -39,6 +39,12 @@ def add_command(commands: Any, name: str, function: Command, summary: str) -> ar
 def add_recipe_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
     """Add a subcommand that follows a recipe; [`config_from`] reads its options."""
     parser = add_command(commands, name, function, summary)
+    add_recipe_options(parser)
+    return parser
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add what [`config_from`] reads."""
     parser.add_argument("--recipe", required=True, metavar="NAME", help="a built-in recipe's name, or a YAML file")
     parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
     parser.add_argument("--trunk-weights", metavar="FILE", help="the recipe's trunk_weights")
@@ -47,7 +53,6 @@ def add_recipe_command(commands: Any, name: str, function: Command, summary: str
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe, as in spatial.lr=0.001"
     )
-    return parser
 
 
 def config_from(options: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> "RunConfig":

@@ -184,7 +184,7 @@ class ProportionConfig(Checked):
 
     minimum: float = 0.005
     maximum: float = 0.95
-    lost: Literal["minimum", "previous"] = "minimum"
+    lost: Literal["minimum", "previous"] = "previous"
     file: str | None = free_text()
     from_masks: bool = False
 

@@ -74,6 +74,16 @@ def true_proportions(images: TaggedImages, config: RunConfig) -> ProportionTable
     Raises:
         UserError: an image without a mask.
     """
+    clamped, lost = _clamped(true_shares(images), images, config)
+    return ProportionTable(images.class_names, tuple(images.image_ids), clamped, lost, from_masks=True)
+
+
+def true_shares(images: TaggedImages) -> NDArray[np.float64]:
+    """Each class's share of the known pixels of each image's mask, `(n, C)` float64.
+
+    Raises:
+        UserError: an image without a mask.
+    """
     ids, masked = images.image_ids, images.with_masks()
     missing = set(ids) - set(masked.image_ids)
     if missing:
@@ -86,8 +96,7 @@ def true_proportions(images: TaggedImages, config: RunConfig) -> ProportionTable
         mask = masked.mask(row)
         counts = np.bincount(mask[mask != IGNORE_INDEX], minlength=images.num_classes + 1)
         shares[row] = counts[1 : images.num_classes + 1] / max(counts.sum(), 1)
-    clamped, lost = _clamped(shares, images, config)
-    return ProportionTable(images.class_names, tuple(ids), clamped, lost, from_masks=True)
+    return shares
 
 
 def write_proportions(config: RunConfig, output: Path, labels: str | None) -> ProportionTable:
