@@ -85,12 +85,14 @@ def merge(before: np.ndarray, after: np.ndarray, values: Collection[int]) -> np.
 def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStore, harmed: Collection[str]) -> None:
     share, ids = share_of(bench.process), bench.images.image_ids
     values = [after.class_names.index(name) + 1 for name in harmed]
+    details = {key: after.meta[key] for key in ("method", "config", "checkpoint", "crf")}
+    note = "; ".join(filter(None, (after.note, kept_note(bench.run_dir / stage.name))))
     store = LabelStore.create(
         bench.run_dir / stage.name / KEPT,
         after.class_names,
         key=digest({"before": before.meta["key"], "after": after.meta["key"], "classes": values}),
         num_images=len(ids),
-        details={key: after.meta[key] for key in ("method", "config", "checkpoint", "crf")},
+        details=details | {"config": details["config"] | {"note": note}},
         rank=share.rank,
     )
     for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
@@ -112,3 +114,8 @@ def kept_classes(folder: Path) -> list[tuple[str, str, str]]:
     """Of a stage's folder, each class that was kept from before: its name, the stage it is from, and the reason."""
     found = read_json(folder / GUARD, {"before": "", "classes": {}})
     return [(name, found["before"], reason) for name, reason in found["classes"].items()]
+
+
+def kept_note(folder: Path) -> str:
+    """Which classes of a stage's folder were kept from where, for tables, cards and networks trained on them."""
+    return "; ".join(f"{name} kept from {source}" for name, source, _ in kept_classes(folder))

@@ -18,7 +18,7 @@ from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
 from ..processes import share_of, shared, summed
 from .bench import Bench
-from .guard import kept_classes
+from .guard import kept_note
 from .stage import KEPT, Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
@@ -57,8 +57,7 @@ def _scores(bench: Bench, stage: Stage, scored: TaggedImages) -> dict[str, Any]:
     for path in paths:
         store, note = LabelStore(path), stage.note
         if path == folder / KEPT:
-            kept = [f"{name} kept from {source}" for name, source, _ in kept_classes(folder)]
-            note = "; ".join(filter(None, (note, *kept)))
+            note = "; ".join(filter(None, (note, kept_note(folder))))
         result = score_store(store, scored, process=bench.process)
         crf = bool(store.meta.get("crf"))
         numbers = {key: result[key] for key in ("mean_iou", "per_class_iou", "num_images")}

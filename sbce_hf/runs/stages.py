@@ -96,7 +96,7 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None, outside:
     settings = {
         "seed": config.seed,
         "labelling": deciding(labelling),
-        "proportions": values["proportions"],
+        "proportions": {key: value for key, value in values["proportions"].items() if key != "from_masks"},
         # Where class maps end decides the least share that a present class keeps.
         "spatial": {"image_size": config.spatial.image_size},
     }

@@ -102,7 +102,7 @@ def test_what_a_round_has_harmed_is_kept_from_before(tiny_recipe, tmp_path):
     # Scores and quality are those of the label maps that are used.
     rows = [row for row in summary.scores if row.stage == "round_1"]
     assert [row.crf for row in rows] == [False, True, True]
-    assert rows[2].note == "; ".join(f"{name} kept from bce" for name in names) and not rows[1].note
+    assert rows[2].note == kept.note == "; ".join(f"{name} kept from bce" for name in names) and not rows[1].note
     quality = {stage: {c.name: c for c in summary.qualities[stage].classes} for stage in ("bce", "round_1")}
     for name in names:
         assert quality["bce"][name].coverage_mean == pytest.approx(quality["round_1"][name].coverage_mean)
