@@ -175,8 +175,9 @@ class ProportionConfig(Checked):
         maximum: upper clamp.
         lost: what a tagged class gets of which the label map has no pixel: `"minimum"`, or `"previous"` for the
             proportion that this round was trained with, so that one bad label map does not extinguish it.
-        file: a table that every round is trained with instead, as `sbce proportions` writes it: to see what better
-            proportions would be worth.
+        file: a table of shares that are known better, as `sbce proportions` writes it, or to see what these would
+            be worth. With `spatial.targets: proportions` every round is trained with them; with `labels` every stage's
+            maps are cut at them, by rank, instead of by its rule.
         from_masks: has to be true for a table that was read off masks. What comes of it is a yardstick, no result.
     """
 

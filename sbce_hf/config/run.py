@@ -116,11 +116,3 @@ class RunConfig(Checked):
     saliency: SaliencyConfig | None = None
     segmenter: SegmenterConfig | None = None
     contact_images: int = number(8, decides=False, at_least=0, limit=10_000)
-
-    def validate_proportions(self) -> None:
-        """A table is for rounds that read proportions."""
-        if self.proportions.file is not None and self.spatial.targets != "proportions":
-            raise UserError(
-                f"proportions.file: got {self.proportions.file!r} with spatial.targets {self.spatial.targets!r}, "
-                "which reads label maps; set spatial.targets=proportions, or leave the file out"
-            )

@@ -12,7 +12,7 @@ import numpy as np
 from ..config import LabellingConfig
 from ..labels.variants import variants
 from .crf import CrfPool
-from .rules import ClassMaps, apply_rule
+from .rules import ClassMaps, apply_rule, label_at
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,29 @@ class RuleMethod:
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Apply the rule; see [`Method`]."""
         labelled = apply_rule(maps, self.config)
+        return Answer(then_crf(image, labelled.label_map, maps, crf), labelled.thresholds)
+
+
+SHARE = "share"
+
+
+class ShareMethod:
+    """Each map cut at a share that is given for its image, instead of a rule; the dense CRF after it.
+
+    Args:
+        config: its CRF decides which stores there are.
+        shares: by image id, `(C,)` in [0, 1].
+    """
+
+    def __init__(self, config: LabellingConfig, shares: Mapping[str, np.ndarray]) -> None:
+        self.shares = shares
+        self.name = SHARE
+        self.options: Mapping[str, Any] = {"rule": SHARE}
+        self.stores = variants(SHARE, config.crf)
+
+    def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
+        """Cut the maps; see [`Method`]."""
+        labelled = label_at(maps, self.shares[maps.image_id][maps.classes])
         return Answer(then_crf(image, labelled.label_map, maps, crf), labelled.thresholds)
 
 

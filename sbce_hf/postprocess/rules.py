@@ -111,17 +111,31 @@ def _peak_thresholds(logits: np.ndarray, share: float) -> np.ndarray:
 def label_mean(maps: ClassMaps) -> Labelled:
     """Each map cut at the share of pixels that its own mean probability gives: by rank, without a head or a constant.
 
-    Once the proportion term holds the mean at the proportion, it is the adaptive threshold. In logits, because a
-    saturated sigmoid has no order left. A map keeps at least its highest pixel.
+    Once the proportion term holds the mean at the proportion, it is the adaptive threshold. See [`label_at`].
     """
-    logits = _mean_thresholds(maps)
+    return label_at(maps, _means(maps))
+
+
+def label_at(maps: ClassMaps, shares: np.ndarray) -> Labelled:
+    """Each map cut at a share of its pixels, by rank, as the weights phase does (paper, sec. 3.2).
+
+    In logits, because a saturated sigmoid has no order left. A map keeps at least its highest pixel.
+
+    Args:
+        maps: of one image.
+        shares: `(K,)` in [0, 1].
+    """
+    logits = _rank_thresholds(maps, shares)
     return replace(_label(maps, maps.logits, logits), thresholds=sigmoid(logits))
 
 
-def _mean_thresholds(maps: ClassMaps) -> np.ndarray:
-    """Logits of the thresholds of [`label_mean`], `(K,)` float64."""
+def _means(maps: ClassMaps) -> np.ndarray:
+    return maps.probabilities.mean(axis=(1, 2), dtype=np.float64)
+
+
+def _rank_thresholds(maps: ClassMaps, shares: np.ndarray) -> np.ndarray:
+    """Logits of the thresholds of [`label_at`], `(K,)` float64."""
     flat = maps.logits.reshape(len(maps.logits), maps.logits[0].size if len(maps.logits) else 0)
-    shares = maps.probabilities.mean(axis=(1, 2), dtype=np.float64)
     ranks = [min(max(int(share * flat.shape[1]), 1), flat.shape[1] - 1) for share in shares]
     cut = [-np.partition(-values, rank)[rank] for values, rank in zip(flat, ranks, strict=True)]
     return np.array(cut, np.float64)
@@ -138,7 +152,7 @@ def with_thresholds(rule: str, maps: ClassMaps, peak_share: float) -> ClassMaps:
     """
     if rule not in ("peak", "mean"):
         return maps
-    found = _peak_thresholds(maps.logits, peak_share) if rule == "peak" else _mean_thresholds(maps)
+    found = _peak_thresholds(maps.logits, peak_share) if rule == "peak" else _rank_thresholds(maps, _means(maps))
     return replace(maps, threshold_logits=found.astype(np.float32))
 
 

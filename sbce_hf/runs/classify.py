@@ -11,11 +11,12 @@ from typing import Literal
 from ..inference.checkpoints import read_classifier
 from ..labels.proportions import ProportionTable
 from ..labels.store import LabelStore
+from ..postprocess.methods import ShareMethod
 from ..training.classifier import create_classifier, train_classifier
 from .bench import Bench
 from .guard import hold_back
 from .proportions import estimate_proportions, given_proportions
-from .settings import BCE, labelling_of
+from .settings import BCE, cuts_at_given_shares, labelling_of
 from .single import label_with_checkpoint
 from .stage import Stage
 
@@ -31,7 +32,8 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         number: of the round; 0 is stage 0.
     """
     config, folder = bench.config, bench.run_dir / stage.name
-    previous = label_maps = None
+    previous = label_maps = method = None
+    given = given_proportions(config, bench.images)
     if stage.name == BCE:
         kind: Literal["bce", "spatial"] = "bce"
         training, proportions = config.bce, None
@@ -40,7 +42,6 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         before = bench.run_dir / stage.needs[0].name
         kind, training = "spatial", config.spatial
         previous = ProportionTable.load(before / PROPORTIONS)
-        given = given_proportions(config, bench.images)
         proportions = (previous if given is None else given[0]).join(bench.images)
         model = read_classifier(before / "model")
         if training.targets == "labels":
@@ -61,8 +62,17 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
     bench.note_duration(f"{stage.name}: training", fitted.seconds)
     started = time.perf_counter()
     labelling = labelling_of(config, number)
+    if given is not None and cuts_at_given_shares(config):
+        shares = given[0].join(bench.images)
+        method = ShareMethod(labelling, dict(zip(bench.images.image_ids, shares, strict=True)))
     summary = label_with_checkpoint(
-        fitted.model_dir, bench.images, labelling, folder / "labels", strict=config.data.strict
+        fitted.model_dir,
+        bench.images,
+        labelling,
+        folder / "labels",
+        strict=config.data.strict,
+        method=method,
+        inputs=None if method is None or given is None else {"proportions": given[1]},
     )
     bench.process.wait_for_everyone()
     if summary.num_labelled:

@@ -16,6 +16,7 @@ from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quali
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
+from ..postprocess.methods import SHARE
 from ..processes import share_of, shared, summed
 from .bench import Bench
 from .guard import kept_note
@@ -90,6 +91,7 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
     plain = {
         "peak": f"peak {labelling.get('peak_share', 0):g}",
         "mean": "mean",
+        SHARE: "given shares",
         "objects": f"objects {labelling.get('object_threshold', 0):g}",
     }
     if labelling["rule"] in plain:

@@ -7,6 +7,11 @@ from ..config import LabellingConfig, RunConfig
 BCE = "bce"
 
 
+def cuts_at_given_shares(config: RunConfig) -> bool:
+    """Whether a table says how much of each image every stage's label maps give to a class, instead of a rule."""
+    return config.proportions.file is not None and config.spatial.targets == "labels"
+
+
 def labelling_of(config: RunConfig, number: int) -> LabellingConfig:
     """How the classifier of a round is turned into label maps; stage 0 has no trained thresholds.
 

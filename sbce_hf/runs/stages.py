@@ -22,6 +22,7 @@ from ..config import RunConfig, deciding, from_mapping
 from ..data import TaggedImages
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
+from ..postprocess.methods import SHARE
 from .bench import CONFIG, NOTES
 from .classify import train_and_label
 from .proportions import given_proportions
@@ -30,7 +31,7 @@ from .refine import REFINEMENT as IRN_REFINEMENT
 from .saliency import REFINEMENT as SALIENCY_REFINEMENT
 from .saliency import SALIENCY
 from .segment import train_and_predict
-from .settings import BCE, labelling_of
+from .settings import BCE, cuts_at_given_shares, labelling_of
 from .stage import OUTSIDE, RECORD, Refinement, Stage
 from .yardstick import best_constant
 
@@ -93,6 +94,7 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
 
 def _classifier(config: RunConfig, number: int, previous: Stage | None, outside: Mapping[str, str]) -> Stage:
     values, labelling = deciding(config), labelling_of(config, number)
+    given = cuts_at_given_shares(config)
     settings = {
         "seed": config.seed,
         "labelling": deciding(labelling),
@@ -106,16 +108,18 @@ def _classifier(config: RunConfig, number: int, previous: Stage | None, outside:
         settings |= {"data": data, "bce": values["bce"]}
     else:
         settings |= {"spatial": values["spatial"], "guard": values["guard"]}
-        if PROPORTIONS in outside:
-            settings[PROPORTIONS] = values["proportions"] | {OUTSIDE: outside[PROPORTIONS]}
-    leak = previous is not None and config.proportions.from_masks
+    # A round is trained with a given table, or stage 0 is labelled by it, too.
+    reads = given or previous is not None
+    if reads and PROPORTIONS in outside:
+        settings[PROPORTIONS] = values["proportions"] | {OUTSIDE: outside[PROPORTIONS]}
+    leak = reads and config.proportions.from_masks
     return Stage(
         name=f"round_{number}" if number else BCE,
         kind="classifier",
         make=partial(train_and_label, number=number),
         settings=settings,
         needs=() if previous is None else (previous,),
-        stores=variants(labelling.rule, labelling.crf, "labels"),
+        stores=variants(SHARE if given else labelling.rule, labelling.crf, "labels"),
         scored_on=config.data.score_split,
         leak=leak,
         note=FROM_MASKS if leak else "",

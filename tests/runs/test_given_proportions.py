@@ -11,6 +11,7 @@ from sbce_hf.errors import UserError
 from sbce_hf.files import read_json
 from sbce_hf.hub.models import find_model, render_model_folder
 from sbce_hf.labels.proportions import ProportionTable
+from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.proportions import true_proportions
 from sbce_hf.runs.run import run
 from sbce_hf.runs.single import train_stage
@@ -88,9 +89,23 @@ def test_what_a_table_is_has_to_be_said(tiny_recipe, table, tmp_path, fields, me
     assert not (tmp_path / "run").exists()
 
 
-def test_a_table_is_not_for_rounds_that_read_label_maps(tiny_recipe, table):
-    with pytest.raises(UserError, match="spatial.targets=proportions, or leave the file out"):
-        recipe(tiny_recipe, proportions={"file": str(table), "from_masks": True}, spatial={"targets": "labels"})
+def test_label_maps_are_cut_at_the_given_shares(tiny_recipe, table, tmp_path):
+    config = recipe(
+        tiny_recipe,
+        proportions={"file": str(table), "from_masks": True},
+        spatial={"targets": "labels"},
+        labelling={"crf": None},
+    )
+    summary = run(config, tmp_path / "run")
+    rows = [row for row in summary.scores if row.stage in ("bce", "round_1") and not row.rule.startswith("best")]
+    assert [row.rule for row in rows] == ["given shares"] * 2 and all(row.uses_ground_truth for row in rows)
+    given = ProportionTable.load(table)
+    for stage in ("bce", "round_1"):
+        ids, shares = LabelStore(tmp_path / "run" / stage / "labels" / "share").proportions()
+        expected = given.proportions[[given.image_ids.index(image_id) for image_id in ids]]
+        alone = (expected > 0).sum(axis=1) == 1
+        # Of two classes in one image, one may win what is the other's, too.
+        assert alone.any() and shares[alone] == pytest.approx(expected[alone], abs=2 / 36)
 
 
 def test_a_single_stage_takes_no_table_as_nothing_would_say_so(tiny_recipe, table, tmp_path):
