@@ -77,9 +77,9 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
     first, last = stages[0], stages[-1]
     if config.data.score_split is not None:
         scored = {"data": {"score_split": config.data.score_split}}
-        stages.append(
-            Stage(LEAK, "yardstick", best_constant, scored, (first,), first.stores, True, config.data.score_split)
-        )
+        # Whatever stage 0's own rule is.
+        stores = variants("fixed", config.labelling.crf, "labels")
+        stages.append(Stage(LEAK, "yardstick", best_constant, scored, (first,), stores, True, config.data.score_split))
     labelled = last
     for name, refinement in REFINEMENTS.items():
         if getattr(config, name) is not None:

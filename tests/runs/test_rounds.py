@@ -75,3 +75,11 @@ def test_several_seeds_are_runs_of_their_own_and_one_table(tiny_recipe, tmp_path
     assert "--seed 4" in (tmp_path / "seed4/report.md").read_text()
     run(load_recipe(str(tiny_recipe), {"rounds": 1, "seed": 4}), tmp_path / "alone")
     assert (tmp_path / "alone/bce/model/model.safetensors").read_bytes() == weights[1]
+
+
+def test_the_yardstick_is_a_constant_whatever_stage_0_has(tiny_recipe, tmp_path):
+    config = load_recipe(str(tiny_recipe), {"rounds": 1, "first_rule": "objects", "labelling": {"crf": None}})
+    scores = run(config, tmp_path).scores
+    assert {row.stage: row.rule for row in scores if not row.uses_ground_truth}["bce"] == "objects 0.1"
+    yardstick = next(row for row in scores if row.uses_ground_truth)
+    assert yardstick.stage == "bce" and yardstick.rule.startswith("best constant")
