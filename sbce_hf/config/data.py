@@ -6,7 +6,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import Checked, free_switch, number
+from .ranges import Checked, free_switch, free_text, number
 
 
 @strict
@@ -20,6 +20,8 @@ class DataConfig(Checked):
         data_dir: folder of a `voc`, `coco` or `folder` source.
         tags_file: tags table (of `coco`: instances file), relative to `data_dir`; by default the one that is found
             there.
+        separator: what separates the tags of a cell of a tags table or of a text of a dataset; by default `;` in
+            tables and nothing in datasets. Once it is given, no tag is suspected of being several.
         classes: foreground classes, in the order of their label-map values 1, 2, ...; by default all the source has.
             Other tags of a `voc` or `coco` source are left out; elsewhere a tag that is not listed is an error.
         train_split: split whose tags are trained on and whose images are labelled.
@@ -45,6 +47,7 @@ class DataConfig(Checked):
     source: Literal["shapes", "voc", "coco", "folder", "hub"] = "folder"
     data_dir: str | None = None
     tags_file: str | None = None
+    separator: str | None = free_text()
     classes: tuple[str, ...] | None = None
     train_split: str = "train"
     score_split: str | None = None
@@ -69,6 +72,8 @@ class DataConfig(Checked):
             raise UserError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise UserError(f"data.classes: got {list(self.classes)}, expected each name once")
+        if self.separator is not None and len(self.separator) != 1:
+            raise UserError(f"data.separator: got {self.separator!r}, expected one sign, as in ';', ',' or ' '")
 
 
 @strict

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from .tags import clean_tag
 
 # Polygon parts as flat arrays x, y, x, y, ... in pixels, or a run-length encoding as in the file.
 Outline = list[NDArray[np.float64]] | dict[str, Any]
@@ -45,6 +46,70 @@ def read_json(path: Path, outlines_of: Collection[int] = ()) -> dict[str, list[A
         if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
             raise UserError(f"{path}: no list {name!r}; expected a COCO instances file (not captions or keypoints)")
     return dict(data)
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image of an instances file.
+
+    Args:
+        number: its id in the file.
+        file: its name, maybe with folders.
+        categories: ids of its annotations' categories.
+    """
+
+    number: int
+    file: str
+    categories: frozenset[int]
+
+
+def read_listing(path: Path) -> tuple[list[ListedImage], dict[int, str]]:
+    """The images of an instances file with the categories on them, and the cleaned names of all categories by id.
+
+    Raises:
+        UserError: see [`read_json`]; or an entry that is none, names that are one word, or an unknown id.
+    """
+    data = read_json(path)
+    names: dict[int, str] = {}
+    for index, category in enumerate(data["categories"]):
+        where = f"{path}, categories[{index}]"
+        number, name = _fields(where, category, {"id": int, "name": str})
+        if number in names:
+            raise UserError(f"{where}: id {number} is also that of {names[number]!r}; give each category its own")
+        names[number] = clean_tag(name, where)
+        if not names[number]:
+            raise UserError(f"{where}: has no name; give it one")
+    if len(set(names.values())) < len(names):
+        doubled = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise UserError(f"{path}: more than one category is named {doubled!r}; join them, or name them apart")
+    images: dict[int, tuple[str, set[int]]] = {}
+    for index, image in enumerate(data["images"]):
+        where = f"{path}, images[{index}]"
+        number, file = _fields(where, image, {"id": int, "file_name": str})
+        file = file.replace("\\", "/")
+        if not file or ".." in file.split("/") or number in images:
+            raise UserError(
+                f"{where}: got id {number} and file_name {file!r}, expected an id of its own and a name without '..'"
+            )
+        images[number] = file, set()
+    if not data["annotations"]:
+        raise UserError(f"{path}: no annotations; COCO's test splits have none, train2014 and val2014 do")
+    for index, annotation in enumerate(data["annotations"]):
+        where = f"{path}, annotations[{index}]"
+        number, category = _fields(where, annotation, {"image_id": int, "category_id": int})
+        if number not in images or category not in names:
+            wrong = f"image_id {number}" if number not in images else f"category_id {category}"
+            raise UserError(f"{where}: unknown {wrong}; is the file damaged? Export or fetch it again")
+        images[number][1].add(category)
+    return [ListedImage(number, file, frozenset(found)) for number, (file, found) in images.items()], names
+
+
+def _fields(where: str, entry: Any, kinds: Mapping[str, type]) -> list[Any]:
+    values = [entry.get(name) if isinstance(entry, Mapping) else None for name in kinds]
+    if any(type(value) is not kind for value, kind in zip(values, kinds.values(), strict=True)):
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        raise UserError(f"{where}: got {str(entry)[:200]}, expected an object with {expected}")
+    return values
 
 
 def _outline(outline: Any, where: str) -> Outline:

@@ -5,11 +5,12 @@ user. Where the machine is out of memory or of file handles, or a disk or a netw
 be sound: to leave it out would silently make the data set smaller, so such errors are passed on as they are.
 """
 
+import contextlib
 import errno
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,12 @@ _OF_THE_FILE = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
+
+# A TIFF's tag that names the value of "no data", the values that mean it without one, and beyond which none is meant.
+_GDAL_NODATA = 42_113
+_FILLERS, _LARGEST = (-9999.0, -32_768.0, -99_999.0), 1e30
+# Of an image's `info`: its grey was scaled by its own range.
+OWN_RANGE = "own_range"
 
 ImageSource = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
@@ -82,35 +89,87 @@ def named(name: str) -> Iterator[None]:
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Mapping):
         source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=_formats())
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=open_formats())
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
-    """What PIL reads by itself: for EPS it starts another program, which runs what is in the file."""
+def open_formats() -> tuple[str, ...]:
+    """What PIL reads by itself, and with a plug-in that is installed for phones' HEIC.
+
+    For EPS it starts another program, which runs what is in the file.
+    """
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in Image.ID if name != "EPS")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # PIL's own conversion clips at 255: every 16-bit photo would be white.
-        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
-    elif image.has_transparency_data:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        fillers = [value for value in (_filler(image),) if value is not None]
+        values, stretched = scaled_to_8_bits(np.asarray(image), fillers)
+        image = Image.fromarray(values).convert("RGB")
+        if stretched:
+            image.info[OWN_RANGE] = True
+        return image
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def _filler(image: Image.Image) -> float | None:
+    """The value that a TIFF says stands for no data."""
+    text = getattr(image, "tag_v2", {}).get(_GDAL_NODATA)
+    try:
+        return float(str(text).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def scaled_to_8_bits(values: NDArray, fillers: Sequence[float] = ()) -> tuple[NDArray[np.uint8], bool]:
+    """Grey of more than 8 bits, as a screen shows it: neither black nor white.
+
+    16-bit grey that uses at least a quarter of its range is scaled by 1/257, so that photos of one camera keep their
+    exposures. Everything else, 10 to 14 bits in 16, 32 bits, floating point, is scaled from its own range, a
+    thousandth of the pixels at either end left out, so that one hot pixel changes nothing. What is not finite, or
+    stands for "no data", is black.
+
+    Args:
+        values: `(H, W)` of any number type.
+        fillers: values that stand for no data; the usual ones are known.
+
+    Returns:
+        `(H, W)` uint8, and whether its own range was used.
+    """
+    wide = values.astype(np.float64)
+    known = np.isfinite(wide) & (np.abs(wide) < _LARGEST)
+    whole = values.dtype.kind == "u"
+    for filler in (*fillers, *(() if whole else _FILLERS)):
+        known &= wide != filler
+    if not known.any():
+        return np.zeros(values.shape, np.uint8), True
+    inside = wide[known]
+    low, high = inside.min(), inside.max()
+    if (whole or values.dtype == np.int32) and low >= 0 and high <= 65_535 and (high - low >= 2**14 or low == high):
+        return np.rint(np.where(known, wide, 0) / 257).astype(np.uint8), False
+    cut_low, cut_high = np.percentile(inside, (0.1, 99.9))
+    if cut_high > cut_low:
+        low, high = cut_low, cut_high
+    if high == low:
+        return np.where(known, 128, 0).astype(np.uint8), True
+    grey = (np.clip(np.where(known, wide, low), low, high) - low) * (255 / (high - low))
+    return np.where(known, np.rint(grey), 0).astype(np.uint8), True
+
+
 def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     """Decode any image to upright 8-bit RGB.
 
-    Rotated as EXIF says. Transparent pixels are blended onto white, as most viewers show cut-outs. 16-bit grey is
-    scaled by 1/257 and 32-bit grey from its own minimum and maximum, not clipped.
+    Rotated as EXIF says. Transparent pixels are blended onto white, as most viewers show cut-outs. Grey of more than 8
+    bits is scaled, not clipped; see [`scaled_to_8_bits`]. Of what moves, the first picture is taken. The image's
+    `info[OWN_RANGE]` is set where its own range was used.
 
     Args:
         source: a path, encoded bytes, or the mapping with `bytes` and `path` of an undecoded `datasets.Image`.

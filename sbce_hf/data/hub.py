@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -15,9 +14,10 @@ from huggingface_hub.file_download import repo_folder_name
 from ..config import DataConfig, check_keys
 from ..errors import UserError
 from ..references import download, split_revision
+from .hub_labels import read_labels
 from .own_files import require_own_files, require_own_patterns, require_own_sources
 from .schema import TaggedImages, features
-from .validation import checked_images, class_indices
+from .validation import checked_images
 
 COLUMNS = ("image_id", "image", "labels", "mask")
 
@@ -26,8 +26,8 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     """Read one split of a Hugging Face dataset.
 
     The labels column holds, per image, a list of `ClassLabel`, a list of strings, a multi-hot vector (then
-    `config.classes` names its entries), or a single `ClassLabel` or string. Without `image_id` the row number serves.
-    Masks hold 0 for background and ``c + 1`` for class ``c``.
+    `config.classes` names its entries), or a single `ClassLabel` or string. `None` and -1 are no label. Without
+    `image_id` the row number serves. Masks hold 0 for background and ``c + 1`` for class ``c``.
 
     Args:
         config: `dataset` (with an optional `@revision`), `dataset_config`, `revision`, `columns`, `classes` and the
@@ -40,7 +40,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     dataset = _open(config, split)
     columns = _columns(dataset, config)
     ids = _ids(dataset, columns)
-    labels, class_names = _labels(dataset, columns["labels"], config.classes)
+    labels, class_names, notes = read_labels(dataset, columns["labels"], config.classes, config.separator)
     feature = dataset.features[columns["labels"]]
     named = isinstance(getattr(feature, "feature", feature), ClassLabel)
     with_mask = "mask" in columns
@@ -60,6 +60,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         mask_values=tuple(range(1 + len(class_names))) if with_mask else None,
         mask_known=frozenset(range(1 + len(class_names))) if with_mask else None,
         fixed_classes=named and config.classes is None,
+        notes=notes,
     )
 
 
@@ -153,47 +154,3 @@ def _columns(dataset: Dataset, config: DataConfig) -> dict[str, str]:
                 f"--set data.columns.{name}={dataset.column_names[0]}"
             )
     return {name: column for name, column in columns.items() if column in dataset.column_names}
-
-
-def _labels(dataset: Dataset, column: str, classes: Sequence[str] | None) -> tuple[list[list[int]], tuple[str, ...]]:
-    """Class indices of every image, and the class names."""
-    feature = dataset.features[column]
-    inner = getattr(feature, "feature", feature)
-    rows: Iterable[Any] = dataset[column]
-    if inner is feature:
-        rows = ([] if row is None or row == -1 else [row] for row in rows)
-    if isinstance(inner, ClassLabel):
-        names = inner.names
-        tags = [[names[index] for index in row] for row in rows]
-        return _indices(tags, classes or names, column)
-    if isinstance(inner, Value) and inner.dtype in ("string", "large_string"):
-        tags = [list(row or []) for row in rows]
-        return _indices(tags, classes or sorted({tag for row in tags for tag in row}), column)
-    if isinstance(inner, Value) and inner is not feature:
-        return _multi_hot(rows, classes, column), tuple(classes or ())
-    raise UserError(
-        f"data.columns.labels: column {column!r} is {feature}; expected {List(ClassLabel(names=['...']))}, a list of "
-        "strings or a multi-hot list"
-    )
-
-
-def _indices(
-    tags: Sequence[Sequence[str]], names: Sequence[str], column: str
-) -> tuple[list[list[int]], tuple[str, ...]]:
-    return [class_indices(row, names, f"column {column!r}, row {i}") for i, row in enumerate(tags)], tuple(names)
-
-
-def _multi_hot(rows: Iterable[Sequence[float]], classes: Sequence[str] | None, column: str) -> list[list[int]]:
-    if classes is None:
-        raise UserError(
-            f"data.classes: missing, but the numbers in column {column!r} carry no names; name the classes"
-        )
-    labels = []
-    for i, row in enumerate(rows):
-        if row is None or len(row) != len(classes) or not set(row) <= {0, 1}:
-            raise UserError(
-                f"column {column!r}, row {i}: got {row}, expected a multi-hot vector of {len(classes)} zeros "
-                "and ones, one per class in data.classes"
-            )
-        labels.append([index for index, value in enumerate(row) if value])
-    return labels

@@ -8,12 +8,14 @@ from datasets import Dataset
 
 from ..config import DataConfig
 from ..errors import UserError
-from .folder import SUFFIXES
-from .schema import TaggedImages, features
+from .photo_files import UNREAD, photo_suffixes, walk
+from .schema import SkippedImage, TaggedImages, features
 from .validation import checked_images
 
 # Not the name of a training or score split: no class needs to occur, and no mask is looked for.
 _SPLIT = "photos"
+# Named where none is found.
+_USUAL = (".jpg", ".jpeg", ".png", ".webp", ".tif")
 
 
 def load_photos(
@@ -26,9 +28,10 @@ def load_photos(
     """Collect photos that are to be labelled by a model which needs no tags.
 
     Args:
-        paths: image files, and folders that are searched at any depth for files with the suffix of an image. The id of
-            a photo is its path without suffix, relative to the folder that was given; of a file its name. A file that
-            is reached twice counts once.
+        paths: image files, and folders that are searched at any depth for all that can be opened; what looks like a
+            photo and cannot, and links to folders, are listed in `skipped`. The id of a photo is its path without
+            suffix, relative to the folder that was given; of a file its name. A file that is reached twice counts
+            once.
         class_names: the foreground classes of the model.
         strict: raise at an unreadable photo instead of leaving it out and listing it in `skipped`.
         exclude: folders in which no photos are looked for: those of the results, which may lie among them.
@@ -45,7 +48,8 @@ def load_photos(
         raise UserError("photos: got no paths, expected image files or folders")
     found: dict[str, Path] = {}
     seen: set[Path] = set()
-    for image_id, file in _listed([Path(path) for path in paths], exclude):
+    left_out: list[tuple[Path, str]] = []
+    for image_id, file in _listed([Path(path) for path in paths], exclude, left_out):
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
@@ -55,25 +59,35 @@ def load_photos(
                 f"photos: {other} and {file} would both be called {image_id!r}; give the folder that holds both "
                 "instead of its parts, or rename one"
             )
+    if not found:
+        raise UserError(f"{paths[0]}: no photos; {left_out[0][0]}: {left_out[0][1]}")
     columns = {
         "image_id": list(found),
         "image": [str(file) for file in found.values()],
         "labels": [[] for _ in found],
     }
     dataset = Dataset.from_dict(columns, features=features(class_names, with_mask=False))
-    return checked_images(dataset, class_names, DataConfig(data_dir=str(paths[0]), strict=strict), _SPLIT)
+    skipped = [SkippedImage(str(file), reason) for file, reason in left_out]
+    config = DataConfig(data_dir=str(paths[0]), strict=strict)
+    return checked_images(dataset, class_names, config, _SPLIT, skipped=skipped)
 
 
-def _listed(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Id and file of every photo."""
+def _listed(
+    paths: Sequence[Path], exclude: Sequence[Path], left_out: list[tuple[Path, str]]
+) -> Iterator[tuple[str, Path]]:
+    """Id and file of every photo; `left_out` gets the others, with the reason."""
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            files = [file for file in files if not any(file.resolve().is_relative_to(f.resolve()) for f in exclude)]
-            if not files:
-                raise UserError(f"{path}: no photos; expected files ending in {', '.join(sorted(SUFFIXES))}")
+            files, others = walk(path, exclude)
+            left_out += others
+            if not files and not others:
+                raise UserError(
+                    f"{path}: no photos; expected files ending in {', '.join(_USUAL)} or another that Pillow reads"
+                )
             yield from ((file.relative_to(path).with_suffix("").as_posix(), file) for file in files)
-        elif path.is_file():
-            yield path.stem, path
-        else:
+        elif not path.is_file():
             raise FileNotFoundError(f"{path}: no such file or folder; expected photos")
+        elif (suffix := path.suffix.lower()) in UNREAD and suffix not in photo_suffixes():
+            left_out.append((path, UNREAD[suffix]))
+        else:
+            yield path.stem, path

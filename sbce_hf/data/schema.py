@@ -100,6 +100,7 @@ class TaggedImages:
         mask_known: every value a mask file may hold besides 255. Known values that are not in `mask_values` become
             background; any other value is an error.
         skipped: images that are left out.
+        notes: what was decided for the user while they were read, in sentences.
         manifest_hash: of the classes and of every image's name, size, modification time (or bytes) and tags; belongs
             into the key of everything computed from them. Masks are not part of it: nothing is learned from them.
         painter: for sources whose ground truth is no image file.
@@ -115,6 +116,7 @@ class TaggedImages:
     manifest_hash: str
     painter: Painter | None = None
     unlabelled: int = IGNORE_INDEX
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.dataset)

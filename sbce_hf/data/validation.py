@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from tqdm import tqdm
 from ..config import DataConfig
 from ..errors import UserError
 from ..text import check_names
-from .decoding import UnreadableError
+from .decoding import OWN_RANGE, UnreadableError
 from .image_ids import check_ids
+from .mask_checks import check_masks
 from .own_files import require_own_files
 from .schema import IGNORE_INDEX, Painter, SkippedImage, TaggedImages, decode_image, features
+from .tags import check_class_list
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +145,7 @@ def checked_images(
     painter: Painter | None = None,
     unlabelled: int = IGNORE_INDEX,
     fixed_classes: bool = False,
+    notes: Sequence[str] = (),
 ) -> TaggedImages:
     """Decode every image once, leave out the unreadable ones, and check what training and scoring rely on.
 
@@ -162,6 +165,7 @@ def checked_images(
         unlabelled: see [`TaggedImages`].
         fixed_classes: the class list is the data set's own, not chosen by the user or read off the tags. A class
             without images is a warning then, not an error, so that a part of the data set keeps its label values.
+        notes: what a reader has decided for the user, in sentences.
 
     Raises:
         UserError: a file outside of the data set's folder.
@@ -171,12 +175,19 @@ def checked_images(
     if not class_names:
         raise UserError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
     check_names(class_names, "class")
+    check_class_list(class_names, "classes")
     check_ids(dataset["image_id"], split)
     if config.max_images is not None:
         dataset = dataset.select(range(min(config.max_images, len(dataset))))
     if root is not None and not config.outside_files:
         require_own_files(dataset, root)
-    identities, unreadable = _scan(dataset)
+    identities, unreadable, stretched = _scan(dataset)
+    notes = list(notes)
+    if stretched:
+        notes.append(
+            f"{len(stretched)} images have more than 8 bits of grey and were scaled by their own range: "
+            f"{listing(stretched)}"
+        )
     if unreadable:
         first = next(iter(unreadable.values()))
         if config.strict:
@@ -200,23 +211,32 @@ def checked_images(
         manifest_hash=manifest.hexdigest(),
         painter=painter,
         unlabelled=unlabelled,
+        notes=tuple(notes),
     )
     if split == config.train_split:
         _check_every_class_occurs(images, split, fixed_classes)
     if split == config.score_split:
-        _check_masks(images)
+        images = replace(images, notes=(*images.notes, *check_masks(images)))
+    # Of a split that is only scored, the reader repeats what it has said of the training split.
+    known = len(notes) if split == config.score_split != config.train_split else 0
+    for note in images.notes[known:]:
+        logger.warning("%s", note)
     return images
 
 
-def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImage]]:
-    """Identity of every readable image and the unreadable ones, both by index."""
+def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImage], list[str]]:
+    """Identity of every readable image and the unreadable ones, both by index; those scaled by their own range."""
     ids, sources = dataset["image_id"], dataset["image"]
+    stretched: set[str] = set()
 
     def look(index: int) -> tuple[list[Any], str | None]:
         image_id, source = ids[index], sources[index]
+        if source is None or (source["bytes"] is None and not source["path"]):
+            return [image_id], "has no image"
         try:
             # The smallest JPEG scale still reads the whole file, in half the time.
-            decode_image(source, min_side=1)
+            if decode_image(source, min_side=1).info.get(OWN_RANGE):
+                stretched.add(image_id)
         except UnreadableError as error:
             return [source["path"] or image_id], str(error)
         except (OSError, MemoryError) as error:
@@ -234,7 +254,7 @@ def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImag
                 identities[index] = identity
             else:
                 unreadable[index] = SkippedImage(identity[0], problem)
-    return identities, unreadable
+    return identities, unreadable, sorted(stretched)
 
 
 def _fingerprint(source: Mapping[str, Any]) -> list[Any]:
@@ -263,15 +283,3 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
             f"data: no image of split {split!r} ({len(images)} images) has the tag {listing(absent)}; a class without "
             f"images cannot be learned. Add images, raise data.max_images, or set data.classes to {present}"
         )
-
-
-def _check_masks(images: TaggedImages) -> None:
-    masked = images.with_masks()
-    if len(masked) == 0:
-        raise UserError("data.score_split: the split has no masks to score on; name another, or null to score nothing")
-    if len(masked) < len(images):
-        logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        looks = pool.map(masked.mask, range(len(masked)))
-        for _ in tqdm(looks, "checking masks", len(masked), disable=None, unit="mask"):
-            pass

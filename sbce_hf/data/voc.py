@@ -2,7 +2,6 @@
 
 import json
 import logging
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from ..config import DataConfig
 from ..errors import UserError
 from .own_files import require_own_paths
 from .schema import IGNORE_INDEX, TaggedImages, decode_indices
+from .tags import check_spelling, clean_all, sorted_tags
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_files, require_folder
+from .xml_text import read_xml
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     """Read the images listed in `ImageSets/Segmentation/<split>.txt`.
 
     Tags come from, in this order: `config.tags_file`, `Annotations/*.xml` (difficult and truncated objects included),
-    `image_labels.json` (image id to list of names), the masks (with a warning).
+    `image_labels.json` (image id to list of names), the masks (with a warning). Where no tag is one of VOC's, or
+    `classes` names one that is not, the classes are the data set's own, and masks hold their numbers from 1 on.
 
     Args:
         config: `data_dir`, `tags_file`, `classes`, `partial` and the limits are used.
@@ -48,8 +50,9 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         FileNotFoundError: a folder, the split's list, images or annotations are missing.
         ValueError: a class that VOC does not have, or what [`checked_images`] rejects.
     """
-    class_names = config.classes or VOC_CLASSES
-    dataset = list_split(config, split).to_dataset(class_names)
+    found, known, notes = _read(config, split)
+    class_names = config.classes or known
+    dataset = found.to_dataset(class_names)
     with_mask = "mask" in dataset.column_names
     return checked_images(
         dataset,
@@ -57,18 +60,22 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         config,
         split,
         root=Path(config.data_dir or ""),
-        mask_values=(0, *(1 + VOC_CLASSES.index(name) for name in class_names)) if with_mask else None,
-        mask_known=frozenset(range(1 + len(VOC_CLASSES))) if with_mask else None,
-        fixed_classes=config.classes is None,
+        mask_values=(0, *(1 + known.index(name) for name in class_names)) if with_mask else None,
+        mask_known=frozenset(range(1 + len(known))) if with_mask else None,
+        fixed_classes=config.classes is None and known is VOC_CLASSES,
+        notes=notes,
     )
 
 
 def list_split(config: DataConfig, split: str) -> Listing:
     """What [`load`] reads, before any image is opened; raises what it does."""
+    return _read(config, split)[0]
+
+
+def _read(config: DataConfig, split: str) -> tuple[Listing, tuple[str, ...], list[str]]:
+    """A split, the classes in the order of their mask values, and what was decided for the user."""
     root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
     photos = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
-    class_names = config.classes or VOC_CLASSES
-    class_indices(class_names, VOC_CLASSES, "data.classes")
     image_ids = _read_split(root, split)
     num_listed = len(image_ids)
     needed = [(photos, ".jpg", f"images of split {split!r}")]
@@ -82,9 +89,45 @@ def list_split(config: DataConfig, split: str) -> Listing:
     if not config.outside_files:
         # Tags may be read from them.
         require_own_paths(masks, root)
-    tags = _read_tags(root, config.tags_file, image_ids, masks)
-    labels = [_known_indices(names, class_names, image_id) for image_id, names in zip(image_ids, tags, strict=True)]
-    return Listing(image_ids, [photos / f"{image_id}.jpg" for image_id in image_ids], labels, masks, num_listed)
+    tags = _read_tags(root, config, image_ids, masks)
+    known, notes = _known_classes(tags, image_ids, config.classes)
+    class_names = config.classes or known
+    class_indices(class_names, known, "data.classes")
+    labels = [sorted({class_names.index(tag) for tag in names if tag in class_names}) for names in tags]
+    files = [photos / f"{image_id}.jpg" for image_id in image_ids]
+    return Listing(image_ids, files, labels, masks, num_listed), known, notes
+
+
+def _known_classes(
+    tags: Sequence[Sequence[str]], image_ids: Sequence[str], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """VOC's classes, or the data set's own, and what was decided for the user.
+
+    Raises:
+        UserError: a tag that is neither VOC's nor listed in `classes`: a misspelt one is an error even when only some
+            classes are used.
+    """
+    found: dict[str, str] = {}
+    for image_id, names in zip(image_ids, tags, strict=True):
+        for name in names:
+            found.setdefault(name, f"tags of image {image_id!r}")
+    check_spelling(found)
+    foreign = [name for name in found if name not in VOC_CLASSES]
+    if not foreign:
+        return VOC_CLASSES, []
+    if classes is not None and any(name in foreign for name in classes):
+        others = [name for name in foreign if name not in classes]
+        return tuple(classes), [f"tags that are not in data.classes are left out: {listing(others)}"] if others else []
+    if classes is None and len(foreign) == len(found):
+        own = sorted_tags(found)
+        return own, [f"the classes are the data set's own, not VOC's; masks hold 1 for {own[0]} and so on"]
+    try:
+        class_indices(foreign, VOC_CLASSES, found[foreign[0]])
+    except UserError as error:
+        raise UserError(
+            f"{error}; for classes of your own list all: --set 'data.classes=[{', '.join(sorted_tags(found))}]'"
+        ) from error
+    return VOC_CLASSES, []
 
 
 def _tags_file(root: Path, tags_file: str | None) -> Path | None:
@@ -115,9 +158,9 @@ def _find_mask(root: Path, image_id: str) -> Path | None:
 
 
 def _read_tags(
-    root: Path, tags_file: str | None, image_ids: Sequence[str], masks: Sequence[Path | None]
+    root: Path, config: DataConfig, image_ids: Sequence[str], masks: Sequence[Path | None]
 ) -> list[list[str]]:
-    table, annotations = _tags_file(root, tags_file), root / "Annotations"
+    table, annotations = _tags_file(root, config.tags_file), root / "Annotations"
     if table is not None:
         require_files([table], "tags file")
         return _read_tags_file(table, image_ids)
@@ -127,7 +170,9 @@ def _read_tags(
         [mask or root / MASK_FOLDERS[0] / f"{i}.png" for i, mask in zip(image_ids, masks, strict=True)], "masks"
     )
     logger.warning("%s has neither Annotations nor %s: tags are taken from the masks", root, TAGS_FILE)
-    return [_tags_of_mask(mask) for mask in masks if mask]
+    own = config.classes is not None and not set(config.classes) <= set(VOC_CLASSES)
+    names = tuple(config.classes or ()) if own else VOC_CLASSES
+    return [_tags_of_mask(mask, names) for mask in masks if mask]
 
 
 def _read_tags_file(path: Path, image_ids: Sequence[str]) -> list[list[str]]:
@@ -140,30 +185,20 @@ def _read_tags_file(path: Path, image_ids: Sequence[str]) -> list[list[str]]:
     missing = [image_id for image_id in image_ids if image_id not in table]
     if missing:
         raise UserError(f"{path}: no tags for {len(missing)} images: {listing(missing)}; an untagged image needs []")
-    return [table[image_id] for image_id in image_ids]
+    return [clean_all(table[image_id], f"{path}, image {image_id!r}") for image_id in image_ids]
 
 
 def _read_annotation(path: Path) -> list[str]:
-    try:
-        # Direct children only: a person's <part> has a <name> too.
-        names = [element.text for element in ElementTree.parse(path).iterfind("object/name")]
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path}: not valid XML: {error}") from error
-    return [(name or "").strip() for name in names]
+    # Direct children only: a person's <part> has a <name> too.
+    return clean_all((element.text or "" for element in read_xml(path).iterfind("object/name")), str(path))
 
 
-def _tags_of_mask(path: Path) -> list[str]:
+def _tags_of_mask(path: Path, names: Sequence[str]) -> list[str]:
     try:
         values = set(np.unique(decode_indices(str(path))).tolist()) - {0, IGNORE_INDEX}
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    unknown = sorted(values - set(range(1, 1 + len(VOC_CLASSES))))
+    unknown = sorted(values - set(range(1, 1 + len(names))))
     if unknown:
-        raise UserError(f"{path}: got value {unknown[0]}, expected 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}")
-    return [VOC_CLASSES[value - 1] for value in values]
-
-
-def _known_indices(tags: Sequence[str], class_names: Sequence[str], image_id: str) -> list[int]:
-    # A misspelt tag is an error even when only some classes are used; the other VOC classes are left out.
-    class_indices(tags, VOC_CLASSES, f"tags of image {image_id!r}")
-    return sorted({class_names.index(tag) for tag in tags if tag in class_names})
+        raise UserError(f"{path}: got value {unknown[0]}, expected 0 to {len(names)} or {IGNORE_INDEX}")
+    return [names[value - 1] for value in sorted(values)]

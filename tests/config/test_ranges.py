@@ -138,6 +138,7 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         "outside_files",
         # The table's content decides.
         "file",
+        "separator",
         # SGD, which was all there was.
         "optimizer",
     }

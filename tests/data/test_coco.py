@@ -236,7 +236,7 @@ def test_image_folder_is_found_by_its_names(root):
         ({"images": [], "annotations": [], "info": 1}, "no list 'categories'"),
         (instances([]), "no annotations; COCO's test splits have none"),
         (instances(images=[{"id": 1}]), r"images\[0\]: got .*expected an object with id \(int\), file_name \(str\)"),
-        (instances(images=[{"id": 1, "file_name": "../a.jpg"}]), r"images\[0\]: .*name without folders"),
+        (instances(images=[{"id": 1, "file_name": "../a.jpg"}]), r"images\[0\]: .*name without '\.\.'"),
         (
             instances(images=[{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]),
             r"images\[1\]: .*id of its own",
@@ -244,8 +244,13 @@ def test_image_folder_is_found_by_its_names(root):
         (instances([{"image_id": 1, "category_id": 12}]), r"annotations\[0\]: unknown category_id 12"),
         (instances([{"image_id": 9, "category_id": 1}]), r"annotations\[0\]: unknown image_id 9"),
         (instances([{"image_id": "1"}]), r"annotations\[0\]: got .*image_id \(int\)"),
-        (instances(categories=[{"id": 1, "name": "face"}]), "got 'face' with id 1, expected COCO's 'person'"),
-        (instances(categories=[{"id": 12, "name": "sign"}]), "got 'sign' with id 12.*source folder"),
+        (instances(categories=[{"id": 1, "name": "face"}]), "unknown category_id 17"),
+        (instances(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), r"categories\[1\]: id 1 is also"),
+        (
+            instances(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a "}]),
+            "more than one category is named 'a'",
+        ),
+        (instances(categories=[{"id": 1, "name": " "}]), r"categories\[0\]: has no name"),
     ],
 )
 def test_malformed_annotations(root, data, message):
@@ -261,6 +266,28 @@ def test_missing_things_are_named(root):
         load(config(root), "val2014")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load(config(root / "nowhere"), "train2014")
+
+
+def test_categories_of_ones_own_and_folders_in_the_names(root):
+    """Such files come from annotation programs; ids and their order are theirs."""
+    categories = [{"id": 7, "name": "wall"}, {"id": 3, "name": "door "}, {"id": 9, "name": "roof"}]
+    images = [{"id": i, "file_name": f"site/{i}.jpg", "width": WIDTH, "height": HEIGHT} for i in (1, 2)]
+    annotations = [
+        {"image_id": 1, "category_id": 7, "segmentation": [box(1, 1, 7, 6)], "iscrowd": 0},
+        {"image_id": 2, "category_id": 3, "segmentation": [box(0, 0, 3, 3)], "iscrowd": 0},
+        {"image_id": 2, "category_id": 9, "segmentation": [box(4, 4, 6, 6)], "iscrowd": 0},
+    ]
+    (root / "site").mkdir()
+    for i in (1, 2):
+        Image.new("RGB", (WIDTH, HEIGHT), (90, 20, 40)).save(root / f"site/{i}.jpg")
+    write(root, instances(annotations, images=images, categories=categories), "train")
+    read = load(config(root, train_split="train", score_split="train"), "train")
+    assert read.class_names == ("door", "wall", "roof") and read.image_ids == ["site/1", "site/2"]
+    assert read.label_matrix().tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert np.unique(read.mask(0)).tolist() == [0, 2] and np.unique(read.mask(1)).tolist() == [0, 1, 3]
+    assert "the file's own" in read.notes[0]
+    chosen = load(config(root, train_split="train", score_split="train", classes=("roof",)), "train")
+    assert chosen.image_ids == ["site/2"] and np.unique(chosen.mask(0)).tolist() == [0, 1]
 
 
 def test_coco128(shared_dir):

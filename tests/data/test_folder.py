@@ -192,8 +192,8 @@ def test_no_tags_at_all(folder):
 
 
 def test_duplicates(folder):
-    (folder / "tags.csv").write_text("file,tags\na.jpg,dog\na.jpg,cat\n")
-    with pytest.raises(ValueError, match=r"line 3: image id 'a' of 'a\.jpg' is taken by 'a\.jpg' .*line 2"):
+    (folder / "tags.csv").write_text("file,tags,split\na.jpg,dog,train\na.jpg,cat,val\n")
+    with pytest.raises(ValueError, match=r"line 3: 'a\.jpg' is in split 'val' here and in 'train' in .*line 2"):
         load(config(folder), "train")
     save(folder / "images/a.png")
     (folder / "tags.csv").write_text("file,tags\na.jpg,dog\na.png,cat\n")
@@ -237,7 +237,16 @@ def test_bad_csv(folder, text, message):
         load(config(folder), "train")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"file_name": "a.jpg"}', '{"file_name": "a.jpg", "tags": "cat"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"file_name": "a.jpg"}',
+        '{"file_name": "a.jpg", "tags": 1.5}',
+        '{"file_name": "a.jpg", "tags": [1.5]}',
+    ],
+)
 def test_bad_jsonl(folder, line):
     (folder / "tags.csv").rename(folder / "old.csv")
     (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "tags": ["cat"]}\n' + line)
@@ -275,7 +284,7 @@ def test_manifest_hash_sees_content_tags_and_classes_but_not_the_place(folder, t
         ('{"file_name": "a.png", "tags": ["a"], "split": ["x"]}', r"line 1: split: got \['x'\], expected a name"),
         ('{"file_name": "a.png", "tags": ["a"], "split": 3}', "line 1: split: got 3, expected a name"),
         ("[" * 100_000, "line 1: not valid JSON"),
-        ('{"file_name": "a.png", "tags": ["a\\u001b"]}', "class: got .* rename the class"),
+        ('{"file_name": "a.png", "tags": ["a\\u001b"]}', r"line 1: tag .*control character U\+001B"),
     ],
 )
 def test_lines_that_mean_nothing(tmp_path, line, message):

@@ -71,6 +71,57 @@ def test_one_tag_per_image(saved, labels, feature):
     assert load(config(saved(make(labels, feature))), "train").label_matrix().tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([[0, -1], [-1], None, [1, None]], CLASS_LABELS),
+        ([["cat", None], None, [], ["dog", ""]], List(Value("string"))),
+        ([0, -1, None, 1], ClassLabel(names=["cat", "dog"])),
+        (["cat", None, " ", "dog"], Value("string")),
+    ],
+)
+def test_nothing_is_no_label_and_never_the_last_class(saved, labels, feature):
+    images = load(config(saved(make(labels, feature))), "train")
+    assert images.label_matrix().tolist() == [[1, 0], [0, 0], [0, 0], [0, 1]]
+    assert "None or -1" in images.notes[0]
+
+
+def test_a_row_without_image_is_skipped_and_listed(saved):
+    dataset = make([[0], [1], [0]]).cast_column("image", ImageFeature(decode=False))
+    rows = [{**row, "image": None} if i == 1 else row for i, row in enumerate(dataset)]
+    path = saved(Dataset.from_list([*rows, rows[0]], features=dataset.features))
+    images = load(config(path, classes=("cat", "dog"), train_split="x"), "train")
+    assert images.image_ids == ["0", "2", "3"]
+    assert [(s.file, s.reason) for s in images.skipped] == [("1", "has no image")]
+
+
+def test_numbers_of_classes_are_not_taken_for_zeros_and_ones(saved, tmp_path):
+    # A list of two numbers of classes looks like two zeros and ones.
+    path = saved(make([[0, 1], [1, 0], [0, 1]], List(Value("int64"))))
+    with pytest.raises(ValueError, match=r"may be numbers of classes or zeros and ones; .*cast_column"):
+        load(config(path, classes=("cat", "dog")), "train")
+    make([[0, 1], [1, 0], [0, 1]], List(Value("int64"), length=2)).save_to_disk(tmp_path / "fixed")
+    images = load(config(tmp_path / "fixed", classes=("cat", "dog")), "train")
+    assert images.label_matrix().tolist() == [[0, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat,dog", "cat", "dog"], "row 0: tag 'cat,dog': 'cat' is a tag elsewhere; did you mean the separator ','"),
+        (["Cat", "cat", "dog"], "row 1: tag 'cat' is also written 'Cat'"),
+        (["cat", "background", "dog"], "row 1: tag 'background': is the name of label 0"),
+        (['"cat"', "dog", "dog"], "row 0: tag .*has the quote"),
+    ],
+)
+def test_texts_are_cleaned_as_in_a_table(saved, labels, message):
+    with pytest.raises(ValueError, match=message):
+        load(config(saved(make(labels, Value("string")))), "train")
+    if "," in labels[0]:
+        images = load(config(saved(make(labels, Value("string"))), separator=","), "train")
+        assert images.label_matrix().tolist() == [[1, 1], [1, 0], [0, 1]]
+
+
 def test_classes_give_the_order(saved):
     images = load(config(saved(make()), classes=("dog", "cat")), "train")
     assert images.label_matrix().tolist() == [[0, 1], [1, 1], [0, 0]]

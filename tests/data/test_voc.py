@@ -121,6 +121,37 @@ def test_missing_things_are_named(devkit):
         load(config(devkit), "train")
 
 
+def test_classes_of_ones_own(devkit, caplog):
+    for image_id, names in (("a", ("helmet", "vest")), ("b", ("vest",)), ("c", ())):
+        (devkit / f"Annotations/{image_id}.xml").write_text(annotation(*((name, 0) for name in names)))
+    for image_id, value in (("a", 1), ("b", 2)):
+        Image.fromarray(np.full((10, 12), value, np.uint8)).save(devkit / f"SegmentationClass/{image_id}.png")
+    images = load(config(devkit, classes=None, score_split="train"), "train")
+    assert images.class_names == ("helmet", "vest") and images.label_matrix().tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert np.unique(images.mask(1)).tolist() == [2] and "the data set's own" in images.notes[0]
+    images = load(config(devkit, classes=("vest", "helmet"), score_split="train"), "train")
+    assert images.label_matrix().tolist() == [[1, 1], [1, 0], [0, 0]] and np.unique(images.mask(0)).tolist() == [1]
+    # Half of VOC's and half of one's own may be a slip: the remedy that is named works.
+    (devkit / "Annotations/b.xml").write_text(annotation(("person", 0)))
+    with pytest.raises(ValueError, match=r"tag 'helmet' is no class; .*data\.classes=\[helmet, person, vest\]"):
+        load(config(devkit, classes=None), "train")
+    images = load(config(devkit, classes=("helmet", "person", "vest")), "train")
+    assert images.label_matrix().tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE a [<!ENTITY x "cat">]><annotation><object><name>&x;</name></object></annotation>',
+        '<!DOCTYPE a SYSTEM "file:///etc/hostname"><annotation/>',
+    ],
+)
+def test_annotations_declare_nothing(devkit, text):
+    (devkit / "Annotations/b.xml").write_text(text)
+    with pytest.raises(ValueError, match=r"b\.xml, line 1: declares a document type"):
+        load(config(devkit), "train")
+
+
 def test_wrong_names_get_the_nearest_class(devkit):
     with pytest.raises(ValueError, match=r"data\.classes: tag 'persn' is no class; did you mean 'person'"):
         load(config(devkit, classes=("persn",)), "train")

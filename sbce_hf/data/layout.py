@@ -1,0 +1,250 @@
+"""What a user's folder is: where its photos lie and which file says what is on them.
+
+    images/, tags.csv             a table beside the photos' folder, in any of the forms of `tables.py`
+    a.jpg, b.jpg, _classes.csv    a table among the photos
+    train/, valid/, ...           any of these layouts for each split
+    cat/, dog/                    the folders are the classes
+    an annotation program's file  see `annotations.py`
+
+Each form is understood alone; where two could be meant, the user says which.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import DataConfig
+from ..errors import UserError
+from .annotations import read_json_table, read_voc_folder, read_xml_table
+from .photo_files import Finder, is_photo_name, walk
+from .rows import Row, Table, joined
+from .tables import read_delimited, read_jsonl, read_parquet
+from .tags import clean_tag
+from .xml_text import read_xml
+
+# In the order of preference: a file of an earlier group wins over later ones; within a group the user chooses.
+TABLES = (
+    ("tags.csv", "tags.tsv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
+    ("_classes.csv", "_annotations.coco.json", "labels.csv", "labels.tsv", "annotations.xml"),
+)
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xml")
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+PHOTO_FOLDERS = ("images", "JPEGImages")
+ANNOTATION_FOLDERS = ("Annotations", "annotations")
+# Folders in which no photos to learn from lie.
+_MASKS = ("masks", "SegmentationClass", "SegmentationObject", "SegmentationClassAug")
+# What other programs leave beside the tags.
+_NOT_TABLES = frozenset(
+    {"image_labels.json", "dataset_info.json", "state.json", "package.json", "tags_to_fill_in.csv"}
+)
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A folder, as it was understood.
+
+    Args:
+        reader: what its tags were read from, in words.
+        table: the file or folder that they were read from.
+        photos: the folder that the rows' files are relative to.
+        rows: one for each photo that is there and listed, its file as on disk.
+        missing: rows of photos that are not there.
+        left_out: files that are there and not used, with the reason.
+        notes: what was decided for the user, in sentences.
+    """
+
+    reader: str
+    table: Path
+    photos: Path
+    rows: list[Row]
+    missing: list[Row]
+    left_out: list[tuple[Path, str]]
+    notes: list[str]
+
+
+def understand(config: DataConfig) -> Understood:
+    """Read the tags of a folder, and find its photos. No photo is opened.
+
+    Args:
+        config: `data_dir`, `tags_file` and `separator` are used.
+
+    Raises:
+        FileNotFoundError: no such folder, no photos, or nothing that says what is on them.
+        UserError: a file that cannot be read, or more than one that may be meant; names the remedy.
+    """
+    root = Path(config.data_dir or "")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected a folder with images/ and tags.csv")
+    photos = next((root / name for name in PHOTO_FOLDERS if (root / name).is_dir()), root)
+    files, left_out = walk(photos, [root / name for name in _MASKS])
+    if not files and photos == root and not left_out:
+        raise FileNotFoundError(f"{root / PHOTO_FOLDERS[0]}: no such folder, and no photos in {root}; put them there")
+    if not files:
+        unread = f"; {len(left_out)} files were left out: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise UserError(
+            f"{photos}: no images; expected files ending in .jpg, .png or another that Pillow reads{unread}"
+        )
+    names = [file.relative_to(photos).as_posix() for file in files]
+    table = _read(root, photos, names, config)
+    finder, found, missing = Finder(names), list[Row](), list[Row]()
+    odd, meant, guessed = dict[str, list[str]](), dict[str, str](), set[str]()
+    for row in table.rows:
+        if not row.file or ".." in Path(row.file.replace("\\", "/")).parts or row.file in (".", "/"):
+            raise UserError(f"{row.where}: file {row.file!r}: expected a path relative to {photos}")
+        file, how = finder.find(row.file)
+        if file is None:
+            missing.append(row)
+            continue
+        if how in ("folder", "ending"):
+            guessed.add(file)
+        if meant.setdefault(file, row.file) != row.file and file in guessed:
+            raise UserError(
+                f"{row.where}: {row.file!r} and {meant[file]!r} would both be {file}; write the paths in the table as "
+                f"they are in {photos}"
+            )
+        if how:
+            odd.setdefault(how, []).append(f"{row.file!r} is {file}")
+        found.append(replace(row, file=file))
+    words = {"letters": "with other capital letters", "folder": "in another folder", "ending": "with an ending"}
+    notes = [
+        *table.notes,
+        *(
+            f"{len(pairs)} files were found {words[how]} than {table.path.name} has: {pairs[0]}"
+            for how, pairs in odd.items()
+        ),
+    ]
+    rows = joined(found, notes)
+    listed, named = {row.file for row in rows}, {finder.find(name)[0]: reason for name, reason in table.left_out}
+    for name in names:
+        if name not in listed:
+            left_out.append((photos / name, named.get(name, f"not listed in {table.path.name}")))
+    return Understood(table.reader, table.path, photos, rows, missing, left_out, notes)
+
+
+def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) -> Table:
+    """The table of a folder: one file's, one of annotations, or what its parts say."""
+    if config.tags_file is not None:
+        path = root / config.tags_file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no tags table; data.tags_file names it, relative to {root}")
+        return _relative(_read_file(path, config), path.parent, photos)
+    if (table := _table_in(root, photos, config)) is not None:
+        return table
+    # A class may be called train as well: then there are folders of other names.
+    if names and all(name.partition("/")[0] in SPLITS and "/" in name for name in names):
+        return _parts([photos / split for split in SPLITS if (photos / split).is_dir()], photos, config)
+    if photos == root and (table := _class_folders(root, names)) is not None:
+        return table
+    raise FileNotFoundError(
+        f"{root / TABLES[0][0]}: no tags table; expected a CSV file with the header file,tags (tags separated by ;) "
+        'or a .jsonl file with lines like {"file_name": "a.jpg", "tags": ["cat"]}. '
+        f"`sbce init {root}` writes a table to fill in"
+    )
+
+
+def _table_in(root: Path, photos: Path, config: DataConfig) -> Table | None:
+    """The table in a folder, in that of its photos, or in one of annotations."""
+    for place in dict.fromkeys((root, photos, *(root / name for name in ANNOTATION_FOLDERS))):
+        if (path := _choose(place)) is not None:
+            return _relative(_read_file(path, config), place if place in (root, photos) else photos, photos)
+        if voc := _voc_files(place):
+            return read_voc_folder(place, voc)
+    return None
+
+
+def _choose(folder: Path) -> Path | None:
+    """The one file of a folder that is its table."""
+    for group in TABLES:
+        found = [folder / name for name in group if (folder / name).is_file()]
+        if len(found) > 1:
+            raise UserError(
+                f"{folder}: has both {' and '.join(path.name for path in found)}; choose one with data.tags_file"
+            )
+        if found:
+            return found[0]
+    others = sorted(
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.suffix.lower() in SUFFIXES and path.name not in _NOT_TABLES and not path.name.startswith(".")
+    )
+    if len([path for path in others if path.suffix.lower() == ".xml"]) > 1 or _voc_files(folder):
+        others = [path for path in others if path.suffix.lower() != ".xml"]
+    if len(others) > 1:
+        raise UserError(
+            f"{folder}: which file has the tags? It may be {', '.join(path.name for path in others[:5])}; name one "
+            "with data.tags_file"
+        )
+    return others[0] if others else None
+
+
+def _read_file(path: Path, config: DataConfig) -> Table:
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return read_jsonl(path, config.separator)
+    if suffix == ".json":
+        return read_json_table(path, config.separator)
+    if suffix == ".xml":
+        return read_xml_table(path)
+    if suffix == ".parquet":
+        return read_parquet(path, config.separator)
+    return read_delimited(path, config.separator, is_photo_name)
+
+
+def _relative(table: Table, folder: Path, photos: Path) -> Table:
+    """The table with files relative to the photos: those of a table among them count from its own folder."""
+    if folder == photos or not folder.is_relative_to(photos):
+        return table
+    before = folder.relative_to(photos).as_posix()
+    table.rows = [replace(row, file=f"{before}/{row.file}") for row in table.rows]
+    table.left_out = [(f"{before}/{name}", reason) for name, reason in table.left_out]
+    return table
+
+
+def _voc_files(folder: Path) -> list[Path]:
+    """VOC's annotations in a folder."""
+    files = sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
+    return files if files and read_xml(files[0]).tag == "annotation" else []
+
+
+def _parts(parts: Sequence[Path], photos: Path, config: DataConfig) -> Table:
+    """The tables of folders that are splits, as one."""
+    tables = []
+    for part in parts:
+        inner = next((part / name for name in PHOTO_FOLDERS if (part / name).is_dir()), part)
+        names = [file.relative_to(part).as_posix() for file in walk(part)[0]]
+        table = _table_in(part, inner, config) or (_class_folders(part, names) if inner == part else None)
+        if table is None:
+            raise FileNotFoundError(
+                f"{part}: no tags table, and no folders that are classes; expected {TABLES[0][0]} or one like it in "
+                f"each of {', '.join(other.name for other in parts)}"
+            )
+        before = inner.relative_to(photos).as_posix()
+        table.rows = [
+            replace(row, file=f"{before}/{row.file}", split=part.name if row.split is None else row.split)
+            for row in table.rows
+        ]
+        tables.append(table)
+    readers = dict.fromkeys(table.reader for table in tables)
+    return Table(
+        f"{' and '.join(readers)}, in folders that are splits",
+        photos,
+        [row for table in tables for row in table.rows],
+        list(dict.fromkeys(note for table in tables for note in table.notes)),
+        [entry for table in tables for entry in table.left_out],
+    )
+
+
+def _class_folders(root: Path, names: Sequence[str]) -> Table | None:
+    """A folder for each class, if all photos lie in such."""
+    if not names or any("/" not in name for name in names):
+        return None
+    rows = list(_of_folders(root, names))
+    if len({row.tags for row in rows}) < 2:
+        return None
+    return Table("folders that are named like the class of their photos", root, rows)
+
+
+def _of_folders(root: Path, names: Sequence[str]) -> Iterator[Row]:
+    for name in names:
+        folder = name.partition("/")[0]
+        yield Row(name, (clean_tag(folder, str(root / folder)),), None, str(root / folder))

@@ -1,0 +1,79 @@
+"""Masks of a score split, looked at before anything starts: bad ones, and those on which a score says nothing."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..errors import UserError
+from .schema import IGNORE_INDEX, TaggedImages
+
+logger = logging.getLogger(__name__)
+
+
+def check_masks(images: TaggedImages) -> list[str]:
+    """Open every mask of a split.
+
+    Returns:
+        what to know of the scores, in sentences: classes that cannot be scored, and numbers that seem to be others.
+
+    Raises:
+        UserError: no masks, a bad one, or masks that hold no class at all: every label map would score well on them.
+    """
+    masked = images.with_masks()
+    if len(masked) == 0:
+        raise UserError("data.score_split: the split has no masks to score on; name another, or null to score nothing")
+    if len(masked) < len(images):
+        logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
+
+    def values(index: int) -> NDArray[np.bool_]:
+        shown = np.zeros(256, bool)
+        shown[masked.mask(index)] = True
+        return shown
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        looks = pool.map(values, range(len(masked)))
+        shown = np.stack(list(tqdm(looks, "checking masks", len(masked), disable=None, unit="mask")))
+    in_mask, tagged = shown[:, 1 : 1 + images.num_classes], masked.label_matrix() > 0
+    ignored = bool(shown[:, IGNORE_INDEX].any())
+    if not in_mask.any():
+        value = "255, which is ignored" if ignored else "0, which is background"
+        hint = f": is 255 your class {images.class_names[0]}? " if ignored and images.num_classes == 1 else "; "
+        raise UserError(
+            f"data.score_split: the {len(masked)} masks hold nothing but {'0 and ' if ignored else ''}{value}{hint}"
+            f"Write 1 for {images.class_names[0]}"
+            f"{', 2 for ' + images.class_names[1] + ' and so on' if images.num_classes > 1 else ''}, or set "
+            "data.score_split to null to score nothing"
+        )
+    return _notes(images.class_names, in_mask, tagged, ignored)
+
+
+def _notes(names: tuple[str, ...], in_mask: NDArray, tagged: NDArray, ignored: bool) -> list[str]:
+    """Sentences on masks that do not go with the tags.
+
+    Args:
+        names: of the ``C`` classes.
+        in_mask: `(n, C)`, true where a class is in a mask.
+        tagged: the same of the tags.
+        ignored: a mask has pixels of 255.
+    """
+    lost = [
+        name for name, seen, known in zip(names, in_mask.T, tagged.T, strict=True) if known.any() and not seen.any()
+    ]
+    notes = []
+    if lost:
+        notes.append(
+            f"{', '.join(lost)}: tagged, but in no mask, so its IoU says nothing"
+            f"{'; 255 in a mask is no class, it is ignored' if ignored else ''}"
+        )
+    strange = (in_mask & ~tagged).any(axis=1)
+    if 2 * strange.sum() > len(strange):
+        order = ", ".join(f"{value} {name}" for value, name in enumerate(names[:5], start=1))
+        notes.append(
+            f"{int(strange.sum())} of {len(strange)} masks hold a class that their photo is not tagged with: are "
+            f"their numbers in this order? {order}{', ...' if len(names) > 5 else ''}; else set data.classes"
+        )
+    return notes

@@ -1,0 +1,140 @@
+"""Which files of a folder are photos, which look like photos and cannot be read, and which file a table means."""
+
+import functools
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from .decoding import open_formats
+
+# Pillow tells what these are, and cannot read them by itself.
+_ONLY_IDENTIFIED = frozenset({"BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+# Pictures that Pillow does not open, and what does.
+_CONVERT = "convert it to jpg, png or tif"
+UNREAD = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "needs the plug-in pillow-heif: pip install 'sbce-hf[heif]'"),
+    ".jxl": f"JPEG XL: {_CONVERT}",
+    ".svg": f"a drawing, not a photo: {_CONVERT}",
+    **dict.fromkeys(
+        (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), f"a camera's raw file: {_CONVERT}"
+    ),
+}
+_NAMES_SIDE_FILE = "._"
+
+
+@functools.cache
+def photo_suffixes() -> frozenset[str]:
+    """Endings of the files that can be opened, in small letters with their dot."""
+    known = set(open_formats()) - _ONLY_IDENTIFIED
+    # A camera's pair of JPEGs is opened as a JPEG, but has an ending of its own.
+    return frozenset({suffix for suffix, kind in Image.registered_extensions().items() if kind in known} | {".mpo"})
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a text ends like the name of a photo."""
+    return PurePosixPath(name.strip().replace("\\", "/")).suffix.lower() in photo_suffixes() | UNREAD.keys()
+
+
+def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Look for photos in a folder, at any depth.
+
+    Args:
+        folder: where to look; links in it to other folders are not followed.
+        exclude: folders that are passed over without a word.
+
+    Returns:
+        the photos, sorted, and what looks like one or may hold some, each with the reason why it is left out.
+    """
+    apart = {path.resolve() for path in exclude}
+    photos: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        for name in list(folders):
+            path = here / name
+            if path.is_symlink():
+                left_out.append(
+                    (path, "a link to a folder, which is not followed; give that folder itself, or copy it")
+                )
+            if path.is_symlink() or path.resolve() in apart:
+                folders.remove(name)
+        for name in files:
+            path = here / name
+            suffix = path.suffix.lower()
+            if suffix not in photo_suffixes() | UNREAD.keys():
+                continue
+            if name.startswith(_NAMES_SIDE_FILE):
+                left_out.append((path, "a side file of macOS, not a photo; delete it"))
+            elif suffix not in photo_suffixes():
+                left_out.append((path, UNREAD[suffix]))
+            elif not path.is_file():
+                left_out.append((path, "a link to a file that is not there"))
+            else:
+                photos.append(path)
+    return sorted(photos), sorted(left_out)
+
+
+class Finder:
+    """Finds the files that a table means, although it was made elsewhere.
+
+    Args:
+        files: that are there, relative to the folder of the photos, with slashes.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._exact = set(files)
+        self._by_form: dict[str, list[str]] = defaultdict(list)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for file in files:
+            path = PurePosixPath(_form(file))
+            self._by_form[str(path)].append(file)
+            self._by_name[path.name].append(file)
+            self._by_stem[path.stem].append(file)
+
+    def find(self, name: str) -> tuple[str | None, str]:
+        """The one file that is meant, and in what its name differs: letters, folder or ending.
+
+        Args:
+            name: as the table has it: with other slashes, another folder before it, another Unicode form or case,
+                without its ending, or behind the eight signs that Label Studio puts before it.
+        """
+        name = name.strip().replace("\\", "/")
+        if name in self._exact:
+            return name, ""
+        for tail in _tails(name):
+            file = tail if tail in self._exact else _only(self._by_form.get(_form(tail)))
+            if file is not None:
+                # Tables of the imagefolder convention count from the table's own folder.
+                if name.removesuffix(tail) not in ("", "./", "images/"):
+                    return file, "folder"
+                return file, "" if _nfc(file) == _nfc(tail) else "letters"
+        last = _form(PurePosixPath(name).name)
+        for key in (last, last[9:] if last[8:9] == "-" else ""):
+            if key and (file := _only(self._by_name.get(key))) is not None:
+                return file, "folder"
+        if not is_photo_name(name) and (file := _only(self._by_stem.get(last))) is not None:
+            return file, "ending"
+        return None, ""
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _form(name: str) -> str:
+    return _nfc(name).casefold()
+
+
+def _tails(name: str) -> Iterator[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])
+
+
+def _only(found: Sequence[str] | None) -> str | None:
+    return found[0] if found is not None and len(found) == 1 else None

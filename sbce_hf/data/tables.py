@@ -1,0 +1,258 @@
+"""Tables of files and tags as spreadsheets and programs write them: CSV and its relatives, JSON lines, parquet."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..text import visible
+from .rows import Row, Table
+from .tags import clean_all, clean_tag, split_cell
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# Names of columns, as programs write them; compared without case, blanks and hyphens.
+FILE_COLUMNS = (
+    "file", "file_name", "filename", "filepath", "file_path", "image", "image_name", "image_path", "image_file", "img",
+    "path", "photo",
+)  # fmt: skip
+TAG_COLUMNS = ("tags", "tag", "labels", "label", "classes", "class", "categories", "category")
+SPLIT_COLUMN = "split"
+_YES, _NO = frozenset({"1", "1.0", "true", "yes", "y", "x"}), frozenset({"0", "0.0", "false", "no", "n", ""})
+EXPECTED = "expected file,tags (and maybe split), or file and one column of 0 and 1 for each class"
+
+
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """The text of a file as programs write it: UTF-8, UTF-16 with its mark, else Latin-1.
+
+    Returns:
+        the text, and a note if the encoding was guessed.
+
+    Raises:
+        UserError: bytes that are no text.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return data.decode("utf-16"), []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: starts as UTF-16 and is none: {error}; save it as UTF-8") from error
+    try:
+        text, notes = data.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        # What spreadsheets of Western systems mean by it; bytes that it lacks are those of Latin-1.
+        text = data.decode("cp1252", errors="surrogateescape")
+        text = re.sub("[\udc80-\udcff]", lambda found: chr(ord(found[0]) - 0xDC00), text)
+        near = text.splitlines()[line - 1][:60] if text.splitlines() else ""
+        notes = [
+            f"{path.name}: line {line} is not UTF-8, so the file was read as Latin-1: {near!r}. If that is wrong, "
+            "save it as UTF-8"
+        ]
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: has a NUL byte, expected text; save it as UTF-8")
+    return text, notes
+
+
+def read_delimited(path: Path, separator: str | None, is_photo: Any) -> Table:
+    """Read a CSV file: commas, semicolons or tabs, with a tags column or a column of 0 and 1 for each class.
+
+    Args:
+        path: the file.
+        separator: of tags within a cell; see `data.separator`.
+        is_photo: whether a text is the name of a photo; tells a missing header.
+
+    Raises:
+        UserError: no such header, or a row that cannot be read; names the line.
+    """
+    text, notes = read_text(path)
+    delimiter, first = None, 1
+    if mark := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):
+        delimiter, first, text = mark[1], 2, text[mark.end() :]
+    if delimiter is None:
+        delimiter = _delimiter(text)
+    lines = _records(path, text, delimiter, first)
+    where, header = next(lines, (f"{path}, line 1", []))
+    names = [_plain(name) for name in header]
+    file, tags, split = _columns(path, where, header, names, is_photo, delimiter)
+    if delimiter != ",":
+        notes.append(f"{path.name}: cells are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
+    if tags is None:
+        classes = {
+            index: clean_tag(header[index], where)
+            for index, name in enumerate(names)
+            if name and index not in (file, split)
+        }
+        rows = [_wide_row(cells, classes, file, split, place) for place, cells in lines]
+        shown = {tag for row in rows for tag in row.tags}
+        if unused := [name for name in classes.values() if name not in shown]:
+            notes.append(f"{path.name}: columns in which no photo has a 1 are no classes: {', '.join(unused)}")
+        return Table("a table with a column of 0 and 1 for each class", path, rows, notes)
+    rows = [
+        Row(
+            _one_line(cells[file].strip(), place),
+            tuple(split_cell(cells[tags], separator, place)),
+            None if split is None else _one_line(cells[split].strip(), place),
+            place,
+        )
+        for place, cells in lines
+    ]
+    return Table("a table of files and tags", path, rows, notes)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s\-]+", "_", name.strip()).casefold()
+
+
+def _delimiter(text: str) -> str:
+    """What makes the columns of a header out of the first line."""
+    line = text.lstrip("\r\n").split("\n", 1)[0].strip("\r")
+
+    def columns(delimiter: str) -> tuple[bool, int]:
+        cells = [_plain(cell.strip().strip('"')) for cell in line.split(delimiter)]
+        return any(cell in FILE_COLUMNS for cell in cells), len(cells)
+
+    return max(DELIMITERS, key=columns)
+
+
+def _records(path: Path, text: str, delimiter: str, first: int) -> Iterator[tuple[str, list[str]]]:
+    """Where each row starts, and its cells; the header first, then rows of as many cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    width, header, start = None, [""], first
+    while True:
+        place = f"{path}, line {start}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = str(error)
+            if "unexpected end" in reason or "field larger" in reason:
+                reason = "a quote opens in this row and is not closed; remove it, or close it behind the cell's text"
+            raise UserError(f"{place}: {reason}") from error
+        start = first + reader.line_num
+        if not any(cell.strip() for cell in cells):
+            continue
+        if width is None:
+            width, header = len(cells), cells
+        elif len(cells) < width or any(cell.strip() for cell in cells[width:]):
+            other = next((sign for sign in (";", "|") if sign != delimiter), ";")
+            raise UserError(
+                f"{place}: expected {width} fields ({delimiter.join(header)}), got {len(cells)}; separate tags by "
+                f"{other}{' and set data.separator to it' if other != ';' else ''}, or put the cell into quotes"
+            )
+        yield place, cells[:width]
+
+
+def _columns(
+    path: Path, where: str, header: Sequence[str], names: Sequence[str], is_photo: Any, delimiter: str
+) -> tuple[int, int | None, int | None]:
+    """Positions of the file, of the tags (`None`: of 0 and 1 for each class) and of the split."""
+    shown = visible(delimiter.join(header))[:200]
+    if any(is_photo(cell) for cell in header):
+        raise UserError(f"{where}: no header: the first line is {shown!r}; put a line file,tags above it")
+    doubled = next((name for index, name in enumerate(names) if name and name in names[:index]), None)
+    if doubled is not None:
+        raise UserError(f"{where}: two columns are named {doubled!r}; rename or join them")
+    files = [index for index, name in enumerate(names) if name in FILE_COLUMNS]
+    tags = [index for index, name in enumerate(names) if name in TAG_COLUMNS]
+    split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
+    for found, exact in ((files, "file"), (tags, "tags")):
+        if len(found) > 1:
+            told = ", ".join(header[index] for index in found)
+            raise UserError(f"{where}: more than one column may be the {exact}: {told}; rename all but one")
+    others = [name for index, name in enumerate(names) if name and index not in (*files, split)]
+    if not files or not others:
+        raise UserError(f"{where}: got the header {shown!r}, {EXPECTED}")
+    return files[0], tags[0] if tags else None, split
+
+
+def _wide_row(cells: Sequence[str], classes: Mapping[int, str], file: int, split: int | None, where: str) -> Row:
+    tags = []
+    for index, name in classes.items():
+        value = cells[index].strip().casefold()
+        if value not in _YES | _NO:
+            raise UserError(
+                f"{where}: column {name!r}: got {visible(value)[:60]!r}, expected 0 or 1, as there is no column tags. "
+                "Name the column with the tags tags, or remove columns that are no classes"
+            )
+        tags += [name] * (value in _YES)
+    return Row(
+        _one_line(cells[file].strip(), where), tuple(tags), None if split is None else cells[split].strip(), where
+    )
+
+
+def _one_line(cell: str, where: str) -> str:
+    if "\n" in cell or "\r" in cell:
+        raise UserError(f"{where}: a quote opens in this row and takes the following lines in; remove it")
+    return cell
+
+
+def read_jsonl(path: Path, separator: str | None) -> Table:
+    """Read lines of `{"file_name": ..., "tags": [...]}`.
+
+    Raises:
+        UserError: a line that is none; names it.
+    """
+    text, notes = read_text(path)
+    rows = []
+    for line, entry in enumerate(text.split("\n"), start=1):
+        if not entry.strip():
+            continue
+        where = f"{path}, line {line}"
+        try:
+            record: Any = json.loads(entry)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not valid JSON: {error}") from error
+        rows.append(_row_of(record, entry.strip(), separator, where))
+    return Table("lines of JSON", path, rows, notes)
+
+
+def read_parquet(path: Path, separator: str | None) -> Table:
+    """Read a parquet file with a column of file names and one of tags.
+
+    Raises:
+        UserError: no such columns, or a row that cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
+        records = file.read(columns=wanted).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as parquet: {error}") from error
+    if any(isinstance(record.get("image"), Mapping) for record in records[:1]):
+        raise UserError(
+            f"{path}: holds the images themselves; read it with data.source=hub, data.dataset={path.parent}"
+        )
+    rows = [_row_of(record, str(record), separator, f"{path}, row {n}") for n, record in enumerate(records)]
+    return Table("a parquet table of files and tags", path, rows)
+
+
+def _row_of(record: Any, text: str, separator: str | None, where: str) -> Row:
+    """A row of a mapping with a file and tags: a list, or a text as in a cell."""
+    values = {_plain(str(key)): value for key, value in record.items()} if isinstance(record, Mapping) else {}
+    file = next((values[name] for name in FILE_COLUMNS if values.get(name) is not None), None)
+    found = [name for name in TAG_COLUMNS if name in values]
+    tags, split = values.get(found[0]) if found else None, values.get(SPLIT_COLUMN)
+    if len(found) > 1:
+        raise UserError(f"{where}: more than one of its fields may be the tags: {', '.join(found)}; keep one")
+    if found and tags is None:
+        tags = []
+    if isinstance(tags, list):
+        tags = [str(tag) if type(tag) is int else tag for tag in tags]
+    elif type(tags) is int:
+        tags = str(tags)
+    if not isinstance(file, str) or not isinstance(tags, list | str) or not all(isinstance(tag, str) for tag in tags):
+        raise UserError(f'{where}: expected {{"file_name": "a.jpg", "tags": ["cat"]}}, got {text[:200]}')
+    if split is not None and not isinstance(split, str):
+        raise UserError(f"{where}: split: got {str(split)[:80]}, expected a name")
+    names = split_cell(tags, separator, where) if isinstance(tags, str) else clean_all(tags, where)
+    return Row(file, tuple(names), split if SPLIT_COLUMN not in values else (split or "").strip(), where)

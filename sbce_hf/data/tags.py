@@ -1,0 +1,195 @@
+"""Tags as people write them, and the classes they become: the one cleaning step of every reader.
+
+What a class is is never guessed silently: a tag is made NFC and its blanks are collapsed; whatever else is odd about
+it stops with the place and the remedy, before two spellings become two classes or a printed list becomes one.
+"""
+
+import ast
+import json
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ..errors import UserError
+from ..text import is_control, visible
+
+SEPARATOR = ";"
+# Label maps are uint8, 0 is background, and 255 stays free for "ignore".
+MAX_CLASSES = 254
+# Label 0 of every label map and segmentation network; a class of that name would be there twice.
+RESERVED = "background"
+_QUOTES = frozenset('"\u201c\u201d\u201e\u201f\u00ab\u00bb`')
+# Apostrophes belong into names, as in jack-o'-lantern, but neither start nor end them.
+_APOSTROPHES = "'\u2018\u2019"
+_BRACKETS = frozenset("[]{}")
+# Joiners are part of words of some scripts, and of no Latin one.
+_JOINERS = "\u200c\u200d"
+# Signs at which people separate tags; at a blank only what is made of other tags is taken for more than one.
+_SEPARATORS = (";", ",", "|", "/", " ")
+
+
+def clean_tag(text: object, where: str) -> str:
+    """A tag in its one form: NFC, blanks collapsed; empty if there is nothing to see.
+
+    Args:
+        text: as it was written.
+        where: file and line, for the message.
+
+    Raises:
+        UserError: no text, or quotes, brackets, line ends, control characters or zero-width signs in it.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{where}: tag: got {visible(repr(text))[:80]}, expected text")
+    tag = unicodedata.normalize("NFC", text).strip()
+    if problem := _problem(tag):
+        raise UserError(
+            f"{where}: tag {visible(repr(tag))[:120]}: has {problem}; expected a plain name. Correct the tag, or the "
+            "sign that separates tags (data.separator)"
+        )
+    return " ".join(tag.split())
+
+
+def _problem(tag: str) -> str:
+    for index, character in enumerate(tag):
+        if character in "\r\n\u2028\u2029\x0b\x0c\x85":
+            return "a line end; is a quote missing?"
+        if character in _QUOTES or (character in _APOSTROPHES and index in (0, len(tag) - 1)):
+            return f"the quote {character}"
+        if character in _BRACKETS:
+            return f"the bracket {character}"
+        around = tag[max(index - 1, 0) : index] + tag[index + 1 : index + 2]
+        joins = character in _JOINERS and len(around) == 2 and not around.isascii()
+        if unicodedata.category(character) == "Cf" and not joins:
+            return f"the sign U+{ord(character):04X}, which has no width"
+        if is_control(character) and character != "\t":
+            return f"the control character U+{ord(character):04X}"
+    return ""
+
+
+def split_cell(cell: str, separator: str | None, where: str) -> list[str]:
+    """The tags in one cell of a table: separated, or a printed list such as `['cat', 'dog']`.
+
+    Args:
+        cell: its text.
+        separator: `None` stands for `;`.
+        where: file and line, for the message.
+
+    Returns:
+        cleaned tags, without empty ones.
+
+    Raises:
+        UserError: see [`clean_tag`].
+    """
+    parts: Sequence[object] = cell.split(separator or SEPARATOR)
+    if cell.strip().startswith("["):
+        parts = _printed_list(cell.strip(), where)
+    elif cell.strip() in ("", "{}"):
+        parts = ()
+    return clean_all((str(part) if type(part) is int else part for part in parts), where)
+
+
+def clean_all(tags: Iterable[object], where: str) -> list[str]:
+    """See [`clean_tag`]; empty tags are dropped."""
+    return [tag for tag in (clean_tag(text, where) for text in tags) if tag]
+
+
+def _printed_list(text: str, where: str) -> list[object]:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            values = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(values, list):
+            return values
+    raise UserError(
+        f"{where}: tags {visible(text)[:120]!r}: starts like a list and is none; expected ['cat', 'dog'] or cat;dog"
+    )
+
+
+def check_spelling(found: Mapping[str, str]) -> None:
+    """Stop at two tags that are one word to a reader, and at the reserved one.
+
+    Args:
+        found: where each cleaned tag was seen first.
+
+    Raises:
+        UserError: names both spellings and their places.
+    """
+    forms: dict[str, str] = {}
+    for tag, where in found.items():
+        form = unicodedata.normalize("NFKC", tag).casefold()
+        if form == RESERVED:
+            raise UserError(
+                f"{where}: tag {tag!r}: is the name of label 0, which every photo has; leave the tag out, or give the "
+                "class another name"
+            )
+        other = forms.setdefault(form, tag)
+        if other != tag:
+            raise UserError(
+                f"{where}: tag {tag!r} is also written {other!r} ({found[other]}); write it one way everywhere"
+            )
+
+
+def check_separators(found: Mapping[str, str], allowed: Collection[str] = ()) -> None:
+    """Stop at a tag that looks like several.
+
+    Args:
+        found: where each cleaned tag was seen first.
+        allowed: tags that the user has confirmed, as `data.classes` does.
+
+    Raises:
+        UserError: names the tag, its place and the separator it may need.
+    """
+    parts_of = {
+        (tag, sign): [part for part in (piece.strip() for piece in tag.split(sign)) if part]
+        for tag in found
+        for sign in _SEPARATORS
+        if sign in tag and tag not in allowed
+    }
+    uses: dict[str, int] = dict.fromkeys(found, 1)
+    for parts in parts_of.values():
+        for part in set(parts):
+            uses[part] = uses.get(part, 0) + 1
+    for (tag, sign), parts in parts_of.items():
+        # Its own use is one; a part that occurs elsewhere, too, has two.
+        elsewhere = [part for part in parts if part in found or (sign != " " and uses[part] > 1)]
+        if len(parts) > 1 and (elsewhere if sign in ",|;" else len(elsewhere) == len(parts)):
+            raise UserError(
+                f"{found[tag]}: tag {tag!r}: {elsewhere[0]!r} is a tag elsewhere; did you mean the separator {sign!r}"
+                f"? Then set data.separator to it: --set 'data.separator=\"{sign}\"'. If it is one tag, name the sign "
+                f"that does separate tags, as in --set 'data.separator=\"{SEPARATOR}\"', or list it in data.classes"
+            )
+
+
+def sorted_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags in the order in which they become classes: numbers as numbers, then words."""
+    return tuple(sorted(set(tags), key=lambda tag: (0, int(tag), tag) if is_number(tag) else (1, 0, tag)))
+
+
+def is_number(tag: str) -> bool:
+    """Whether a tag is a plain whole number."""
+    return tag.isascii() and tag.isdigit() and len(tag) < 19
+
+
+def check_class_list(names: Sequence[str], where: str) -> None:
+    """Look at a class list before anything is made of it.
+
+    Args:
+        names: of the classes, in their order.
+        where: it comes from, for the message.
+
+    Raises:
+        UserError: too many, the reserved name, two spellings of one word, or a name that [`clean_tag`] refuses or
+            would change.
+    """
+    if len(names) > MAX_CLASSES:
+        raise UserError(
+            f"{where}: got {len(names)} classes, expected at most {MAX_CLASSES}, because label maps are images of 8 "
+            "bits; list those that matter in data.classes"
+        )
+    for name in names:
+        if (cleaned := clean_tag(name, where)) != name:
+            raise UserError(
+                f"{where}: class {visible(repr(name))[:120]}: expected {visible(repr(cleaned))[:120]} (NFC, single "
+                "blanks)"
+            )
+    check_spelling(dict.fromkeys(names, where))
