@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,10 +85,10 @@ def test_scripts_are_the_commands(name):
 def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, capsys):
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
-    rows = ["file,tags"]
+    rows = ["file;tags"]
     for index in range(6):
         Image.effect_noise((50, 40), 80).convert("RGB").save(data / "images" / f"{index}.jpg")
-        rows.append(f"{index}.jpg,{['cat', 'dog', 'cat; dog'][index % 3]}")
+        rows.append(f'{index}.jpg;"{["cat", "dog", "cat; dog"][index % 3]}"')
     whole = (data / "images" / "5.jpg").read_bytes()
     (data / "images" / "5.jpg").write_bytes(whole[: len(whole) // 2])
     (data / "tags.csv").write_text("\n".join(rows))
@@ -95,8 +96,13 @@ def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, c
     arguments = ["run", "--recipe", str(tiny_recipe), "--set", source, "--data-dir", str(data)]
     arguments += ["--set", "spatial.min_iterations=6"]
     assert main([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
-    assert "5 images, 1 skipped" in capsys.readouterr().out
+    printed = re.sub(" +", " ", capsys.readouterr().out)
+    assert "5 images, 1 skipped" in printed
+    # Before anything long: how often each class is tagged, and what that is too little for.
+    start = printed.index("cat 3 photos"), printed.index("look at: dog: only 3 photos")
+    assert start[0] < start[1] < printed.index("label maps:")
     report = (tmp_path / "run" / "report.md").read_text()
+    assert "cells are separated by semicolons" in report and "dog: only 3 photos" in report
     assert "5.jpg" in report and "no ground truth" in report.lower()
     assert main([*arguments, "--strict", "--output-dir", str(tmp_path / "strict")]) == 1
     assert "5.jpg" in capsys.readouterr().err

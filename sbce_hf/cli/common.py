@@ -36,17 +36,31 @@ def add_command(commands: Any, name: str, function: Command, summary: str) -> ar
     return parser
 
 
-def add_recipe_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
-    """Add a subcommand that follows a recipe; [`config_from`] reads its options."""
+def add_recipe_command(
+    commands: Any, name: str, function: Command, summary: str, recipe: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a subcommand that follows a recipe; [`config_from`] reads its options.
+
+    Args:
+        commands: to add it to.
+        name: of it.
+        function: that it calls.
+        summary: what it does.
+        recipe: is followed if none is named; the command then takes the data's folder as an argument of its own.
+    """
     parser = add_command(commands, name, function, summary)
-    add_recipe_options(parser)
+    add_recipe_options(parser, recipe)
     return parser
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add what [`config_from`] reads."""
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="a built-in recipe's name, or a YAML file")
-    parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
+def add_recipe_options(parser: argparse.ArgumentParser, recipe: str | None = None) -> None:
+    """Add what [`config_from`] reads; see [`add_recipe_command`]."""
+    what = "a built-in recipe's name, or a YAML file"
+    if recipe is None:
+        parser.add_argument("--recipe", required=True, metavar="NAME", help=what)
+        parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
+    else:
+        parser.add_argument("--recipe", default=recipe, metavar="NAME", help=f"{what} (default: {recipe})")
     parser.add_argument("--trunk-weights", metavar="FILE", help="the recipe's trunk_weights")
     parser.add_argument("--seed", type=int, help="the recipe's seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")

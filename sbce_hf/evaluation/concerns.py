@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .quality import StageQuality
+from .tag_counts import tag_concerns
 
-# With fewer photos of a class, what the network learns of it is their background as well.
-FEW_PHOTOS = 8
 # Of a class's photos: label maps that lose it on more of them deserve a look.
 LOST_SHARE = 0.05
 # Of the loss of a guess by the classes' frequencies: a stage 0 that ends above it has hardly learned.
@@ -43,11 +42,6 @@ def concerns(
                 f"stage 0 has hardly learned the tags: its loss ends at {last:.3f}, that of a guess by frequency is "
                 f"{guess:.3f}; raise bce.min_iterations or bce.lr"
             )
-    for name, count in zip([c.name for c in final.classes] if final else [], present.sum(axis=0), strict=False):
-        if count == 0:
-            found.append(f"{name}: no photo has this tag")
-        elif count == len(labels) and len(labels) > 1:
-            found.append(f"{name}: every photo has this tag, so nothing tells it from what else they show")
-        elif count < FEW_PHOTOS:
-            found.append(f"{name}: only {count} photo{'s' if count > 1 else ''} to learn from")
+    if final is not None:
+        found += tag_concerns(labels, [c.name for c in final.classes])
     return found

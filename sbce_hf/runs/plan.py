@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,11 +20,12 @@ from ..files import read_json
 from ..references import is_cached
 from ..training.classifier import create_classifier
 from ..training.device import use_cpu
-from ..training.memory import MemoryEstimate, estimate_memory
+from ..training.memory import estimate_memory
 from ..training.optimization import alternation
 from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
+from .planned import Plan, StagePlan
 from .stage import RECORD, Stage, require_same
 from .stages import REFINEMENTS, outside_of, stages_of
 from .timing import sample_size, stage_seconds, training_of
@@ -32,65 +33,7 @@ from .timing import sample_size, stage_seconds, training_of
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """One training.
-
-    Args:
-        name: of its folder.
-        images: size of its training set; `None` where the data cannot be read.
-        iterations: optimiser steps; `None` as well.
-        epochs: passes over the training set, which `min_iterations` may have raised; `None` as well.
-        training: its settings.
-        size: side of the samples in pixels.
-        trained: number of parameters that are trained; `None` if the model cannot be built.
-        frozen: number of the others.
-        memory: `None` where it cannot be estimated.
-        seconds: that the stage takes, see `timing.py`; `None` where they cannot be measured.
-    """
-
-    name: str
-    images: int | None
-    iterations: int | None
-    epochs: int | None
-    training: LoopConfig
-    size: int
-    trained: int | None
-    frozen: int | None
-    memory: MemoryEstimate | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do.
-
-    Args:
-        config: of the run.
-        run_dir: where it would write.
-        class_names: foreground classes; `None` where the data cannot be read.
-        splits: one line per split: its images and what they are for.
-        needs: one line per thing that has to be there, with what was found.
-        stages: the trainings, in order.
-        others: seconds of the stages that train nothing, by name.
-        state: of the run directory.
-        processes: that would train together.
-        problems: everything that keeps the run from starting.
-    """
-
-    config: RunConfig
-    run_dir: Path
-    class_names: tuple[str, ...] | None
-    splits: tuple[str, ...]
-    needs: tuple[str, ...]
-    stages: tuple[StagePlan, ...]
-    others: Mapping[str, float]
-    state: str
-    processes: int
-    problems: tuple[str, ...]
-
-
-def make_plan(config: RunConfig, run_dir: str | Path) -> Plan:
+def make_plan(config: RunConfig, run_dir: str | Path, images: TaggedImages | None = None) -> Plan:
     """Look at everything a run needs, as far as the run itself does before it starts.
 
     Images are opened as at the start of a run, and weights are loaded; only what would be downloaded is not.
@@ -98,15 +41,16 @@ def make_plan(config: RunConfig, run_dir: str | Path) -> Plan:
     Args:
         config: of the run.
         run_dir: where it would write.
+        images: the training set, if it has been read; its images are not opened again then.
     """
-    return _Planner(config, Path(run_dir)).plan()
+    return _Planner(config, Path(run_dir), images).plan()
 
 
 class _Planner:
     """Collects what [`make_plan`] finds."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: RunConfig, run_dir: Path, images: TaggedImages | None) -> None:
+        self.config, self.run_dir, self.images = config, run_dir, images
         self.processes = PartialState(cpu=use_cpu()).num_processes
         self.problems: list[str] = []
         self.splits: list[str] = []
@@ -142,7 +86,7 @@ class _Planner:
         return Plan(
             config=self.config,
             run_dir=self.run_dir,
-            class_names=None if images is None else images.class_names,
+            images=images,
             splits=tuple(self.splits),
             needs=tuple(self.needs),
             stages=tuple(self.stages),
@@ -163,15 +107,16 @@ class _Planner:
 
     def _read_splits(self) -> TaggedImages | None:
         config, data, section = self.config, self.config.data, self.config.segmenter
-        images = self._read(data.train_split, "to train on and to label", lambda: load_images(data, data.train_split))
+        load = lambda: self.images or load_images(data, data.train_split)  # noqa: E731
+        images = self._read(data.train_split, "to train on and to label", load)
         if (split := data.score_split) is not None:
-            load = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
-            self.scored = self._read(split, "with masks, to score label maps on", load)
+            score = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
+            self.scored = self._read(split, "with masks, to score label maps on", score)
         if section is not None and (last := section.score_split) is not None:
             # As the score split, so that its masks are opened.
             masked = replace(data, score_split=last)
-            load = lambda: load_images(masked, last).with_masks()  # noqa: E731
-            self.predicted = self._read(last, "with masks, to score segmenters on", load)
+            load_masked = lambda: load_images(masked, last).with_masks()  # noqa: E731
+            self.predicted = self._read(last, "with masks, to score segmenters on", load_masked)
         return images
 
     def _read(self, split: str, use: str, load: Callable[[], TaggedImages | None]) -> TaggedImages | None:

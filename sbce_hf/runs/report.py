@@ -75,7 +75,11 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         label_free=summary_table(qualities),
         figures=figures,
         skipped=bench.images.skipped,
-        warnings=[*find_concerns(bench, stages), *(warning for quality in qualities for warning in quality.warnings)],
+        warnings=[
+            *find_concerns(bench, stages),
+            *bench.images.notes,
+            *(warning for quality in qualities for warning in quality.warnings),
+        ],
         saliency=_saliency(config),
     )
     write_atomic(run_dir / REPORT, render_report(context))

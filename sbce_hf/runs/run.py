@@ -4,12 +4,14 @@ Every stage finds out by itself what it has already done, so a run that was kill
 same command is given again and ends with the same label maps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from ..config import RunConfig, to_mapping
+from ..data import TaggedImages
 from ..evaluation.quality import StageQuality
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import remove_leftovers, write_atomic
@@ -90,13 +92,19 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     return bench
 
 
-def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary:
+def run(
+    config: RunConfig,
+    run_dir: str | Path,
+    command: str = "",
+    started: Callable[[TaggedImages], None] | None = None,
+) -> RunSummary:
     """Do what is left to do of a run's stages, scores and report.
 
     Args:
         config: everything that decides the result.
         run_dir: made if needed.
         command: what reproduces the run, for the report.
+        started: called by the main process with the training images, once everything has been checked.
 
     Raises:
         ValueError: see [`open_bench`].
@@ -104,6 +112,8 @@ def run(config: RunConfig, run_dir: str | Path, command: str = "") -> RunSummary
         TrainingHealthError: training has failed.
     """
     bench = open_bench(config, run_dir, command)
+    if started is not None and bench.process.is_main_process:
+        started(bench.images)
     stages = stages_of(config, bench.outside)
     keys = keys_of(stages, bench.manifest_hash)
     rounds = [stage for stage in stages if stage.kind == "classifier"]

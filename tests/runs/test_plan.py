@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from sbce_hf.cli import main
-from sbce_hf.cli.run import render_plan
+from sbce_hf.cli.plan_text import render_plan
 from sbce_hf.config import LoopConfig, load_recipe
 from sbce_hf.errors import UserError
 from sbce_hf.runs.plan import make_plan

@@ -1,0 +1,48 @@
+"""A tags table to fill in, for photos that nothing says anything of yet."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import write_atomic
+from .layout import PHOTO_FOLDERS, TABLES
+from .photo_files import walk
+from .tags import check_class_list
+
+TABLE = TABLES[0][0]
+
+
+def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, int, list[tuple[Path, str]]]:
+    """Write `tags.csv` with a row for each photo: an empty cell for its tags, or a column for each class.
+
+    Args:
+        root: a folder with `images/`, or with photos.
+        classes: columns to mark with 1; none for a column of tags.
+
+    Returns:
+        the table, the number of its photos, and the files that look like photos and are left out, with the reason.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        UserError: no photos, classes that cannot be, or a table that is there already.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected one with your photos")
+    photos = next((root / name for name in PHOTO_FOLDERS if (root / name).is_dir()), root)
+    files, left_out = walk(photos, [root / "masks"])
+    if not files:
+        reason = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise UserError(f"{photos}: no photos to list; put them there first{reason}")
+    path = root / TABLE
+    if path.exists():
+        raise UserError(f"{path}: is there already, and is not replaced; fill it in, or move it away")
+    check_class_list(classes, "--classes")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["file", *(classes or ["tags"])])
+    writer.writerows([file.relative_to(photos).as_posix(), *[""] * max(len(classes), 1)] for file in files)
+    # Spreadsheets take a file without the mark for one of another encoding.
+    write_atomic(path, text.getvalue().encode("utf-8-sig"))
+    return path, len(files), left_out
