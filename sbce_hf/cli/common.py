@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ..config import RunConfig
 
 # What a checkpoint and label maps may be, for help texts.
-CHECKPOINT = "a model folder, or a Hub id with an optional @revision"
-LABELS = "a label store, or on the Hub user/name[@revision][:config]"
+CHECKPOINT = "a model folder, a run directory, or a Hub id with an optional @revision"
+LABELS = "a label store, a run directory, or on the Hub user/name[@revision][:config]"
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -22,11 +22,14 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from ..runs.early import check_checkpoint
+
+    checkpoint = check_checkpoint(options.checkpoint)
     try:
         from ..demo.page import LAUNCH, build_demo
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise OSError("sbce demo needs gradio: pip install 'sbce-hf[space]'") from error
-    build_demo(options.checkpoint, options.image_size).launch(server_port=options.port, share=options.share, **LAUNCH)
+    build_demo(checkpoint, options.image_size).launch(server_port=options.port, share=options.share, **LAUNCH)
     return 0

@@ -34,9 +34,14 @@ def add(commands: Any) -> None:
 def _label(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early import check_checkpoint, check_run
+
+    checkpoint = check_checkpoint(options.checkpoint)
+    check_run(config, Path(options.output_dir))
+
     from ..runs.single import label_split
 
-    summary = label_split(config, options.checkpoint, Path(options.output_dir), options.split)
+    summary = label_split(config, checkpoint, Path(options.output_dir), options.split)
     say(f"label maps: {summary.directories[-1]}")
     say(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
     return 0
@@ -45,10 +50,15 @@ def _label(options: argparse.Namespace) -> int:
 def _proportions(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early import check_labels, check_run
+
+    labels = None if options.labels is None else check_labels(options.labels)
+    check_run(config)
+
     from ..evaluation.report import percent
     from ..runs.proportions import write_proportions
 
-    table = write_proportions(config, Path(options.output), options.labels)
+    table = write_proportions(config, Path(options.output), labels)
     for index, name in enumerate(table.class_names):
         shares = table.proportions[:, index]
         shown = shares[shares > 0]
@@ -63,10 +73,15 @@ def _proportions(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early import check_data, check_labels
+
+    labels = check_labels(options.labels)
+    check_data(config.data)
+
     from ..evaluation.report import percent
     from ..runs.single import evaluate_labels
 
-    result = evaluate_labels(config, options.labels, options.split)
+    result = evaluate_labels(config, labels, options.split)
     for name, value in result["per_class_iou"].items():
         say(f"{name:20} {percent(value)}")
     say(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")

@@ -46,12 +46,15 @@ def _predict(options: argparse.Namespace) -> int:
     # A wrong key is told before torch is loaded.
     from_mapping(PredictionConfig, values, "prediction")
 
+    from ..runs.early import check_checkpoint, check_paths
+
+    check_paths(options.input)
+    checkpoint = check_checkpoint(options.checkpoint, "segmenter")
+
     from ..runs.single import predict_photos
 
     output_dir = Path(options.output_dir)
-    summary = predict_photos(
-        options.checkpoint, options.input, values, output_dir, options.strict, not options.no_overlays
-    )
+    summary = predict_photos(checkpoint, options.input, values, output_dir, options.strict, not options.no_overlays)
     say(f"label maps: {summary.directories[-1]}")
     if not options.no_overlays:
         say(f"overlays:   {output_dir / 'overlays'}")

@@ -80,7 +80,7 @@ def _space(options: argparse.Namespace) -> int:
 
 def _add_labels(commands: Any) -> None:
     labels = _add_push_command(commands, "labels", _labels, "publish label maps as a dataset")
-    labels.add_argument("store", metavar="STORE", help="a label store")
+    labels.add_argument("store", metavar="STORE", help="a label store, or a run directory")
     labels.add_argument("repo_id", metavar="REPO_ID", help="user/name; it may hold other configurations already")
     labels.add_argument(
         "--config", metavar="NAME", help="of the dataset's configuration (default: as in round_2_paper)"
@@ -111,10 +111,11 @@ def _labels(options: argparse.Namespace) -> int:
     from ..hub.errors import HubError, require_token
     from ..hub.labels import render_label_folder
     from ..labels.store import LabelStore
+    from ..runs.layout import result_of
 
     if not options.dry_run:
         require_token(options.repo_id)
-    store = LabelStore(Path(options.store))
+    store = LabelStore(Path(result_of(options.store, "label_maps")))
     images = None if config is None else load_images(config.data, options.split or config.data.train_split)
     with _push_folder(options) as folder:
         try:

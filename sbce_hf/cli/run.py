@@ -23,7 +23,9 @@ def add(commands: Any) -> None:
     run = add_recipe_command(
         commands, "run", _start, "tags to label maps and a report, in one resumable run directory"
     )
-    run.add_argument("--output-dir", metavar="DIR", help="run directory (default: runs/<recipe>-seed<seed>)")
+    run.add_argument(
+        "--output-dir", metavar="DIR", help="run directory (default: runs/<recipe>-<data folder>-seed<seed>)"
+    )
     run.add_argument(
         "--seeds", type=int, metavar="N", help="N runs, from the seed on, in DIR/seed<number>, and a table of all"
     )
@@ -39,29 +41,39 @@ def _plan(options: argparse.Namespace) -> int:
 
     from ..runs.plan import make_plan
 
-    plan = make_plan(config, _run_dir(options, config.seed))
+    plan = make_plan(config, _run_dir(options, config))
     say(render_plan(plan))
     return 1 if plan.problems else 0
 
 
-def _run_dir(options: argparse.Namespace, seed: int) -> Path:
-    return Path(options.output_dir or f"runs/{Path(options.recipe).stem}-seed{seed}")
+def _run_dir(options: argparse.Namespace, config: "RunConfig") -> Path:
+    """The run's directory, or of several runs the one that holds theirs; by default named like recipe and data."""
+    if options.output_dir is not None:
+        return Path(options.output_dir)
+    data = config.data.data_dir if config.data.source != "hub" else (config.data.dataset or "").partition("@")[0]
+    parts = [Path(options.recipe).stem, *([Path(data).resolve().name] if data else [])]
+    return Path("runs") / "-".join([*parts, *([f"seed{config.seed}"] if options.seeds is None else [])])
 
 
 def _run(options: argparse.Namespace) -> int:
     config = config_from(options)
-    if options.seeds is None:
-        _run_one(options, config, _run_dir(options, config.seed))
-        return 0
-    if options.seeds < 1:
+    if options.seeds is not None and options.seeds < 1:
         raise UserError(f"--seeds: got {options.seeds}, expected at least 1")
+
+    from ..runs.early import check_run
+
+    run_dir = _run_dir(options, config)
+    check_run(config, run_dir)
+    if options.seeds is None:
+        _run_one(options, config, run_dir)
+        return 0
 
     from accelerate import PartialState
 
     from ..evaluation.seeds import seeds_table
     from ..files import write_atomic
 
-    parent = Path(options.output_dir or f"runs/{Path(options.recipe).stem}")
+    parent = run_dir
     found = {}
     for seed in range(config.seed, config.seed + options.seeds):
         options.seed = seed

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
 
 
@@ -44,26 +45,40 @@ def add(commands: Any) -> None:
 def _train_classifier(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early import check_checkpoint, check_labels, check_run
+
+    if options.kind == "spatial" and options.labels is None:
+        raise UserError("--labels: missing; kind spatial needs the label store its proportions come from")
+    checkpoint = None if options.checkpoint is None else check_checkpoint(options.checkpoint)
+    labels = None if options.labels is None else check_labels(options.labels)
+    check_run(config, Path(options.output_dir))
+
     from ..runs.single import train_stage
 
-    fitted = train_stage(
-        config, options.kind, Path(options.output_dir), checkpoint=options.checkpoint, labels=options.labels
-    )
+    fitted = train_stage(config, options.kind, Path(options.output_dir), checkpoint=checkpoint, labels=labels)
     say(f"classifier: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0
 
 
 def _train_segmenter(options: argparse.Namespace) -> int:
+    from ..runs.layout import result_of
+
     given = {
         "architecture": options.model,
         "from_config": options.from_config,
-        "checkpoint": options.from_checkpoint,
+        "checkpoint": options.from_checkpoint and result_of(options.from_checkpoint, "segmenter"),
     }
     section = {key: value for key, value in given.items() if value is not None}
     config = config_from(options, {"segmenter": section})
 
+    from ..runs.early import check_checkpoint, check_labels, check_run
+
+    checkpoint = None if options.checkpoint is None else check_checkpoint(options.checkpoint)
+    labels = options.labels if options.labels == "mask" else check_labels(options.labels)
+    check_run(config, Path(options.output_dir))
+
     from ..runs.segment import train_segmenter_stage
 
-    fitted = train_segmenter_stage(config, options.labels, Path(options.output_dir), checkpoint=options.checkpoint)
+    fitted = train_segmenter_stage(config, labels, Path(options.output_dir), checkpoint=checkpoint)
     say(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0

@@ -13,7 +13,7 @@ from ..files import read_json, write_atomic
 from ..models.configuration_deeplab import voc_palette
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_checkpoint import own_file
-from ..runs.bench import CONFIG, NOTES, QUALITY_PAGE, REPORT
+from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
 from ..runs.report import THRESHOLDS as HISTOGRAM

@@ -13,11 +13,9 @@ from ..config import RunConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json, write_atomic
 from ..training.device import use_cpu
+from .layout import NOTES
 
 T = TypeVar("T")
-
-# In a run directory.
-CONFIG, NOTES, REPORT, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "quality.md"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from ..inference.writing import groups_of
 from ..labels.store import LabelStore
 from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
-from .bench import QUALITY_PAGE, REPORT, Bench
+from .bench import Bench
 from .guard import kept_classes
+from .layout import QUALITY_PAGE, REPORT
 from .scoring import LABELLED, read_quality, score_rows
 from .settings import BCE, labelling_of
 from .single import maps_of

@@ -20,7 +20,8 @@ from ..training.classifier import create_classifier
 from ..training.optimization import alternation
 from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
-from .bench import CONFIG, REPORT, Bench
+from .bench import Bench
+from .layout import CONFIG, REPORT, RESULTS
 from .provenance import hardware, versions
 from .report import find_concerns, write_report
 from .scoring import LABELLED, measure, read_quality, score_rows
@@ -132,7 +133,11 @@ def run(
         if number >= len(rounds) - 1 and bench.process.is_main_process:
             write_report(bench, stages[: number + 1], keys)
         bench.process.wait_for_everyone()
-    return _summary(bench)
+    summary = _summary(bench)
+    results = {"label_maps": summary.label_maps, "classifier": summary.model_dir, "segmenter": summary.segmenter_dir}
+    where = {name: path.relative_to(bench.run_dir).as_posix() for name, path in results.items() if path is not None}
+    bench.note(**{RESULTS: where})
+    return summary
 
 
 def _summary(bench: Bench) -> RunSummary:

@@ -23,8 +23,8 @@ from ..data import TaggedImages
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
 from ..postprocess.methods import SHARE
-from .bench import CONFIG, NOTES
 from .classify import train_and_label
+from .layout import CONFIG, is_run
 from .proportions import given_proportions
 from .refine import IRN
 from .refine import REFINEMENT as IRN_REFINEMENT
@@ -197,6 +197,6 @@ def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:
     for folder in (directory, *directory.parents[:4]):
         if (folder / RECORD).is_file():
             for run_dir in folder.parents[:2]:
-                if (run_dir / CONFIG).is_file() and (run_dir / NOTES).is_file():
+                if is_run(run_dir):
                     return run_dir, folder.relative_to(run_dir).as_posix()
     return None, None

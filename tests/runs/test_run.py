@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.labels.store import LabelStore
+from sbce_hf.runs.layout import result_of
 from sbce_hf.runs.run import run
 from sbce_hf.runs.scoring import read_scores
 
@@ -46,6 +49,31 @@ def test_every_stage_leaves_its_results(finished):
         assert (run_dir / stage / "model" / "model.safetensors").is_file()
     assert summary.label_maps == run_dir / "round_2" / "labels" / "paper_crf"
     assert summary.num_images == 12 and summary.num_skipped == 0
+
+
+def test_a_run_directory_stands_for_its_results(finished, tiny_recipe, tmp_path, capsys):
+    run_dir, summary = finished
+    assert result_of(run_dir, "label_maps") == str(summary.label_maps)
+    assert result_of(run_dir, "classifier") == result_of(run_dir / "round_2", "classifier") == str(summary.model_dir)
+    assert result_of(summary.model_dir, "classifier") == str(summary.model_dir)
+    with pytest.raises(FileNotFoundError, match="the run has no segmenter"):
+        result_of(run_dir, "segmenter")
+    scores = {}
+    for labels in (run_dir, summary.label_maps):
+        command = ["evaluate", "--recipe", str(tiny_recipe), "--labels", str(labels)]
+        assert main([*command, "--output", str(tmp_path / "scores.json")]) == 0
+        scores[labels] = (tmp_path / "scores.json").read_text()
+    assert len(set(scores.values())) == 1
+    command = ["label", "--recipe", str(tiny_recipe), "--checkpoint", str(run_dir)]
+    assert main([*command, "--output-dir", str(tmp_path / "labels")]) == 0
+    again = LabelStore(tmp_path / "labels" / "paper_crf")
+    assert (again.read("train_00000") == LabelStore(summary.label_maps).read("train_00000")).all()
+    shutil.copytree(run_dir, tmp_path / "moved")
+    assert result_of(tmp_path / "moved", "label_maps").startswith(str(tmp_path / "moved"))
+    notes = json.loads((tmp_path / "moved" / "run.json").read_text())
+    (tmp_path / "moved" / "run.json").write_text(json.dumps({key: notes[key] for key in notes if key != "results"}))
+    with pytest.raises(FileNotFoundError, match="the run is not finished"):
+        result_of(tmp_path / "moved", "label_maps")
 
 
 def test_report_tells_the_rules_apart_and_marks_the_leak(finished):
