@@ -19,6 +19,7 @@ ORDER = [
     "references",
     "data",
     "labels",
+    "export",
     "postprocess",
     "training",
     "inference",

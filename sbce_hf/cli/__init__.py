@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ..text import visible
-from . import check, convert, demo, label, predict, prepare, push, run, train
+from . import check, convert, demo, export, label, predict, prepare, push, run, train
 from .common import say
 from .mistakes import DEFECT, told_in_one_line
 
@@ -54,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="sbce", description="Image tags in, pixel-level label maps out: Adaptive Spatial-BCE."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (check, run, train, label, predict, demo, prepare, convert, push):
+    for module in (check, run, train, label, predict, export, demo, prepare, convert, push):
         module.add(commands)
     return parser
