@@ -16,6 +16,7 @@ from pathlib import Path
 from ..config import DataConfig
 from ..errors import UserError
 from .annotations import read_json_table, read_voc_folder, read_xml_table
+from .own_files import require_own_paths
 from .photo_files import Finder, is_photo_name, walk
 from .rows import Row, Table, joined
 from .tables import read_delimited, read_jsonl, read_parquet
@@ -34,9 +35,7 @@ ANNOTATION_FOLDERS = ("Annotations", "annotations")
 # Folders in which no photos to learn from lie.
 _MASKS = ("masks", "SegmentationClass", "SegmentationObject", "SegmentationClassAug")
 # What other programs leave beside the tags.
-_NOT_TABLES = frozenset(
-    {"image_labels.json", "dataset_info.json", "state.json", "package.json", "tags_to_fill_in.csv"}
-)
+_NOT_TABLES = frozenset({"dataset_info.json", "state.json", "package.json"})
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,11 @@ def understand(config: DataConfig) -> Understood:
             raise UserError(f"{row.where}: file {row.file!r}: expected a path relative to {photos}")
         file, how = finder.find(row.file)
         if file is None:
+            if len(several := finder.candidates(row.file)) > 1:
+                raise UserError(
+                    f"{row.where}: file {row.file!r} may be {' or '.join(several[:3])}; write the folder in the "
+                    "table, or take the copies away"
+                )
             missing.append(row)
             continue
         if how in ("folder", "ending"):
@@ -105,11 +109,15 @@ def understand(config: DataConfig) -> Understood:
         if how:
             odd.setdefault(how, []).append(f"{row.file!r} is {file}")
         found.append(replace(row, file=file))
-    words = {"letters": "with other capital letters", "folder": "in another folder", "ending": "with an ending"}
+    how_found = {
+        "letters": "with other capital letters than in",
+        "folder": "in another folder than in",
+        "ending": "by a name without ending in",
+    }
     notes = [
         *table.notes,
         *(
-            f"{len(pairs)} files were found {words[how]} than {table.path.name} has: {pairs[0]}"
+            f"{len(pairs)} files were found {how_found[how]} {table.path.name}: {pairs[0]}"
             for how, pairs in odd.items()
         ),
     ]
@@ -146,10 +154,18 @@ def _table_in(root: Path, photos: Path, config: DataConfig) -> Table | None:
     """The table in a folder, in that of its photos, or in one of annotations."""
     for place in dict.fromkeys((root, photos, *(root / name for name in ANNOTATION_FOLDERS))):
         if (path := _choose(place)) is not None:
+            _require_own([path], root, config)
             return _relative(_read_file(path, config), place if place in (root, photos) else photos, photos)
         if voc := _voc_files(place):
+            _require_own(voc, root, config)
             return read_voc_folder(place, voc)
     return None
+
+
+def _require_own(paths: Sequence[Path], root: Path, config: DataConfig) -> None:
+    """Raise for a link to a file outside: its text could be shown in a message or become a class."""
+    if not config.outside_files:
+        require_own_paths(paths, root)
 
 
 def _choose(folder: Path) -> Path | None:

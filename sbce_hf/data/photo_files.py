@@ -121,6 +121,11 @@ class Finder:
             return file, "ending"
         return None, ""
 
+    def candidates(self, name: str) -> list[str]:
+        """The files that have the name's last part, where [`find`] cannot tell which is meant."""
+        last = _form(PurePosixPath(name.strip().replace("\\", "/")).name)
+        return self._by_name.get(last, []) or self._by_stem.get(last, [])
+
 
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)

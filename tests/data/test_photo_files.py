@@ -151,6 +151,7 @@ def test_a_table_made_elsewhere_finds_its_files():
     assert finder.find("1f2e3d4c-b.jpg") == ("kitchen/b.JPG", "folder")
     assert finder.find("a") == ("a.jpg", "ending")
     # More than one may be meant.
+    assert finder.candidates("old/c.png") == ["garden/c.png", "kitchen/c.png"]
     assert finder.find("c.png") == (None, "") and finder.find("x") == (None, "") and finder.find("d.jpg") == (None, "")
 
 

@@ -1,6 +1,7 @@
 """Tags tables as spreadsheets, annotation services and people write them: read, or refused with line and remedy."""
 
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,11 +154,22 @@ def test_files_in_another_unicode_form_are_found(folder):
 
 def test_what_was_guessed_about_names_is_said(folder):
     notes = read(folder, "file,tags\na.JPG,cat\nb,dog\n").notes
-    assert "1 files were found with other capital letters than tags.csv has: 'a.JPG' is a.jpg" in notes
-    assert any("with an ending" in note for note in notes)
+    assert "1 files were found with other capital letters than in tags.csv: 'a.JPG' is a.jpg" in notes
+    assert any("by a name without ending" in note for note in notes)
     (folder / "images" / "A.jpg").write_bytes((folder / "images" / "a.jpg").read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"1 images listed in tags\.csv missing: .*a\.JPG"):
+    with pytest.raises(UserError, match=r"line 2: file 'a\.JPG' may be A\.jpg or a\.jpg; write the folder"):
         read(folder, "file,tags\na.JPG,cat\nb.jpg,dog\n")
+
+
+def test_a_table_that_is_a_link_to_elsewhere_is_not_shown(folder, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_text("file,tags\na.jpg,password\nb.jpg,\n")
+    (folder / "tags.csv").symlink_to(secret)
+    config = DataConfig(source="folder", data_dir=str(folder))
+    with pytest.raises(UserError, match="expected a file inside of") as caught:
+        load_images(config, "train")
+    assert "password" not in str(caught.value)
+    assert load_images(replace(config, outside_files=True), "train").class_names == ("password",)
 
 
 def test_an_empty_split_is_listed(folder):
