@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sbce_hf.cli import main
+from sbce_hf.cli import command_parser, main
+from sbce_hf.cli.common import config_from
+from sbce_hf.cli.run import run_dir_of
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -68,6 +70,22 @@ def test_mistakes_are_errors_before_anything_starts(arguments, message, tmp_path
     error = capsys.readouterr().err
     assert error.startswith("sbce: error:") and message in error
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--recipe", "quickstart"], "runs/quickstart-seed0"),
+        (["--recipe", "own-data", "--data-dir", "photos/"], "runs/own-data-photos-seed0"),
+        (["--recipe", "own-data", "--data-dir", "a/b/../photos", "--seed", "3"], "runs/own-data-photos-seed3"),
+        (["--recipe", "own-data", "--data-dir", "photos", "--seeds", "2"], "runs/own-data-photos"),
+        (["--recipe", "own-data", "--set", "data={source: hub, dataset: user/birds@v1}"], "runs/own-data-birds-seed0"),
+        (["--recipe", "own-data", "--data-dir", "photos", "--output-dir", "mine"], "mine"),
+    ],
+)
+def test_default_run_directory_is_named_like_recipe_and_data(arguments, expected):
+    options = command_parser().parse_args(["run", *arguments])
+    assert str(run_dir_of(options, config_from(options))) == expected
 
 
 def test_run_directory_that_cannot_be_written(tiny_recipe, tmp_path, capsys):

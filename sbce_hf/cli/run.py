@@ -41,12 +41,12 @@ def _plan(options: argparse.Namespace) -> int:
 
     from ..runs.plan import make_plan
 
-    plan = make_plan(config, _run_dir(options, config))
+    plan = make_plan(config, run_dir_of(options, config))
     say(render_plan(plan))
     return 1 if plan.problems else 0
 
 
-def _run_dir(options: argparse.Namespace, config: "RunConfig") -> Path:
+def run_dir_of(options: argparse.Namespace, config: "RunConfig") -> Path:
     """The run's directory, or of several runs the one that holds theirs; by default named like recipe and data."""
     if options.output_dir is not None:
         return Path(options.output_dir)
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from ..runs.early import check_run
 
-    run_dir = _run_dir(options, config)
+    run_dir = run_dir_of(options, config)
     check_run(config, run_dir)
     if options.seeds is None:
         _run_one(options, config, run_dir)
