@@ -5,7 +5,6 @@ workers, the order of loading and the state of the global generators.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..config import AugmentationConfig
+from .preprocessing import IMAGENET, Preprocessing
 from .schema import TaggedImages
 
 Operation = Callable[[Image.Image, float], Image.Image]
@@ -36,31 +36,6 @@ _PHOTOMETRIC: tuple[tuple[Operation, float, float, bool], ...] = (
     (lambda image, v: F.autocontrast(image), 0, 0, False),
     (lambda image, v: F.equalize(image), 0, 0, False),
 )
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """How pixels become the input of a network.
-
-    Args:
-        mean: per channel, of values in [0, 1].
-        std: standard deviation per channel.
-    """
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Scale `(..., 3, h, w)` uint8 to [0, 1], then subtract the mean and divide by the deviation; float32."""
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (pixels / 255 - mean) / std
-
-
-# Of the images that trunks are trained on.
-IMAGENET = Normalization()
 
 
 def _affine(
@@ -125,7 +100,7 @@ class TrainingDataset(Dataset):
         augmentation: see [`AugmentationConfig`].
         seed: of the augmentation.
         proportions: of shape `(n, C)`; `None` leaves them out of the samples.
-        normalization: of the pixels.
+        preprocessing: of the photos.
 
     Raises:
         ValueError: proportions of another shape.
@@ -138,7 +113,7 @@ class TrainingDataset(Dataset):
         augmentation: AugmentationConfig,
         seed: int,
         proportions: NDArray[np.float64] | None = None,
-        normalization: Normalization = IMAGENET,
+        preprocessing: Preprocessing = IMAGENET,
     ) -> None:
         expected = (len(images), images.num_classes)
         if proportions is not None and proportions.shape != expected:
@@ -150,7 +125,7 @@ class TrainingDataset(Dataset):
         self.epoch = 0
         self._labels = torch.from_numpy(images.label_matrix())
         self._proportions = None if proportions is None else torch.from_numpy(np.asarray(proportions, np.float64))
-        self._normalize = normalization
+        self._preprocessing = preprocessing
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
@@ -168,11 +143,11 @@ class TrainingDataset(Dataset):
         """
         # Twice the size keeps what the reduced JPEG decoding loses below what the resize removes anyway.
         image = self.images.image(index, min_side=2 * self.size)
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        image = image.resize((self.size, self.size), self._preprocessing.resample)
         image = augment(image, self.augmentation, np.random.default_rng([self.seed, self.epoch, index]))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         sample: dict[str, Tensor | int] = {
-            "pixel_values": self._normalize(pixels),
+            "pixel_values": self._preprocessing(pixels),
             "labels": self._labels[index],
             "index": index,
         }

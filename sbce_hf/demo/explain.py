@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import CrfConfig, LabellingConfig, PredictionConfig
-from ..data.transforms import IMAGENET, Normalization
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..inference.checkpoints import (
+    labelling_side,
     load_classifier,
     load_segmenter,
-    normalization_of,
+    preprocessing_of,
     read_config,
-    read_preprocessing,
     trained_side,
 )
 from ..inference.views import class_maps
@@ -82,13 +82,13 @@ class Checkpoint:
         name: what it was loaded from.
         model: in evaluation mode, on its device.
         config: how photos are labelled; its type says whether the model is a classifier or a segmentation network.
-        normalization: of the pixels.
+        preprocessing: of the photos.
     """
 
     name: str
     model: PreTrainedModel
     config: LabellingConfig | PredictionConfig
-    normalization: Normalization = IMAGENET
+    preprocessing: Preprocessing = IMAGENET
 
     @property
     def needs_tags(self) -> bool:
@@ -121,7 +121,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
     elif any(architecture.endswith("ForSemanticSegmentation") for architecture in config.architectures or ()):
         model, processor = load_segmenter(folder)
         prediction = PredictionConfig(image_size=image_size or trained_side(processor))
-        checkpoint = Checkpoint(name, model, prediction, normalization_of(processor))
+        checkpoint = Checkpoint(name, model, prediction, preprocessing_of(processor))
     else:
         raise ValueError(
             f"{name}: config.json says architectures {config.architectures}, expected "
@@ -135,9 +135,9 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
 
 
 def _load_classifier(name: str, folder: Path, image_size: int | None) -> Checkpoint:
-    side, normalization = read_preprocessing(folder)
-    labelling = LabellingConfig(image_size=image_size or side, scales=(1.0,))
-    return Checkpoint(name, load_classifier(folder), labelling, normalization)
+    labelling = LabellingConfig(image_size=image_size or labelling_side(folder), scales=(1.0,))
+    model = load_classifier(folder)
+    return Checkpoint(name, model, labelling, Preprocessing.of(model.config))
 
 
 def explain(
@@ -177,7 +177,7 @@ def _explain_tags(
 
     # Class maps carry no image-level logits, and a second pass over the views would double the waiting time.
     with model.register_forward_hook(keep):
-        maps = class_maps(model, [photo], labels, config, normalization=checkpoint.normalization)[0]
+        maps = class_maps(model, [photo], labels, config, preprocessing=checkpoint.preprocessing)[0]
     labelled = apply_rule(maps, config)
     classes = maps.classes.tolist()
     label_map = labelled.label_map
@@ -212,7 +212,7 @@ def _explain_segmenter(checkpoint: Checkpoint, photo: Image.Image, config: Predi
     # Here, because it needs pydensecrf, which classifiers do not.
     from ..inference.segmenter import segment
 
-    probabilities = segment(checkpoint.model, photo, config, checkpoint.normalization)
+    probabilities = segment(checkpoint.model, photo, config, checkpoint.preprocessing)
     # The CRF refines the whole photo, with a window too.
     if config.crf is not None:
         from ..postprocess.crf import dense_crf_from_probabilities

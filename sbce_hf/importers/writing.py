@@ -1,16 +1,19 @@
 """Writes what was imported, whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
+from ..models.modeling_trunk_weights import RECORD, RECORDED
 
 
 def check_output(path: str | Path, is_trunk: bool) -> Path:
@@ -36,8 +39,14 @@ def check_output(path: str | Path, is_trunk: bool) -> Path:
     return path
 
 
-def write_trunk(state: Mapping[str, Tensor], path: str | Path) -> None:
+def write_trunk(state: Mapping[str, Tensor], path: str | Path, preprocessing: Mapping[str, Any] | None = None) -> None:
     """Write a trunk file.
+
+    Args:
+        state: its weights.
+        path: of the file.
+        preprocessing: what they are to be fed with, by the names of [`RECORDED`]; `None` leaves it to the trunk's
+            name.
 
     Raises:
         ValueError: see [`check_output`].
@@ -45,7 +54,8 @@ def write_trunk(state: Mapping[str, Tensor], path: str | Path) -> None:
     """
     path = check_output(path, is_trunk=True)
     with _replacing(path) as temporary:
-        save_file(dict(state), temporary, metadata={"format": "pt"})
+        record = {} if preprocessing is None else {RECORD: json.dumps({key: preprocessing[key] for key in RECORDED})}
+        save_file(dict(state), temporary, metadata={"format": "pt"} | record)
 
 
 def write_classifier(model: PreTrainedModel, path: str | Path) -> None:

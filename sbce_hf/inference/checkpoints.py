@@ -24,7 +24,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from ..data.own_files import strings_in
-from ..data.transforms import IMAGENET, Normalization
+from ..data.preprocessing import IMAGENET, PREPROCESSOR, Preprocessing, read_preprocessing
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, own_file, read_json, weight_files
@@ -83,6 +83,12 @@ def _read_classifier(checkpoint: Path) -> tuple[SpatialBceForImageClassification
     config = read_config(checkpoint)
     if not isinstance(config, SpatialBceConfig):
         raise ValueError(f"{checkpoint}: is a {config.model_type}, expected a classifier of this library")
+    # What feeds a checkpoint is what its image processor says, also where the training goes on from it.
+    preprocessing = read_preprocessing(checkpoint)
+    if preprocessing is not None:
+        preprocessing.note(config)
+    elif Preprocessing.of(config) == IMAGENET:
+        logger.warning("%s: has no %s; photos are normalised as for ImageNet", checkpoint, PREPROCESSOR)
     model, missing = _load(SpatialBceForImageClassification, checkpoint, config)
     return cast(SpatialBceForImageClassification, model), missing
 
@@ -99,31 +105,21 @@ def load_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
     return cast(SpatialBceForImageClassification, _for_inference(model))
 
 
-def read_preprocessing(checkpoint: Path) -> tuple[int | None, Normalization]:
-    """Side to which a classifier's photos are resized, and how they are normalised.
+def labelling_side(checkpoint: Path) -> int | None:
+    """Side to which a classifier's photos are resized, if its checkpoint says so.
 
     Raises:
-        ValueError: the checkpoint's image processor says something else than one side and three numbers each.
+        ValueError: the checkpoint's image processor says something else than one side.
     """
-    path = checkpoint / "preprocessor_config.json"
+    path = checkpoint / PREPROCESSOR
     # Not every training leaves one.
     if not path.is_file():
-        return None, IMAGENET
-    values = read_json(path)
-    size = values.get("size")
+        return None
+    size = read_json(path).get("size")
     side = size.get("height") if isinstance(size, dict) else None
     if size is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
         raise ValueError(f"{path}: size: got {str(size)[:120]}, expected a height and width of 1 to {MAX_SIDE} pixels")
-    mean = _statistic(path, values, "image_mean", IMAGENET.mean)
-    return side, Normalization(mean, _statistic(path, values, "image_std", IMAGENET.std))
-
-
-def _statistic(path: Path, values: dict[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    numbers = values.get(key) or default
-    plain = isinstance(numbers, list | tuple) and all(isinstance(number, int | float) for number in numbers)
-    if not plain or len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{path}: {key}: got {str(numbers)[:120]}, expected three numbers")
-    return tuple(numbers)
+    return side
 
 
 def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
@@ -141,7 +137,7 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
             f"{checkpoint}: is a classifier, expected a segmentation network; a classifier's label maps are made by "
             "sbce label"
         )
-    settings = checkpoint / "preprocessor_config.json"
+    settings = checkpoint / PREPROCESSOR
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: missing; save the image processor of the training there")
     _check_processor(checkpoint, read_json(settings))
@@ -153,8 +149,7 @@ def read_segmenter(checkpoint: Path) -> tuple[PreTrainedConfig, Any]:
         raise ValueError(f"{settings}: {error}") from error
     if not isinstance(processor.rescale_factor, int | float):
         raise ValueError(f"{settings}: rescale_factor: got {str(processor.rescale_factor)[:80]!r}, expected a number")
-    for key in ("image_mean", "image_std"):
-        _statistic(settings, {key: getattr(processor, key)}, key, ())
+    preprocessing_of(processor, str(settings))
     scaled = processor.do_rescale and processor.do_normalize and math.isclose(processor.rescale_factor, 1 / 255)
     if not scaled or getattr(processor, "do_flip_channel_order", False):
         raise ValueError(
@@ -176,8 +171,7 @@ def _check_processor(checkpoint: Path, values: dict[str, Any]) -> None:
         name = str(values.get(key) or "").replace("FeatureExtractor", "ImageProcessor")
         if name and name.removesuffix("Fast") not in {one.removesuffix("Fast") for one in known}:
             raise ValueError(
-                f"{checkpoint / 'preprocessor_config.json'}: {key}: got {name[:120]!r}, expected one of "
-                f"{', '.join(sorted(known))}"
+                f"{checkpoint / PREPROCESSOR}: {key}: got {name[:120]!r}, expected one of {', '.join(sorted(known))}"
             )
 
 
@@ -257,9 +251,18 @@ def _for_inference(model: Any) -> PreTrainedModel:
     return model.eval().to(device)
 
 
-def normalization_of(processor: Any) -> Normalization:
-    """How an image processor that [`read_segmenter`] has checked normalises."""
-    return Normalization(tuple(processor.image_mean), tuple(processor.image_std))
+def preprocessing_of(processor: Any, where: str = PREPROCESSOR) -> Preprocessing:
+    """What an image processor of transformers does with a photo, its size excepted.
+
+    Args:
+        processor: that [`read_segmenter`] has loaded.
+        where: for messages.
+
+    Raises:
+        ValueError: see [`Preprocessing.of_processor`].
+    """
+    values = {key: getattr(processor, key, None) for key in ("image_mean", "image_std", "resample")}
+    return Preprocessing.of_processor(values, where)
 
 
 def trained_side(processor: Any) -> int | None:

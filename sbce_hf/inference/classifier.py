@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ..config import LabellingConfig, to_mapping
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
-from ..data.transforms import IMAGENET, Normalization
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import CrfPool
@@ -32,7 +32,7 @@ def label_images(
     method: Method | None = None,
     strict: bool = False,
     share: Share = ALL,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> LabelSummary:
     """Label every image: views, threshold rule or another method, and in worker processes the dense CRF.
 
@@ -50,7 +50,7 @@ def label_images(
         method: instead of `config.rule`.
         strict: raise at an unreadable image instead of skipping and listing it.
         share: this process's.
-        normalization: of the pixels; the image processor's.
+        preprocessing: of the photos; the image processor's.
 
     Returns:
         [`LabelSummary`].
@@ -69,7 +69,7 @@ def label_images(
     def label(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
         names = [ids[i] for i in group]
         found = iterate_class_maps(
-            model, photos, labels[group], config=config, image_ids=names, normalization=normalization
+            model, photos, labels[group], config=config, image_ids=names, preprocessing=preprocessing
         )
         for photo, maps in zip(photos, found, strict=True):
             # Refinements go on from where a class passes the rule's threshold, whichever rule that is.

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import CrfConfig, IrnRefinementConfig, to_mapping
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import IGNORE_INDEX
-from ..data.transforms import IMAGENET, Normalization
 from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..postprocess.crf import CrfPool
@@ -76,7 +76,7 @@ class WalkMethod:
         model: a trained boundary network, on its device. Left in evaluation mode.
         config: of the walk.
         crf: that follows; `None` without one.
-        normalization: of the pixels.
+        preprocessing: of the photos.
     """
 
     name = "irn"
@@ -86,11 +86,11 @@ class WalkMethod:
         model: IrnModel,
         config: IrnRefinementConfig,
         crf: CrfConfig | None,
-        normalization: Normalization = IMAGENET,
+        preprocessing: Preprocessing = IMAGENET,
     ) -> None:
         self.model, self.config = model.eval(), config
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
-        self.normalization = normalization
+        self.preprocessing = preprocessing
         self.stores = variants(self.name, crf)
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
@@ -129,8 +129,8 @@ class WalkMethod:
 
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
         """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
-        pixels = to_pixels(Image.fromarray(image), (height, width)).to(self.model.device)
-        pixels = F.pad(self.normalization(pixels), (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
+        pixels = to_pixels(Image.fromarray(image), (height, width), self.preprocessing.resample).to(self.model.device)
+        pixels = F.pad(self.preprocessing(pixels), (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
         view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
         logits = (view + mirrored.flip(-1)) / 2
         return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import PredictionConfig, to_mapping
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
-from ..data.transforms import IMAGENET, Normalization
 from ..labels.variants import variants
 from ..models.configuration_checks import label_names
 from ..postprocess.crf import CrfPool
@@ -46,7 +46,7 @@ def segment(
     model: PreTrainedModel,
     image: Image.Image,
     config: PredictionConfig,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> np.ndarray:
     """Probabilities of every label at every pixel of one image; its CRF, if `config` has one, is not applied.
 
@@ -58,7 +58,7 @@ def segment(
         model: any transformers model whose output has `logits` of shape `(B, K, h, w)`. Left in evaluation mode.
         image: of any size and mode.
         config: views and window.
-        normalization: of the pixels; the image processor's.
+        preprocessing: of the photos; the image processor's.
 
     Returns:
         `(K, H, W)` float32; sums to 1 over the labels.
@@ -66,7 +66,7 @@ def segment(
     Raises:
         ValueError: the network's output has no such logits, or they are not finite.
     """
-    predictions = _predict_windows(model, image, config, normalization)
+    predictions = _predict_windows(model, image, config, preprocessing)
     return np.concatenate([band.cpu().numpy() for band in average_bands(predictions, image.width)], axis=1)
 
 
@@ -79,7 +79,7 @@ def predict_images(
     key: str,
     strict: bool = False,
     share: Share = ALL,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> LabelSummary:
     """Predict the label maps of images; their tags are not looked at.
 
@@ -97,7 +97,7 @@ def predict_images(
         key: of everything the label maps depend on: checkpoint, options, `images.manifest_hash`.
         strict: raise at an unreadable image instead of skipping and listing it.
         share: this process's.
-        normalization: see [`segment`].
+        preprocessing: see [`segment`].
 
     Returns:
         [`LabelSummary`]. The records in the stores hold the classes that each label map shows.
@@ -118,7 +118,7 @@ def predict_images(
 
     def predict(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
         for i, photo in zip(group, photos, strict=True):
-            yield _predict(model, ids[i], photo, config, normalization, crf)
+            yield _predict(model, ids[i], photo, config, preprocessing, crf)
 
     details = {"config": to_mapping(config)}
     return write_stores(
@@ -150,7 +150,7 @@ def _predict_windows(
     model: PreTrainedModel,
     image: Image.Image,
     config: PredictionConfig,
-    normalization: Normalization,
+    preprocessing: Preprocessing,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Each window with its probabilities `(K, h, w)`; the windows of a batch go through the network together."""
     model.eval()
@@ -162,8 +162,8 @@ def _predict_windows(
         size = (chunk[0].height, chunk[0].width)
         merged = torch.zeros(len(chunk), num_labels, *size, device=model.device)
         for view in _view_sizes(size, _factor(image, config), config.scales):
-            pixels = torch.stack([to_pixels(crop, view) for crop in crops]).to(model.device)
-            batch = normalization(pixels).to(model.dtype)
+            pixels = torch.stack([to_pixels(crop, view, preprocessing.resample) for crop in crops]).to(model.device)
+            batch = preprocessing(pixels).to(model.dtype)
             for index, logits in enumerate(_logits(model, batch, config.flip)):
                 # Behind the windows come their mirror images. Mirroring back here equals doing so at image size.
                 own = logits.flip(-1) if index >= len(chunk) else logits
@@ -212,7 +212,7 @@ def _predict(
     image_id: str,
     image: Image.Image,
     config: PredictionConfig,
-    normalization: Normalization,
+    preprocessing: Preprocessing,
     crf: CrfPool | None,
 ) -> LabelledImage:
     """The label map before the CRF; and the CRF's answers to come, window by window."""
@@ -225,7 +225,7 @@ def _predict(
                 refined.append((window, crf.submit_probabilities(photo, probabilities.cpu().numpy())))
             yield window, probabilities
 
-    predictions = submitted(_predict_windows(model, image, config, normalization))
+    predictions = submitted(_predict_windows(model, image, config, preprocessing))
     # Made at once: finished rows, kept one by one between the large blocks, would leave memory that nothing fits into.
     label_map, top = np.empty((image.height, image.width), np.uint8), 0
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import LabellingConfig
-from ..data.transforms import IMAGENET, Normalization
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.rules import ClassMaps
 
@@ -42,7 +42,7 @@ def class_maps(
     config: LabellingConfig,
     *,
     image_ids: Sequence[str] | None = None,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> list[ClassMaps]:
     """Average class-map logits and threshold logits over views (paper, sec. 4.1).
 
@@ -53,7 +53,7 @@ def class_maps(
             `"predicted"`.
         config: scales, mirror images, batch size and what the known classes are.
         image_ids: names for the result and for error messages; by default their positions.
-        normalization: of the pixels; the image processor's.
+        preprocessing: of the photos; the image processor's.
 
     Returns:
         One [`ClassMaps`] per image, at the image's own size. Images without a known tag do not go through the network.
@@ -61,7 +61,7 @@ def class_maps(
     Raises:
         ValueError: no labels where they are needed or of another shape, or the network answers with NaN or infinity.
     """
-    return list(iterate_class_maps(model, images, labels, config, image_ids=image_ids, normalization=normalization))
+    return list(iterate_class_maps(model, images, labels, config, image_ids=image_ids, preprocessing=preprocessing))
 
 
 @torch.inference_mode()
@@ -72,7 +72,7 @@ def iterate_class_maps(
     config: LabellingConfig,
     *,
     image_ids: Sequence[str] | None = None,
-    normalization: Normalization = IMAGENET,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> Iterator[ClassMaps]:
     """As [`class_maps`], with one image's at a time: a photo of 12 megapixels has 48 MB of them for each class."""
     model.eval()
@@ -81,7 +81,7 @@ def iterate_class_maps(
         None if config.known_classes == "predicted" else _known_from_tags(labels, len(images), len(model.logit_scale))
     )
     used = [i for i in range(len(images)) if known is None or known[i].any()]
-    outputs = dict(zip(used, _forward_views(model, [images[i] for i in used], config, normalization), strict=True))
+    outputs = dict(zip(used, _forward_views(model, [images[i] for i in used], config, preprocessing), strict=True))
     scales = model.logit_scale.detach().exp().float().cpu().numpy()
     for i, image in enumerate(images):
         if i not in outputs:
@@ -129,7 +129,7 @@ def _forward_views(
     model: SpatialBceForImageClassification,
     images: Sequence[Image.Image],
     config: LabellingConfig,
-    normalization: Normalization,
+    preprocessing: Preprocessing,
 ) -> list[list[View]]:
     """The views of each image, at the resolution of the feature maps; views of one size share a batch."""
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -141,8 +141,8 @@ def _forward_views(
     for size, members in by_size.items():
         for start in range(0, len(members), per_batch):
             chunk = members[start : start + per_batch]
-            pixels = torch.stack([to_pixels(images[i], size) for i in chunk]).to(model.device)
-            batch = normalization(pixels).to(model.dtype)
+            pixels = torch.stack([to_pixels(images[i], size, preprocessing.resample) for i in chunk]).to(model.device)
+            batch = preprocessing(pixels).to(model.dtype)
             for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
                 views[i].append(view)
     return views
@@ -163,10 +163,12 @@ def _forward(model: SpatialBceForImageClassification, batch: Tensor, flip: bool)
     return list(zip(maps, logits, thresholds, norms, strict=True))
 
 
-def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def to_pixels(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Tensor:
     """An image resized to `(height, width)`, as `(3, height, width)` uint8."""
     height, width = size
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    resized = image.convert("RGB").resize((width, height), resample)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 

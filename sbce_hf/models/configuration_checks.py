@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
 
@@ -63,6 +63,10 @@ _DEPTHS = ("depth", "depths", "layers")
 MAX_DEPTH, MAX_WIDTH = 512, 16384
 # Attention within a window makes tables of its fourth power, some of them in Python.
 MAX_WINDOW = 32
+# How photos are resized.
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+# Of normalisation: below one grey value a deviation is none of a photo.
+MIN_STD = 1 / 256
 _WORD = re.compile(r"[a-z0-9_]{0,32}")
 
 
@@ -202,8 +206,31 @@ def check_trunk(config: Any) -> None:
         if not -64 <= value <= MAX_WIDTH or (name == "frozen_reduction" and value < 0):
             least = 0 if name == "frozen_reduction" else -64
             raise ValueError(f"{kind}.{name}: got {value}, expected {least} to {MAX_WIDTH}")
+    check_preprocessing({name: getattr(config, name) for name in ("image_mean", "image_std", "interpolation")}, kind)
     if config.output_stride is not None and config.output_stride not in (8, 16, 32):
         raise ValueError(f"{kind}.output_stride: got {config.output_stride}, expected 8, 16, 32 or None")
+
+
+def check_preprocessing(fields: Mapping[str, Any], where: str) -> None:
+    """Check what a trunk's weights are to be fed with; `None` stands for what is usual.
+
+    Args:
+        fields: `image_mean`, `image_std` and `interpolation`.
+        where: for messages.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    for name, low in (("image_mean", 0.0), ("image_std", MIN_STD)):
+        numbers = fields[name]
+        if numbers is None:
+            continue
+        plain = isinstance(numbers, list) and all(isinstance(number, int | float) for number in numbers)
+        if not plain or len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
+            raise ValueError(f"{where}.{name}: got {str(numbers)[:120]}, expected three numbers of {low:g} to 1")
+    known, filter_name = get_args(Interpolation), fields["interpolation"]
+    if filter_name is not None and filter_name not in known:
+        raise ValueError(f"{where}.interpolation: got {str(filter_name)[:80]!r}, expected one of {', '.join(known)}")
 
 
 def _check_argument(name: str, value: Any, high: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import PaletteMixin, check_trunk, check_widths, checked_keys
+from .configuration_checks import Interpolation, PaletteMixin, check_trunk, check_widths, checked_keys
 
 # Rates of the two heads.
 _RATES = {"largefov": [12], "aspp": [6, 12, 18, 24]}
@@ -58,6 +58,14 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
             `False` for a trunk that starts from random weights. The head's batch norm is always trained.
         feature_relu (`bool`, defaults to `True`):
             Rectify the trunk's features. No effect on trunks that end in a ReLU.
+        image_mean (`list[float]`, *optional*):
+            Per channel, of values in [0, 1], what the weights of the trunk were trained with. `None` is what they are
+            known to want, see [`load_trunk_weights`], and then ImageNet's.
+        image_std (`list[float]`, *optional*):
+            Standard deviation per channel, alike.
+        interpolation (`str`, *optional*):
+            How photos are resized: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`. `None` is what the weights
+            want, if their mean or deviation is not ImageNet's, and else `"bilinear"`.
         head (`"largefov"` or `"aspp"`, defaults to `"aspp"`):
             One branch with one atrous rate, or several branches whose logits are summed.
         atrous_rates (`list[int]`, *optional*):
@@ -90,6 +98,9 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
     frozen_reduction: int = 0
     freeze_batch_norm: bool = True
     feature_relu: bool = True
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
+    interpolation: Interpolation | None = None
     head: Literal["largefov", "aspp"] = "aspp"
     atrous_rates: list[int] | None = None
     head_channels: int | None = None

@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import check_trunk, check_widths, checked_keys
+from .configuration_checks import Interpolation, check_trunk, check_widths, checked_keys
 
 
 @strict
@@ -21,6 +21,14 @@ class IrnConfig(PreTrainedConfig):
             Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
         output_stride (`int`, *optional*, defaults to 16):
             Stride of the deepest feature level. `None` leaves the trunk's own (needed by trunks that cannot dilate).
+        image_mean (`list[float]`, *optional*):
+            Per channel, of values in [0, 1], what the weights of the trunk were trained with. `None` is what they are
+            known to want, see [`load_trunk_weights`], and then ImageNet's.
+        image_std (`list[float]`, *optional*):
+            Standard deviation per channel, alike.
+        interpolation (`str`, *optional*):
+            How photos are resized: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`. `None` is what the weights
+            want, if their mean or deviation is not ImageNet's, and else `"bilinear"`.
         side_channels (`int`, defaults to 32):
             Width to which each feature level is reduced.
         side_groups (`int`, defaults to 4):
@@ -37,6 +45,9 @@ class IrnConfig(PreTrainedConfig):
     trunk: str = "resnet50"
     trunk_kwargs: dict | None = None
     output_stride: int | None = 16
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
+    interpolation: Interpolation | None = None
     side_channels: int = 32
     side_groups: int = 4
     radius: int = 10

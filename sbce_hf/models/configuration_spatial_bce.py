@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import PaletteMixin, check_trunk, check_widths, checked_keys
+from .configuration_checks import Interpolation, PaletteMixin, check_trunk, check_widths, checked_keys
 
 
 @strict
@@ -36,6 +36,14 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
             trunk that starts from random weights.
         feature_relu (`bool`, defaults to `True`):
             Rectify the trunk's features, as the paper does. No effect on trunks that end in a ReLU.
+        image_mean (`list[float]`, *optional*):
+            Per channel, of values in [0, 1], what the weights of the trunk were trained with. `None` is what they are
+            known to want, see [`load_trunk_weights`], and then ImageNet's.
+        image_std (`list[float]`, *optional*):
+            Standard deviation per channel, alike.
+        interpolation (`str`, *optional*):
+            How photos are resized: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`. `None` is what the weights
+            want, if their mean or deviation is not ImageNet's, and else `"bilinear"`.
         embedding_dim (`int`, defaults to 128):
             Rank of the linear map from features to class maps.
         logit_scale_init (`float`, defaults to 1.0):
@@ -83,6 +91,9 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     frozen_reduction: int = 4
     freeze_batch_norm: bool = True
     feature_relu: bool = True
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
+    interpolation: Interpolation | None = None
     embedding_dim: int = 128
     logit_scale_init: float | int = 1.0
     class_map_bias: bool = False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_checks import check_trunk
+from .configuration_checks import Interpolation, check_trunk
 from .modeling_initialization import fill_missing, is_empty, lacks_values
 from .modeling_resnet38 import ResNet38
 from .modeling_vgg16 import dilate_vgg
@@ -40,6 +40,9 @@ class TrunkConfig(Protocol):
     frozen_reduction: int
     freeze_batch_norm: bool
     feature_relu: bool
+    image_mean: list[float | int] | None
+    image_std: list[float | int] | None
+    interpolation: Interpolation | None
 
 
 class HasTrunk:

@@ -1,18 +1,30 @@
-"""ImageNet weights for a trunk, from timm or from a safetensors file."""
+"""Weights for a trunk, from timm or from a safetensors file, and how photos are to be prepared for them."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+import timm
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .configuration_checks import Interpolation, check_preprocessing
 from .modeling_trunk import RESNET38, TrunkConfig, create_trunk
+
+# In the metadata of a safetensors file: JSON with what its weights are to be fed with, by the configs' names.
+RECORD = "preprocessing"
+RECORDED = ("image_mean", "image_std", "interpolation")
 
 
 def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
-    """Load ImageNet weights into a built model's trunk, in place.
+    """Load weights into a built model's trunk, in place, and note in its config what they are to be fed with.
+
+    That is what the file says, see [`RECORD`], or else what timm knows of the trunk's weights. What the config has
+    already is left alone. A trunk that wants ImageNet's mean and deviation keeps the `None` that stands for them, and
+    photos are resized as they always have been.
 
     Args:
         model: a model with a trunk; `post_init` would undo weights loaded before construction.
@@ -25,6 +37,8 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
     """
     base: Any = model.base_model
     config = cast(Any, model.config)
+    # What a file says is checked before the weights are read.
+    record = preprocessing_record(config.trunk, weights)
     if weights != "pretrained":
         _check_trunk_file(base.trunk, config.trunk, weights)
     elif config.trunk == RESNET38:
@@ -41,6 +55,58 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
         ) from error
     except RuntimeError as error:
         raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
+    for name, value in record.items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
+
+
+def preprocessing_record(trunk: str, weights: str) -> dict[str, Any]:
+    """What a trunk's weights are to be fed with: `image_mean`, `image_std` and `interpolation` of a config.
+
+    Args:
+        trunk: name of the network, with or without the name of its weights.
+        weights: see [`load_trunk_weights`].
+
+    Returns:
+        empty where they want ImageNet's mean and deviation, or nothing is known of them.
+
+    Raises:
+        ValueError: the file's record is damaged.
+    """
+    found = _file_record(weights)
+    if found is None:
+        known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.partition(".")[0]) else None
+        if known is None:
+            return {}
+        found = {"image_mean": list(known.mean), "image_std": list(known.std), "interpolation": known.interpolation}
+        # timm has a few with a filter drawn at random.
+        if known.interpolation not in get_args(Interpolation):
+            found["interpolation"] = None
+    usual = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
+    return {} if all(found[name] == value for name, value in usual.items()) else found
+
+
+def _file_record(weights: str) -> dict[str, Any] | None:
+    """What `sbce import` has written into a safetensors file besides the weights."""
+    if not weights.endswith(".safetensors") or not os.path.isfile(weights):
+        return None
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get(RECORD)
+        if text is None:
+            return None
+        found = json.loads(text)
+        record = {name: found[name] for name in RECORDED}
+        # A file may say anything.
+        check_preprocessing(record, "record")
+        return record
+    # Damage of the file itself is told where the weights are read.
+    except SafetensorError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"trunk weights {weights}: damaged record {RECORD!r}: {error}; import the file again"
+        ) from error
 
 
 def _trunk_state(trunk: nn.Module, config: TrunkConfig, weights: str) -> Mapping[str, Tensor]:

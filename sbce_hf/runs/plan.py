@@ -8,16 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import timm
 import yaml
 from accelerate import PartialState
-from huggingface_hub import constants
 from transformers import PreTrainedModel
 
 from ..config import LoopConfig, RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json
-from ..references import is_cached
 from ..training.classifier import create_classifier
 from ..training.device import use_cpu
 from ..training.memory import estimate_memory
@@ -25,6 +22,7 @@ from ..training.optimization import alternation
 from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
 from .bench import load_scored
+from .needs import Needs
 from .planned import Plan, StagePlan
 from .stage import RECORD, Stage, require_same
 from .stages import REFINEMENTS, outside_of, stages_of
@@ -54,7 +52,7 @@ class _Planner:
         self.processes = PartialState(cpu=use_cpu()).num_processes
         self.problems: list[str] = []
         self.splits: list[str] = []
-        self.needs: list[str] = []
+        self.needs = Needs(self.problems)
         self.stages: list[StagePlan] = []
         self.outside: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -64,7 +62,7 @@ class _Planner:
     def plan(self) -> Plan:
         data = self.config.data
         if data.data_dir is not None:
-            self.needs.append(f"data folder: {data.data_dir} ({_found(data.data_dir)})")
+            self.needs.folder("data folder", data.data_dir)
         images = self._read_splits()
         names = images.class_names if images else data.classes or ("class",)
         classifier = self._classifier(names)
@@ -88,7 +86,7 @@ class _Planner:
             run_dir=self.run_dir,
             images=images,
             splits=tuple(self.splits),
-            needs=tuple(self.needs),
+            needs=tuple(self.needs.lines),
             stages=tuple(self.stages),
             others={key: value for key, value in self.seconds.items() if key not in {s.name for s in self.stages}},
             state=self._state(images),
@@ -128,7 +126,7 @@ class _Planner:
 
     def _classifier(self, names: tuple[str, ...]) -> PreTrainedModel | None:
         config = self.config
-        weights = self._weights("trunk weights", config.trunk_weights, config.model.get("trunk", "resnet50"))
+        weights = self.needs.weights("trunk weights", config.trunk_weights, config.model.get("trunk", "resnet50"))
         model = self._attempt(lambda: create_classifier(config.model, names, weights, config.seed))
         if model is None and weights != "random":
             # For the counts, which do not depend on the weights.
@@ -142,10 +140,10 @@ class _Planner:
         if section.starts_from_classifier and classifier is None:
             return None
         if own and not section.starts_from_classifier:
-            weights = self._weights("segmenter weights", section.weights, section.model.get("trunk", "resnet101"))
+            weights = self.needs.weights("segmenter weights", section.weights, section.model.get("trunk", "resnet101"))
             section = replace(section, weights=weights)
         missing = checkpoint is not None and not Path(checkpoint).exists()
-        if missing and not self._downloaded("segmenter checkpoint", str(checkpoint), "config.json"):
+        if missing and not self.needs.downloaded("segmenter checkpoint", str(checkpoint), "config.json"):
             return None
         return self._attempt(lambda: create_segmenter(section, names, classifier=classifier, seed=self.config.seed))
 
@@ -163,37 +161,12 @@ class _Planner:
             return None
         config, own = self.config, section.trunk_weights is not None
         trunk = section.model.get("trunk", "resnet50" if own else config.model.get("trunk", "resnet50"))
-        weights = self._weights(f"{name} trunk weights", section.trunk_weights or config.trunk_weights, trunk)
+        weights = self.needs.weights(f"{name} trunk weights", section.trunk_weights or config.trunk_weights, trunk)
         if own:
             section = replace(section, trunk_weights=weights)
         else:
             config = replace(config, trunk_weights=weights)
         return self._attempt(lambda: network(config, section))
-
-    def _weights(self, what: str, weights: str, trunk: str) -> str:
-        """Note where a trunk's weights come from; returns those that a plan can load."""
-        if weights != "pretrained":
-            self.needs.append(f"{what}: {weights}" + (f" ({_found(weights)})" if weights != "random" else ""))
-            return weights
-        known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.split(".")[0]) else None
-        if known is None or not known.has_weights:
-            # Nothing to download: loading them says what to do.
-            self.needs.append(f"{what}: pretrained (MISSING)")
-            return weights
-        if known.hf_hub_id is None:
-            self.needs.append(f"{what}: pretrained, from {known.url}")
-            return "random"
-        downloaded = self._downloaded(what, known.hf_hub_id, "model.safetensors", "pytorch_model.bin")
-        return weights if downloaded else "random"
-
-    def _downloaded(self, what: str, repo: str, *files: str) -> bool:
-        if is_cached(repo, *files):
-            self.needs.append(f"{what}: {repo} (found, downloaded before)")
-            return True
-        self.needs.append(f"{what}: {repo} (to be downloaded when the run starts)")
-        if constants.HF_HUB_OFFLINE:
-            self.problems.append(f"{what}: {repo} is not in the cache, and HF_HUB_OFFLINE forbids to download it")
-        return False
 
     def _add_stage(
         self, stage: Stage, images: TaggedImages | None, training: LoopConfig, model: PreTrainedModel | None
@@ -239,7 +212,3 @@ class _Planner:
         if not there.is_dir() or not os.access(there, os.W_OK):
             self.problems.append(f"--output-dir {self.run_dir}: {there} is not a folder that can be written to")
         return "new"
-
-
-def _found(path: str) -> str:
-    return "found" if Path(path).exists() else "MISSING"

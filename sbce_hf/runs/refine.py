@@ -12,6 +12,7 @@ import time
 from accelerate import PartialState
 
 from ..config import IrnRefinementConfig, RunConfig, to_mapping
+from ..data.preprocessing import Preprocessing
 from ..files import file_digest, weights_digest
 from ..inference.irn import SeedMethod, WalkMethod
 from ..labels.store import LabelStore
@@ -25,6 +26,8 @@ from .single import label_with_checkpoint
 from .stage import Refinement, Stage
 
 IRN = "irn"
+# Fields of the run's model that go with its trunk's weights.
+OF_THE_TRUNK = ("trunk", "trunk_kwargs", "image_mean", "image_std", "interpolation")
 # What the walk depends on besides the boundary network.
 WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold", "map_weight")
 
@@ -39,7 +42,7 @@ def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
     weights, fields = section.trunk_weights or config.trunk_weights, dict(section.model)
     if section.trunk_weights is None and "trunk" not in fields:
         # The run's weights are those of its own trunk.
-        fields |= {key: config.model[key] for key in ("trunk", "trunk_kwargs") if key in config.model}
+        fields = {key: config.model[key] for key in OF_THE_TRUNK if key in config.model} | fields
     try:
         model = create_boundary_network(fields, weights, config.seed)
     except ValueError as error:
@@ -84,7 +87,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         labelling,
         folder / "labels",
         strict,
-        method=WalkMethod(model, section, labelling.crf),
+        method=WalkMethod(model, section, labelling.crf, Preprocessing.of(model.config)),
         inputs={"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")},
     )
     bench.process.wait_for_everyone()

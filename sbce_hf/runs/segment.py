@@ -20,7 +20,7 @@ from ..labels.label_maps import LabelMaps, MaskLabels
 from ..labels.store import LabelStore
 from ..references import local_checkpoint
 from ..training.folder import FitSummary
-from ..training.segmenter import create_segmenter, train_segmenter
+from ..training.segmenter import create_segmenter, start_preprocessing, train_segmenter
 from .bench import Bench
 from .single import predict_with_checkpoint
 from .stage import Stage
@@ -79,7 +79,14 @@ def _train_on(
     if isinstance(label_maps, LabelStore) and label_maps.note:
         inputs["labels_note"] = label_maps.note
     return train_segmenter(
-        model, images, label_maps, section.training, output_dir=output_dir, seed=seed, inputs=inputs
+        model,
+        images,
+        label_maps,
+        section.training,
+        output_dir=output_dir,
+        seed=seed,
+        inputs=inputs,
+        preprocessing=start_preprocessing(section),
     )
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
 from ..errors import UserError
 from ..evaluation.confusion import score_store
@@ -21,7 +22,7 @@ from ..files import digest, file_digest, write_atomic
 from ..inference.checkpoints import (
     load_classifier,
     load_segmenter,
-    normalization_of,
+    preprocessing_of,
     read_classifier,
     read_segmenter,
     trained_side,
@@ -67,17 +68,21 @@ def label_with_checkpoint(
     model = load_classifier(model_dir)
     weights = file_digest(model_dir / "model.safetensors")
     # Without the number of CRF processes, which may have to be lowered before a run can be continued.
-    options = deciding(labelling)
+    made_from = {"labelling": deciding(labelling), "images": images.manifest_hash, "weights": weights}
+    preprocessing = Preprocessing.of(model.config)
+    if preprocessing != IMAGENET:
+        made_from["preprocessing"] = asdict(preprocessing)
     return label_images(
         model,
         images,
         labelling,
         output_dir=output_dir,
-        key=digest({"labelling": options, "images": images.manifest_hash, "weights": weights, **(inputs or {})}),
+        key=digest({**made_from, **(inputs or {})}),
         checkpoint=weights,
         method=method,
         strict=strict,
         share=share_of(PartialState(cpu=use_cpu())),
+        preprocessing=preprocessing,
     )
 
 
@@ -114,7 +119,12 @@ def maps_of(
     for group in groups:
         photos = [images.image(index) for index in group]
         yield from iterate_class_maps(
-            model, photos, labels[list(group)], labelling, image_ids=[ids[index] for index in group]
+            model,
+            photos,
+            labels[list(group)],
+            labelling,
+            image_ids=[ids[index] for index in group],
+            preprocessing=Preprocessing.of(model.config),
         )
 
 
@@ -138,7 +148,7 @@ def predict_with_checkpoint(
         key=digest(made_from),
         strict=strict,
         share=share_of(PartialState(cpu=use_cpu())),
-        normalization=normalization_of(processor),
+        preprocessing=preprocessing_of(processor),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import BoundaryTrainingConfig
 from ..data import TaggedImages
+from ..data.preprocessing import Preprocessing
 from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_irn import IrnConfig
 from ..models.modeling_irn import IrnModel
@@ -102,7 +103,7 @@ def train_boundary(
         TrainingHealthError: the loss is not finite.
     """
     images, seeds_hash = check_label_maps(images, seeds)
-    dataset = SegmentationDataset(images, seeds, config, seed)
+    dataset = SegmentationDataset(images, seeds, config, seed, Preprocessing.of(model.config))
     inputs = {
         **(inputs or {}),
         "images": images.manifest_hash,

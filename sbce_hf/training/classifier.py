@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..config import TrainingConfig
 from ..data import TaggedImages
+from ..data.preprocessing import Preprocessing
 from ..data.transforms import TrainingDataset
 from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_checks import label_fields, label_names
@@ -158,6 +159,7 @@ def train_classifier(
         raise ValueError(
             f"the model's classes {list(names)} are not the images' {list(images.class_names)}; set id2label to these"
         )
+    preprocessing = Preprocessing.of(model.config)
     dataset: EpochDataset
     source: dict[str, Any] = {"images": images.manifest_hash, "proportions": None}
     if kind == "spatial" and config.targets == "labels":
@@ -165,13 +167,13 @@ def train_classifier(
             raise ValueError("label_maps: missing; targets 'labels' are pixels of the label maps of a stage before")
         images, content = check_label_maps(images, label_maps)
         source |= {"images": images.manifest_hash, "label_maps": content}
-        dataset = LabelledDataset(images, label_maps, config, seed)
+        dataset = LabelledDataset(images, label_maps, config, seed, preprocessing)
     else:
         if kind == "spatial":
             _check_proportions(proportions, images)
             source["proportions"] = hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16]
         shares = proportions if kind == "spatial" else None
-        dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares)
+        dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares, preprocessing)
     inputs = source | {
         "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
     }
@@ -183,7 +185,7 @@ def train_classifier(
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:
         size = {"height": config.image_size, "width": config.image_size}
-        SpatialBceImageProcessor(size=size).save_pretrained(summary.model_dir)
+        SpatialBceImageProcessor(size=size, **preprocessing.processor_fields()).save_pretrained(summary.model_dir)
     return summary
 
 

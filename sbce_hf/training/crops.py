@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import CropTrainingConfig, TrainingConfig
+from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import IGNORE_INDEX, TaggedImages
-from ..data.transforms import IMAGENET, Normalization, augment, jitter_colors
+from ..data.transforms import augment, jitter_colors
 from ..labels.label_maps import LabelMaps
 
 
@@ -22,14 +23,14 @@ class _Crops(Dataset):
         images: the training set; see [`check_label_maps`] for what is relied on.
         label_maps: of these images.
         seed: of the augmentation.
-        normalization: of the pixels.
+        preprocessing: of the photos.
     """
 
-    def __init__(self, images: TaggedImages, label_maps: LabelMaps, seed: int, normalization: Normalization) -> None:
+    def __init__(self, images: TaggedImages, label_maps: LabelMaps, seed: int, preprocessing: Preprocessing) -> None:
         self.images, self.label_maps, self.seed = images, label_maps, seed
         self.epoch = 0
         self._ids = images.image_ids
-        self._normalize = normalization
+        self._preprocessing = preprocessing
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations; call before the epoch's iterator, and so its workers, are made."""
@@ -45,7 +46,7 @@ class _Crops(Dataset):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         where = (slice(rows.target, rows.target + rows.length), slice(columns.target, columns.target + columns.length))
         pixel_values = torch.zeros(3, size, size)
-        pixel_values[:, *where] = self._normalize(pixels)
+        pixel_values[:, *where] = self._preprocessing(pixels)
         labels = torch.full((size, size), IGNORE_INDEX)
         labels[where] = torch.from_numpy(np.array(label_map)).long()
         return pixel_values, labels
@@ -62,7 +63,7 @@ class SegmentationDataset(_Crops):
         label_maps: of these images.
         config: sizes and augmentation.
         seed: of the augmentation.
-        normalization: of the pixels.
+        preprocessing: of the photos.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class SegmentationDataset(_Crops):
         label_maps: LabelMaps,
         config: CropTrainingConfig,
         seed: int,
-        normalization: Normalization = IMAGENET,
+        preprocessing: Preprocessing = IMAGENET,
     ) -> None:
-        super().__init__(images, label_maps, seed, normalization)
+        super().__init__(images, label_maps, seed, preprocessing)
         self.config = config
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
@@ -94,7 +95,7 @@ class SegmentationDataset(_Crops):
 
         # As in TrainingDataset, what the reduced JPEG decoding loses stays below what the resize removes anyway.
         image = self.images.image(index, min_side=2 * min(scaled))
-        image = _cut_out(image, scaled, columns, rows, Image.Resampling.BILINEAR)
+        image = _cut_out(image, scaled, columns, rows, self._preprocessing.resample)
         label_map = _cut_out(label_map, scaled, columns, rows, Image.Resampling.NEAREST)
         if config.flip and generator.random() < 0.5:
             image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
@@ -115,7 +116,7 @@ class LabelledDataset(_Crops):
         label_maps: of these images.
         config: size, scales and augmentation.
         seed: of the augmentation.
-        normalization: of the pixels.
+        preprocessing: of the photos.
     """
 
     def __init__(
@@ -124,9 +125,9 @@ class LabelledDataset(_Crops):
         label_maps: LabelMaps,
         config: TrainingConfig,
         seed: int,
-        normalization: Normalization = IMAGENET,
+        preprocessing: Preprocessing = IMAGENET,
     ) -> None:
-        super().__init__(images, label_maps, seed, normalization)
+        super().__init__(images, label_maps, seed, preprocessing)
         self.config = config
         self._labels = torch.from_numpy(images.label_matrix())
 
@@ -143,7 +144,7 @@ class LabelledDataset(_Crops):
         side = max(1, round(size * generator.uniform(config.min_scale, config.max_scale)))
         columns, rows = (_Cut.draw(side, size, generator) for _ in range(2))
         image = self.images.image(index, min_side=2 * side)
-        image = _cut_out(image, (side, side), columns, rows, Image.Resampling.BILINEAR)
+        image = _cut_out(image, (side, side), columns, rows, self._preprocessing.resample)
         label_map = Image.fromarray(self.label_maps.read(self._ids[index]))
         label_map = _cut_out(label_map, (side, side), columns, rows, Image.Resampling.NEAREST)
         if config.augmentation.flip and generator.random() < 0.5:

@@ -1,6 +1,7 @@
 """Training a segmentation network on label maps: DeepLab, or any transformers model for semantic segmentation."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 
 from ..config import SegmenterConfig, SegmenterTrainingConfig, check_keys
 from ..data import IGNORE_INDEX, TaggedImages
+from ..data.preprocessing import IMAGENET, Preprocessing, read_preprocessing
 from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_deeplab import DeepLabConfig
@@ -108,6 +110,7 @@ def train_segmenter(
     output_dir: Path,
     seed: int = 0,
     inputs: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> FitSummary:
     """Train a segmentation network on label maps; see [`fit`] for resuming.
 
@@ -120,6 +123,7 @@ def train_segmenter(
         output_dir: of the stage.
         seed: of order and augmentation.
         inputs: what else a training and its continuation must agree on; plain values.
+        preprocessing: of the photos; by default what the config of a DeepLab says, and for other models ImageNet's.
 
     Returns:
         The summary; the trained model and its image processor are in its `model_dir`.
@@ -134,26 +138,33 @@ def train_segmenter(
             f"the model's classes are {list(names)}, expected {dict(enumerate(expected))}; set id2label to these"
         )
     config = config.filled("sgd" if isinstance(model.config, DeepLabConfig) else "adamw")
+    if preprocessing is None:
+        preprocessing = Preprocessing.of(model.config) if isinstance(model.config, DeepLabConfig) else IMAGENET
     process = PartialState(cpu=use_cpu())
     images, labels_hash = check_label_maps(images, label_maps)
-    dataset = SegmentationDataset(images, label_maps, config, seed)
+    dataset = SegmentationDataset(images, label_maps, config, seed, preprocessing)
     fields = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE}
     inputs = {**(inputs or {}), "images": images.manifest_hash, "label_maps": labels_hash, "model": fields}
+    if preprocessing != IMAGENET:
+        inputs["preprocessing"] = asdict(preprocessing)
     task = SegmenterTask(config, images.class_names)
     summary = fit(
         model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name="segmenter.training", inputs=inputs
     )
     if process.is_main_process:
-        _image_processor(model.config, config).save_pretrained(summary.model_dir)
+        _image_processor(model.config, config, preprocessing).save_pretrained(summary.model_dir)
     return summary
 
 
-def _image_processor(model_config: PreTrainedConfig, config: SegmenterTrainingConfig) -> Any:
+def _image_processor(
+    model_config: PreTrainedConfig, config: SegmenterTrainingConfig, preprocessing: Preprocessing = IMAGENET
+) -> Any:
     """What turns an image into `pixel_values` as in training, before the random scale."""
+    fields = preprocessing.processor_fields()
     if isinstance(model_config, DeepLabConfig):
         if config.image_size is None:
-            return DeepLabImageProcessor()
-        return DeepLabImageProcessor(do_resize=True, size={"longest_edge": config.image_size})
+            return DeepLabImageProcessor(**fields)
+        return DeepLabImageProcessor(do_resize=True, size={"longest_edge": config.image_size}, **fields)
     # For every transformers model: each has a processor class of its own, but some do not normalise or swap colour
     # channels, whereas training treats all alike.
     if hasattr(model_config, "image_size"):
@@ -162,8 +173,21 @@ def _image_processor(model_config: PreTrainedConfig, config: SegmenterTrainingCo
     elif config.image_size is not None:
         size = {"max_height": config.image_size, "max_width": config.image_size}
     else:
-        return SegformerImageProcessor(do_resize=False)
-    return SegformerImageProcessor(do_resize=True, size=size)
+        return SegformerImageProcessor(do_resize=False, **fields)
+    return SegformerImageProcessor(do_resize=True, size=size, **fields)
+
+
+def start_preprocessing(config: SegmenterConfig) -> Preprocessing | None:
+    """What the checkpoint of a transformers model that is the start says; `None` without one.
+
+    Args:
+        config: see [`create_segmenter`].
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: see [`read_preprocessing`].
+    """
+    return None if config.checkpoint is None else read_preprocessing(local_checkpoint(config.checkpoint))
 
 
 def create_segmenter(

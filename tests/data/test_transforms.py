@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from sbce_hf.config import AugmentationConfig, DataConfig
 from sbce_hf.data import features, load_images
+from sbce_hf.data.preprocessing import Preprocessing
 from sbce_hf.data.schema import TaggedImages
-from sbce_hf.data.transforms import _GEOMETRIC, _PHOTOMETRIC, Normalization, TrainingDataset, augment
+from sbce_hf.data.transforms import _GEOMETRIC, _PHOTOMETRIC, TrainingDataset, augment
 
 OFF = AugmentationConfig(flip=False, color_jitter=0.0)
 FULL = AugmentationConfig(flip=True, color_jitter=0.4, randaugment=2, geometric=True)
@@ -26,7 +27,7 @@ def pixels(dataset):
 
 
 def test_sample_without_augmentation_is_resized_and_normalised(images):
-    dataset = TrainingDataset(images, 48, OFF, seed=0, normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
+    dataset = TrainingDataset(images, 48, OFF, seed=0, preprocessing=Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
     sample = dataset[2]
     resized = images.image(2).resize((48, 48), Image.Resampling.BILINEAR)
     expected = (np.asarray(resized) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.25, 0.5)
@@ -139,7 +140,7 @@ def test_large_jpegs_are_decoded_reduced_but_look_the_same():
     columns = {"image_id": ["a"], "image": [{"bytes": stream.getvalue(), "path": None}], "labels": [[0]]}
     images = TaggedImages(Dataset.from_dict(columns, features=features(("x",), False)), ("x",), None, None, (), "")
     assert images.image(0, min_side=128).size == (128, 128)
-    unchanged = Normalization((0, 0, 0), (1, 1, 1))
-    sample = TrainingDataset(images, 64, OFF, seed=0, normalization=unchanged)[0]["pixel_values"]
+    unchanged = Preprocessing((0, 0, 0), (1, 1, 1))
+    sample = TrainingDataset(images, 64, OFF, seed=0, preprocessing=unchanged)[0]["pixel_values"]
     full = np.asarray(images.image(0).resize((64, 64), Image.Resampling.BILINEAR)) / 255
     assert np.abs(sample.permute(1, 2, 0).numpy() - full).mean() < 0.01

@@ -138,7 +138,7 @@ def test_image_probabilities_are_the_models(classifier, photo):
         found = explain(flat, picture.convert("RGB"), ["kite"], None)
         pixels = torch.from_numpy(np.array(picture.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)))
     with torch.no_grad():
-        logits = checkpoint.model(checkpoint.normalization(pixels.permute(2, 0, 1))[None]).logits[0]
+        logits = checkpoint.model(checkpoint.preprocessing(pixels.permute(2, 0, 1))[None]).logits[0]
     expected = dict(zip(CLASS_NAMES, logits.sigmoid().tolist(), strict=True))
     assert found.image_probabilities == pytest.approx(expected, abs=1e-4)
 

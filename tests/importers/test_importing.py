@@ -231,6 +231,9 @@ def test_a_file_of_another_network_is_an_error(tmp_path):
         (["FILE", "--output", "model"], "no checkpoint of the released program"),
         (["FILE", "--trunk", "test_resnet", "--output", "model"], "expected a file FILE.safetensors"),
         (["FILE", "--trunk", "test_resnet", "--output", "x.safetensors", "--classes", "a"], "a trunk has no classes"),
+        (["FILE", "--output", "model", "--image-mean", "0,0,0", "--image-std", "1,1,1"], "are for a trunk"),
+        (["FILE", "--trunk", "a", "--output", "x.safetensors", "--image-mean", "0,0"], "got '0,0', expected"),
+        (["FILE", "--trunk", "a", "--output", "x.safetensors", "--image-mean", "0,0,0"], "only some of them"),
     ],
 )
 def test_mistakes_of_the_command_are_errors(tmp_path, capsys, monkeypatch, arguments, message):
@@ -239,6 +242,38 @@ def test_mistakes_of_the_command_are_errors(tmp_path, capsys, monkeypatch, argum
     assert main(["import", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_a_trunk_file_says_what_its_weights_are_fed_with(tmp_path):
+    source, output = tmp_path / "plain.safetensors", tmp_path / "trunk.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), source)
+    options = ["--image-mean", "0.1,0.2,0.3", "--image-std", "0.25,0.25,1", "--interpolation", "bicubic"]
+    assert main(["import", str(source), "--trunk", "test_resnet", "--output", str(output), *options]) == 0
+    config = SpatialBceConfig(trunk="test_resnet", num_labels=2, image_std=[0.5, 0.5, 0.5])
+    model = SpatialBceForImageClassification(config)
+    load_trunk_weights(model, str(output))
+    # What the config says already, wins.
+    assert (config.image_mean, config.image_std) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
+    assert config.interpolation == "bicubic"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "no JSON",
+        '{"image_mean": [0.5, 0.5, 0.5]}',
+        "[1]",
+        '{"image_mean": [0.5], "image_std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}',
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "interpolation": "../x"}',
+        '{"image_mean": "/etc", "image_std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}',
+    ],
+)
+def test_a_damaged_record_is_an_error(tmp_path, record):
+    path = tmp_path / "trunk.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path, metadata={"preprocessing": record})
+    model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", num_labels=2))
+    with pytest.raises(ValueError, match="trunk.safetensors: damaged record 'preprocessing'"):
+        load_trunk_weights(model, str(path))
 
 
 def test_a_trunk_file_holds_what_was_read(tmp_path):

@@ -11,6 +11,7 @@ from sbce_hf.inference.checkpoints import load_classifier, load_segmenter, read_
 from sbce_hf.models.configuration_deeplab import DeepLabConfig
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.image_processing_deeplab import DeepLabImageProcessor
+from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 
@@ -25,7 +26,11 @@ MODELS = {
     ),
     "segformer": lambda: SegformerForSemanticSegmentation(SegformerConfig(**TINY, **NAMES)),
 }
-PROCESSORS = {"deeplab": DeepLabImageProcessor, "segformer": SegformerImageProcessor}
+PROCESSORS = {
+    "classifier": SpatialBceImageProcessor,
+    "deeplab": DeepLabImageProcessor,
+    "segformer": SegformerImageProcessor,
+}
 TRUNKS = {"classifier": "spatial_bce.", "deeplab": "deeplab.", "segformer": "segformer."}
 LOADERS = {"classifier": load_classifier, "deeplab": load_segmenter, "segformer": load_segmenter}
 

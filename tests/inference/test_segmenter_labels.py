@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation
 from sbce_hf.config import CrfConfig, PredictionConfig
-from sbce_hf.data.transforms import IMAGENET, Normalization
+from sbce_hf.data.preprocessing import IMAGENET, Preprocessing
 from sbce_hf.evaluation.quality import stage_quality
 from sbce_hf.inference import segmenter as segmentation
 from sbce_hf.inference.segmenter import foreground_classes, predict_images, segment
@@ -127,7 +127,7 @@ def test_image_size_is_that_of_the_long_side(segformer, photo):
 
 
 def test_normalisation_is_used(segformer, photo):
-    other = segment(segformer, photo, PLAIN, Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    other = segment(segformer, photo, PLAIN, Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     assert not np.allclose(other, segment(segformer, photo, PLAIN), atol=1e-2)
 
 

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from sbce_hf.config import AugmentationConfig, DataConfig, SegmenterTrainingConfig, TrainingConfig
 from sbce_hf.data import IGNORE_INDEX, features, load_images
+from sbce_hf.data.preprocessing import Preprocessing
 from sbce_hf.data.schema import TaggedImages
-from sbce_hf.data.transforms import Normalization
 from sbce_hf.labels.label_maps import MaskLabels, check_label_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.training.crops import LabelledDataset, SegmentationDataset
@@ -19,7 +19,7 @@ from sbce_hf.training.crops import LabelledDataset, SegmentationDataset
 # Label values up to 250, so that a label can be a coordinate.
 NAMES = tuple(f"c{value}" for value in range(250))
 # Pixels keep their values.
-PLAIN = Normalization((0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
+PLAIN = Preprocessing((0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
 
 
 class Maps:

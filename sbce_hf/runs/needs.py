@@ -1,0 +1,67 @@
+"""What a run needs besides its recipe, and whether it is there: lines of a plan."""
+
+from pathlib import Path
+
+import timm
+from huggingface_hub import constants
+
+from ..models.modeling_trunk_weights import preprocessing_record
+from ..references import is_cached
+
+
+class Needs:
+    """Collects one line per thing that has to be there.
+
+    Args:
+        problems: gets what keeps the run from starting.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.lines: list[str] = []
+        self._problems = problems
+
+    def folder(self, what: str, path: str) -> None:
+        """Note a folder or file."""
+        self.lines.append(f"{what}: {path} ({_found(path)})")
+
+    def weights(self, what: str, weights: str, trunk: str) -> str:
+        """Note where a trunk's weights come from, and what they are fed with; returns those that a plan can load."""
+        loaded = self._weights(what, weights, trunk)
+        try:
+            record = {} if weights == "random" else preprocessing_record(trunk, weights)
+        # Loading them tells.
+        except ValueError:
+            return loaded
+        if record:
+            said = ", ".join(f"{key} {value}" for key, value in record.items() if value is not None)
+            self.lines.append(f"{what}: are fed with {said}, unless the model's fields say otherwise")
+        return loaded
+
+    def _weights(self, what: str, weights: str, trunk: str) -> str:
+        if weights != "pretrained":
+            self.lines.append(f"{what}: {weights}" + (f" ({_found(weights)})" if weights != "random" else ""))
+            return weights
+        known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.split(".")[0]) else None
+        if known is None or not known.has_weights:
+            # Nothing to download: loading them says what to do.
+            self.lines.append(f"{what}: pretrained (MISSING)")
+            return weights
+        if known.hf_hub_id is None:
+            self.lines.append(f"{what}: pretrained, from {known.url}")
+            return "random"
+        downloaded = self.downloaded(what, known.hf_hub_id, "model.safetensors", "pytorch_model.bin")
+        return weights if downloaded else "random"
+
+    def downloaded(self, what: str, repo: str, *files: str) -> bool:
+        """Note a repository, and whether it is in the cache."""
+        if is_cached(repo, *files):
+            self.lines.append(f"{what}: {repo} (found, downloaded before)")
+            return True
+        self.lines.append(f"{what}: {repo} (to be downloaded when the run starts)")
+        if constants.HF_HUB_OFFLINE:
+            self._problems.append(f"{what}: {repo} is not in the cache, and HF_HUB_OFFLINE forbids to download it")
+        return False
+
+
+def _found(path: str) -> str:
+    return "found" if Path(path).exists() else "MISSING"
