@@ -12,8 +12,8 @@ from ..data.coco import COCO_CLASSES
 from ..data.voc import VOC_CLASSES
 from ..models.configuration_checks import label_fields
 from ..models.configuration_spatial_bce import SpatialBceConfig
+from ..models.modeling_resnet38 import RESNET38
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..models.modeling_trunk import RESNET38
 from ..training.classifier import IMAGE_TOP_SHARE
 from .checkpoints import read_state_dict, require_finite
 from .report import ImportReport, check_shapes

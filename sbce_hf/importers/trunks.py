@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..models.modeling_trunk import RESNET38, create_trunk
+from ..models.modeling_resnet38 import RESNET38
+from ..models.modeling_trunk import create_trunk
 from ..models.modeling_trunk_weights import flat_name
 from .checkpoints import read_state_dict, require_finite
 from .mxnet_params import is_params, read_params, resnet38_name

@@ -59,6 +59,8 @@ TRUNK_ARGUMENTS = frozenset(
         *("avg_down", "replace_stem_pool", "block_reduce_first", "zero_init_last", "conv_mlp", "conv_bias", "use_grn"),
     }
 )
+# A backbone of transformers, by its model_type; `backbone_config` describes it.
+BACKBONE = re.compile(r"hf:[a-z0-9_-]{1,64}")
 _DEPTHS = ("depth", "depths", "layers")
 MAX_DEPTH, MAX_WIDTH = 512, 16384
 # Attention within a window makes tables of its fourth power, some of them in Python.
@@ -187,11 +189,14 @@ def check_trunk(config: Any) -> None:
         ValueError: a value outside its range, or an argument that is none of an architecture.
     """
     kind = type(config).__name__
-    if not isinstance(config.trunk, str) or not TRUNK.fullmatch(config.trunk):
+    is_backbone = isinstance(config.trunk, str) and bool(BACKBONE.fullmatch(config.trunk))
+    if not is_backbone and not (isinstance(config.trunk, str) and TRUNK.fullmatch(config.trunk)):
         raise ValueError(
             f"{kind}.trunk: got {str(config.trunk)[:120]!r}, expected the name of a model of timm's such as "
-            "'resnet50' or 'convnext_tiny.fb_in22k'; folders and repositories are not read"
+            "'resnet50' or 'convnext_tiny.fb_in22k', or 'hf:' and the model_type of a backbone of transformers; "
+            "folders and repositories are not read"
         )
+    _check_backbone(config, kind, is_backbone)
     for name, value in (config.trunk_kwargs or {}).items():
         if name not in TRUNK_ARGUMENTS:
             near = difflib.get_close_matches(str(name), TRUNK_ARGUMENTS, n=1, cutoff=0.75)
@@ -206,9 +211,34 @@ def check_trunk(config: Any) -> None:
         if not -64 <= value <= MAX_WIDTH or (name == "frozen_reduction" and value < 0):
             least = 0 if name == "frozen_reduction" else -64
             raise ValueError(f"{kind}.{name}: got {value}, expected {least} to {MAX_WIDTH}")
+    share = getattr(config, "frozen_share", None)
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"{kind}.frozen_share: got {share}, expected 0 to 1")
     check_preprocessing({name: getattr(config, name) for name in ("image_mean", "image_std", "interpolation")}, kind)
     if config.output_stride is not None and config.output_stride not in (8, 16, 32):
         raise ValueError(f"{kind}.output_stride: got {config.output_stride}, expected 8, 16, 32 or None")
+
+
+def _check_backbone(config: Any, kind: str, is_backbone: bool) -> None:
+    """Raise unless a backbone of transformers, and no other trunk, is described by its own configuration."""
+    described, own = config.backbone_config, config.trunk.removeprefix("hf:")
+    if not is_backbone:
+        if described is not None:
+            raise ValueError(
+                f"{kind}.backbone_config: is for a trunk 'hf:...', got trunk {config.trunk!r}; leave it out"
+            )
+        return
+    if described is not None and described.get("model_type", own) != own:
+        raise ValueError(
+            f"{kind}.backbone_config: got model_type {str(described['model_type'])[:80]!r}, expected the trunk's, "
+            f"{own!r}"
+        )
+    for name in ("trunk_kwargs", "output_stride"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"{kind}.{name}: got {str(getattr(config, name))[:80]}, expected null: a backbone of transformers is "
+                "described by backbone_config"
+            )
 
 
 def check_preprocessing(fields: Mapping[str, Any], where: str) -> None:

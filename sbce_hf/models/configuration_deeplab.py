@@ -42,22 +42,33 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
     | any other | `largefov` | 12 | 1024 | no | 0 |
     | any other | `aspp` (DeepLab v2) | 6, 12, 18, 24 | 0 | no | 0 |
 
+    These rates are for an output stride of 8. A trunk that keeps its own (`output_stride=None`), which is 14 to 32,
+    gets half of them.
+
     Args:
         trunk (`str`, defaults to `"resnet101"`):
             Any timm model name that supports `features_only`, or `"resnet38"`.
         trunk_kwargs (`dict`, *optional*):
             Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
+        backbone_config (`dict`, *optional*):
+            Of a trunk `hf:dinov2` and the like: the content of its `config.json`, from which it is built. By default
+            that of transformers.
         output_stride (`int`, *optional*, defaults to 8):
             Stride of the feature map. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         feature_index (`int`, defaults to -1):
             Which of the trunk's feature levels is used; negative counts from the last.
         frozen_reduction (`int`, defaults to 0):
             Trunk parameters up to the last feature level of at most this stride are frozen. 0 freezes nothing.
+        frozen_share (`float`, *optional*):
+            Freeze this share of the trunk's layers instead, from the first on. `None` goes by `frozen_reduction`;
+            of a plain transformer, all of whose levels have one stride, and of a backbone of transformers it freezes
+            a quarter unless that is 0.
         freeze_batch_norm (`bool`, defaults to `True`):
             The trunk's batch norm uses its running statistics and its affine parameters are not trained. Set to
             `False` for a trunk that starts from random weights. The head's batch norm is always trained.
-        feature_relu (`bool`, defaults to `True`):
-            Rectify the trunk's features. No effect on trunks that end in a ReLU.
+        feature_relu (`bool`, *optional*):
+            Rectify the trunk's features. No effect on trunks that end in a ReLU. `None` becomes `True` for a trunk
+            with batch norm, and `False` for transformers and other trunks without.
         image_mean (`list[float]`, *optional*):
             Per channel, of values in [0, 1], what the weights of the trunk were trained with. `None` is what they are
             known to want, see [`load_trunk_weights`], and then ImageNet's.
@@ -93,11 +104,13 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
 
     trunk: str = "resnet101"
     trunk_kwargs: dict | None = None
+    backbone_config: dict | None = None
     output_stride: int | None = 8
     feature_index: int = -1
     frozen_reduction: int = 0
+    frozen_share: float | int | None = None
     freeze_batch_norm: bool = True
-    feature_relu: bool = True
+    feature_relu: bool | None = None
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
     interpolation: Interpolation | None = None
@@ -126,7 +139,8 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
 
     def _head_defaults(self) -> dict[str, Any]:
         """Fields of the published head; saved with the config, so that a checkpoint does not depend on this table."""
-        rates = list(_RATES.get(self.head, []))
+        own_stride = self.output_stride is None and self.trunk != "resnet38"
+        rates = [rate // 2 if own_stride else rate for rate in _RATES.get(self.head, [])]
         if self.trunk.startswith("vgg"):
             hidden = {"head_channels": 1024, "head_batch_norm": False, "head_dropout": 0.5}
         elif self.head == "aspp":

@@ -19,6 +19,9 @@ class IrnConfig(PreTrainedConfig):
             Any timm model name that supports `features_only`, or `"resnet38"`.
         trunk_kwargs (`dict`, *optional*):
             Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
+        backbone_config (`dict`, *optional*):
+            Of a trunk `hf:dinov2` and the like: the content of its `config.json`, from which it is built. By default
+            that of transformers.
         output_stride (`int`, *optional*, defaults to 16):
             Stride of the deepest feature level. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         image_mean (`list[float]`, *optional*):
@@ -44,6 +47,7 @@ class IrnConfig(PreTrainedConfig):
 
     trunk: str = "resnet50"
     trunk_kwargs: dict | None = None
+    backbone_config: dict | None = None
     output_stride: int | None = 16
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None

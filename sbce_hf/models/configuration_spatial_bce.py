@@ -21,9 +21,12 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
 
     Args:
         trunk (`str`, defaults to `"resnet50"`):
-            Any timm model name that supports `features_only`, or `"resnet38"` (the paper's).
+            Any timm model name that supports `features_only`, convolutional or not, or `"resnet38"` (the paper's).
         trunk_kwargs (`dict`, *optional*):
             Arguments of the architecture, e.g. `{"pad_type": "same"}`: some of `TRUNK_ARGUMENTS`, with plain values.
+        backbone_config (`dict`, *optional*):
+            Of a trunk `hf:dinov2` and the like: the content of its `config.json`, from which it is built. By default
+            that of transformers.
         output_stride (`int`, *optional*, defaults to 8):
             Stride of the feature map. `None` leaves the trunk's own (needed by trunks that cannot dilate).
         feature_index (`int`, defaults to -1):
@@ -31,11 +34,16 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
         frozen_reduction (`int`, defaults to 4):
             Trunk parameters up to the last feature level of at most this stride are frozen ("the stem and the first
             stage"). 0 freezes nothing. The first stage of `"resnet38"` ends at stride 2.
+        frozen_share (`float`, *optional*):
+            Freeze this share of the trunk's layers instead, from the first on. `None` goes by `frozen_reduction`;
+            of a plain transformer, all of whose levels have one stride, and of a backbone of transformers it freezes
+            a quarter unless that is 0.
         freeze_batch_norm (`bool`, defaults to `True`):
             Batch norm uses its running statistics and its affine parameters are not trained. Set to `False` for a
             trunk that starts from random weights.
-        feature_relu (`bool`, defaults to `True`):
-            Rectify the trunk's features, as the paper does. No effect on trunks that end in a ReLU.
+        feature_relu (`bool`, *optional*):
+            Rectify the trunk's features, as the paper does. No effect on trunks that end in a ReLU. `None` becomes
+            `True` for a trunk with batch norm, and `False` for transformers and other trunks without.
         image_mean (`list[float]`, *optional*):
             Per channel, of values in [0, 1], what the weights of the trunk were trained with. `None` is what they are
             known to want, see [`load_trunk_weights`], and then ImageNet's.
@@ -86,11 +94,13 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
 
     trunk: str = "resnet50"
     trunk_kwargs: dict | None = None
+    backbone_config: dict | None = None
     output_stride: int | None = 8
     feature_index: int = -1
     frozen_reduction: int = 4
+    frozen_share: float | int | None = None
     freeze_batch_norm: bool = True
-    feature_relu: bool = True
+    feature_relu: bool | None = None
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
     interpolation: Interpolation | None = None

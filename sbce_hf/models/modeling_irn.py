@@ -1,5 +1,7 @@
 """The boundary network of IRN (Ahn et al., CVPR 2019): images to class boundaries."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +44,15 @@ class IrnOutput(ModelOutput):
 class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
     """A frozen trunk, all of whose feature levels a light head turns into a boundary map.
 
+    Where the finest level is coarser than the boundary map, as all layers of a plain transformer are, learned
+    upsampling brings the levels of that stride to its resolution.
+
     The published displacement branch serves instance masks only and shares nothing with the boundaries; it is left
     out.
 
     Args:
         config ([`IrnConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
 
-    Raises:
-        ValueError: the trunk has no feature level of stride 4.
     """
 
     config_class = IrnConfig
@@ -63,18 +66,17 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         super().__init__(config)
         self.build_trunk(config, out_indices=None)
         info: Any = self.trunk.feature_info
-        if STRIDE not in info.reduction():
-            raise ValueError(
-                f"trunk {config.trunk!r}: has feature levels of stride {info.reduction()}, expected one of {STRIDE}; "
-                "choose a convolutional trunk"
-            )
-        self._level = info.reduction().index(STRIDE)
+        strides, finest = info.reduction(), min(info.reduction())
+        self._level = strides.index(STRIDE) if STRIDE in strides else None
+        # Of the levels of the finest stride; 0 where that is fine enough.
+        doublings = max(0, round(math.log2(finest / STRIDE)))
         self.sides = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, config.side_channels, 1, bias=False),
                 nn.GroupNorm(config.side_groups, config.side_channels),
+                *_upsampling(config, doublings if stride == finest else 0),
             )
-            for channels in info.channels()
+            for channels, stride in zip(info.channels(), strides, strict=True)
         )
         self.boundary = nn.Conv2d(config.side_channels * len(self.sides), 1, 1)
         self.post_init()
@@ -85,7 +87,8 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         # Convolutions and norms keep torch's own initialisation, as in the released program. Only those built without
         # memory lack it; in a new model it would be drawn twice.
         head = (self.boundary, *self.sides.modules())
-        if self._trunk_was_empty and isinstance(module, nn.Conv2d | nn.GroupNorm) and any(module is m for m in head):
+        kinds = nn.Conv2d | nn.ConvTranspose2d | nn.GroupNorm
+        if self._trunk_was_empty and isinstance(module, kinds) and any(module is m for m in head):
             module.reset_parameters()
 
     def train(self, mode: bool = True) -> "IrnModel":
@@ -112,7 +115,10 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         """
         with torch.no_grad():
             levels = self.trunk(pixel_values)
-        size = levels[self._level].shape[-2:]
+        if self._level is None:
+            size = tuple(-(-side // STRIDE) for side in pixel_values.shape[-2:])
+        else:
+            size = levels[self._level].shape[-2:]
         sides = [
             F.relu(F.interpolate(side(level), size=size, mode="bilinear", align_corners=False))
             for side, level in zip(self.sides, levels, strict=True)
@@ -125,6 +131,14 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
         losses = boundary_loss(logits, small, self.config.radius, reduce=sum_over_processes if self.training else None)
         same, different = losses.same.detach(), losses.different.detach()
         return IrnOutput(losses.loss, same, different, logits, hidden_states)
+
+
+def _upsampling(config: IrnConfig, doublings: int) -> Iterator[nn.Module]:
+    """Layers that double the resolution as often as asked for."""
+    for _ in range(doublings):
+        yield nn.ReLU()
+        yield nn.ConvTranspose2d(config.side_channels, config.side_channels, 2, stride=2)
+        yield nn.GroupNorm(config.side_groups, config.side_channels)
 
 
 IrnModel.register_for_auto_class("AutoModel")

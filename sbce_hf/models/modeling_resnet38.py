@@ -4,12 +4,15 @@ Modules are named as in the released program, so that its files fit as they are.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, is_model, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# Its name among timm's.
+RESNET38 = "resnet38"
 # Feature levels: the module that a level ends with, its channels and its stride.
 _LEVELS = (
     ("conv1a", 64, 1),
@@ -144,3 +147,26 @@ def _stage(
     yield name, PreActivationBlock(in_channels, widths, stride=stride)
     for index in range(1, depth):
         yield f"{name}_{index}", PreActivationBlock(widths[-1], widths)
+
+
+def resnet38(pretrained: bool = False, **arguments: Any) -> ResNet38:
+    """For timm's registry; what `timm.create_model` passes on to find weights is not looked at, there are none.
+
+    Raises:
+        ValueError: another output stride, a level that it does not have, or arguments of other architectures.
+    """
+    steering = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "feature_cls")
+    arguments = {name: value for name, value in arguments.items() if name not in steering}
+    # timm leaves out what is `None`.
+    arguments.setdefault("out_indices", None)
+    if pretrained:
+        raise ValueError(f"trunk {RESNET38!r}: timm has no weights of it")
+    try:
+        return ResNet38(**arguments)
+    except TypeError as error:
+        raise ValueError(f"trunk {RESNET38!r} with {arguments}: {error}; leave out trunk_kwargs") from error
+
+
+# A checkpoint's own copy of this file finds the package's in the registry, or the other way round.
+if not is_model(RESNET38):
+    register_model(resnet38)

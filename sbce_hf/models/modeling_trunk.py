@@ -1,10 +1,12 @@
 """Trunks: what turns an image into a feature map, under every model of this package.
 
 A trunk is a timm feature extractor, or a module of this package that has the same face: called with images it returns
-a list of feature maps, and `feature_info` tells their channels and strides.
+a list of feature maps `(B, D, h, w)`, and `feature_info` tells their channels and strides. See
+`modeling_trunk_adapters.py` for what is made of which model.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -12,16 +14,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithNoAttention
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_checks import Interpolation, check_trunk
 from .modeling_initialization import fill_missing, is_empty, lacks_values
-from .modeling_resnet38 import ResNet38
+from .modeling_resnet38 import resnet38  # noqa: F401 - enters timm's registry
+from .modeling_trunk_adapters import adapter_for, any_size, has_one_stride
+from .modeling_trunk_backbone import PREFIX, BackboneTrunk
 from .modeling_vgg16 import dilate_vgg
 
-# The trunk that is not timm's.
-RESNET38 = "resnet38"
+# Of its layers, what a plain transformer has frozen unless the config says how much.
+FROZEN_SHARE = 0.25
 # Of a trunk; ViT-g has 1.1e9.
 MAX_PARAMETERS = 1_500_000_000
 # Of its buffers, which may be tables that grow faster than its weights.
@@ -35,14 +38,31 @@ class TrunkConfig(Protocol):
 
     trunk: str
     trunk_kwargs: dict | None
+    backbone_config: dict | None
     output_stride: int | None
     feature_index: int
     frozen_reduction: int
+    frozen_share: float | int | None
     freeze_batch_norm: bool
-    feature_relu: bool
+    feature_relu: bool | None
     image_mean: list[float | int] | None
     image_std: list[float | int] | None
     interpolation: Interpolation | None
+
+
+@dataclass
+class TrunkOutput(ModelOutput):
+    """Output of a model that is a trunk.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): the feature map.
+        hidden_states (`tuple[torch.FloatTensor]`): on request, the feature levels before the last is rectified.
+        prefix_tokens (`torch.FloatTensor` of shape `(B, P, D)`): class and register tokens of a transformer.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    prefix_tokens: Tensor | None = None
 
 
 class HasTrunk:
@@ -74,6 +94,9 @@ class TrunkMixin(HasTrunk):
         """Build the trunk with random weights and freeze what the config says; sets `trunk` and `num_features`."""
         super().build_trunk(config, **overrides)
         self.num_features = self.trunk.feature_info.channels()[-1]
+        if config.feature_relu is None:
+            # Saved with the config, so that a checkpoint does not depend on the rule.
+            config.feature_relu = wants_relu(self.trunk)
         self._freeze()
 
     @property
@@ -88,7 +111,8 @@ class TrunkMixin(HasTrunk):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
         # timm's wrapper of transformers leaves it to the model within.
-        network: Any = getattr(self.trunk, "model", self.trunk)
+        within = getattr(self.trunk, "model", self.trunk)
+        network: Any = self.trunk if hasattr(self.trunk, "set_grad_checkpointing") else within
         if not hasattr(network, "set_grad_checkpointing"):
             raise ValueError(f"trunk {self.config.trunk!r}: has no gradient checkpointing; train without it")
         network.set_grad_checkpointing(enable)
@@ -96,7 +120,15 @@ class TrunkMixin(HasTrunk):
 
     def _freeze(self) -> None:
         names = _names(self.trunk)
-        for name in names[: count_frozen(names, self.trunk.feature_info.info, self.config.frozen_reduction)]:
+        share = self.config.frozen_share
+        if share is None and (has_one_stride(self.trunk) or isinstance(self.trunk, BackboneTrunk)):
+            # No level of it is coarser than another, or none is a module with a name.
+            share = FROZEN_SHARE if self.config.frozen_reduction else 0
+        if share is None:
+            frozen = count_frozen(names, self.trunk.feature_info.info, self.config.frozen_reduction)
+        else:
+            frozen = count_share(names, share)
+        for name in names[:frozen]:
             if not name.endswith("."):
                 self.trunk.get_parameter(name).requires_grad_(False)
         if self.config.freeze_batch_norm:
@@ -115,9 +147,7 @@ class TrunkMixin(HasTrunk):
         return self
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None
-    ) -> BaseModelOutputWithNoAttention:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> TrunkOutput:
         """Compute the feature map.
 
         Args:
@@ -125,12 +155,21 @@ class TrunkMixin(HasTrunk):
             output_hidden_states (`bool`, *optional*): return `hidden_states`, too; by default what the config says.
 
         Returns:
-            `BaseModelOutputWithNoAttention`: `last_hidden_state` of shape `(B, D, h, w)`; `hidden_states`, the
-            trunk's feature levels before it is rectified, of which there is one: what lies behind is not built.
+            [`TrunkOutput`]: its `hidden_states` are one feature level: what lies behind is not built.
         """
-        levels = self.trunk(pixel_values)
+        look = getattr(self.trunk, "look", None)
+        levels, prefix = look(pixel_values) if look else (self.trunk(pixel_values), None)
         features = F.relu(levels[-1]) if self.config.feature_relu else levels[-1]
-        return BaseModelOutputWithNoAttention(features, wanted_levels(self.config, levels, output_hidden_states))
+        return TrunkOutput(features, wanted_levels(self.config, levels, output_hidden_states), prefix)
+
+
+def wants_relu(trunk: nn.Module) -> bool:
+    """Whether a trunk's features are rectified unless the config says otherwise.
+
+    Networks with batch norm are built around rectified features. What is normed per pixel, a transformer's tokens or a
+    ConvNeXt's sums, says as much by what is negative.
+    """
+    return not has_one_stride(trunk) and bool(_batch_norms(trunk))
 
 
 def wanted_levels(config: Any, levels: Iterable[Tensor], wanted: bool | None) -> tuple[Tensor, ...] | None:
@@ -152,11 +191,15 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     """
     # Again, because a configuration's fields can be set after its own check.
     check_trunk(config)
-    if config.trunk == RESNET38:
-        return _create_resnet38(config, **overrides)
+    is_backbone = config.trunk.startswith(PREFIX)
     # Counted before memory is taken; building must not change what the caller's seed gives.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        trunk: Any = _create_timm(config, **{**overrides, "pretrained": False})
+        trunk: Any = _create(config)
+        adapter = None if is_backbone else adapter_for(trunk)
+        if adapter is not None:
+            overrides |= {"feature_cls": adapter} | _any_size(config)
+        if overrides:
+            trunk = _create(config, **{**overrides, "pretrained": False})
     level = max(trunk.feature_info.info, key=lambda level: level["num_chs"] / level["reduction"] ** 2)
     for got, limit, what in (
         (sum(tensor.numel() for tensor in trunk.parameters()), MAX_PARAMETERS, "parameters"),
@@ -168,7 +211,27 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
                 f"trunk {config.trunk!r} with {config.trunk_kwargs}: has {got:.3g} {what}, expected at most "
                 f"{limit:.3g}"
             )
-    return _create_timm(config, **overrides)
+    return _create(config, **overrides)
+
+
+def _create(config: TrunkConfig, **overrides: Any) -> nn.Module:
+    if not config.trunk.startswith(PREFIX):
+        return _create_timm(config, **overrides)
+    levels = overrides.get("out_indices", _one_level(config))
+    try:
+        return BackboneTrunk(
+            {"model_type": config.trunk.removeprefix(PREFIX), **(config.backbone_config or {})}, levels
+        )
+    # Any error can come of a number that does not fit the others.
+    except Exception as error:
+        raise ValueError(f"trunk {config.trunk!r} with its backbone_config: {error}") from error
+
+
+def _any_size(config: TrunkConfig) -> dict[str, bool]:
+    """What lets the trunk take images of any size, where the config does not say otherwise."""
+    arguments = dict(config.trunk_kwargs or {})
+    plain = timm.create_model(config.trunk, **arguments, pretrained=False)
+    return {name: value for name, value in any_size(plain).items() if name not in arguments}
 
 
 def _create_timm(config: TrunkConfig, **overrides: Any) -> nn.Module:
@@ -187,7 +250,8 @@ def _create_timm(config: TrunkConfig, **overrides: Any) -> nn.Module:
     except Exception as error:
         raise ValueError(
             f"trunk {config.trunk!r} with {arguments}: {error}. Expected a timm model with features_only and, unless "
-            "output_stride is None, a settable output stride; timm.list_models('*') lists the names"
+            "output_stride is None, a settable output stride, which transformers do not have; timm.list_models('*') "
+            "lists the names"
         ) from error
     return trunk if vgg_stride is None else dilate_vgg(trunk, vgg_stride)
 
@@ -195,16 +259,6 @@ def _create_timm(config: TrunkConfig, **overrides: Any) -> nn.Module:
 def _one_level(config: TrunkConfig) -> tuple[int]:
     # The config of a model that takes all levels does not name one.
     return (getattr(config, "feature_index", -1),)
-
-
-def _create_resnet38(config: TrunkConfig, **overrides: Any) -> ResNet38:
-    arguments = {**(config.trunk_kwargs or {}), "out_indices": _one_level(config), **overrides}
-    if config.output_stride is not None:
-        arguments["output_stride"] = config.output_stride
-    try:
-        return ResNet38(**arguments)
-    except TypeError as error:
-        raise ValueError(f"trunk {RESNET38!r} with {arguments}: {error}; leave out trunk_kwargs") from error
 
 
 def _names(trunk: nn.Module) -> list[str]:
@@ -223,8 +277,18 @@ def count_frozen(names: list[str], levels: list[dict], frozen_reduction: int) ->
         if level["reduction"] > frozen_reduction:
             continue
         prefix = level["module"].replace(".", "_") + "_"
-        frozen = max([frozen, *(i + 1 for i, name in enumerate(names) if name.replace(".", "_").startswith(prefix))])
+        # Adapters hold timm's model as `model`.
+        inner = [name.removeprefix("model.").replace(".", "_") for name in names]
+        frozen = max([frozen, *(i + 1 for i, name in enumerate(inner) if name.startswith(prefix))])
     return frozen
+
+
+def count_share(names: list[str], share: float) -> int:
+    """How many of the trunk's names, in order, belong to the first `share` of its layers, each frozen as a whole."""
+    layers = [name.rpartition(".")[0] for name in names if not name.endswith(".")]
+    order = list(dict.fromkeys(layers))
+    last = set(order[: round(share * len(order))])
+    return max([0, *(i + 1 for i, name in enumerate(names) if name.rpartition(".")[0] in last)])
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:

@@ -1,18 +1,24 @@
 """Weights for a trunk, from timm or from a safetensors file, and how photos are to be prepared for them."""
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import timm
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_checks import Interpolation, check_preprocessing
-from .modeling_trunk import RESNET38, TrunkConfig, create_trunk
+from .modeling_checkpoint import read_json
+from .modeling_resnet38 import RESNET38
+from .modeling_trunk import TrunkConfig, create_trunk
+from .modeling_trunk_backbone import PREFIX
 
 # In the metadata of a safetensors file: JSON with what its weights are to be fed with, by the configs' names.
 RECORD = "preprocessing"
@@ -39,25 +45,32 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
     config = cast(Any, model.config)
     # What a file says is checked before the weights are read.
     record = preprocessing_record(config.trunk, weights)
+    load = _load_backbone if config.trunk.startswith(PREFIX) else _load_timm
+    try:
+        load(base.trunk, config, weights)
+    except RuntimeError as error:
+        raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
+    for name, value in record.items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
+
+
+def _load_timm(trunk: nn.Module, config: Any, weights: str) -> None:
+    """Load weights of timm's names, or of ResNet-38's."""
     if weights != "pretrained":
-        _check_trunk_file(base.trunk, config.trunk, weights)
+        _check_trunk_file(trunk, config.trunk, weights)
     elif config.trunk == RESNET38:
         raise ValueError(
             f"trunk weights 'pretrained': timm has none of {RESNET38!r}. Make a file from its ImageNet weights with "
             "`sbce import FILE --output resnet38.safetensors` and give that, or give 'random'"
         )
     try:
-        base.trunk.load_state_dict(_trunk_state(base.trunk, config, weights))
+        trunk.load_state_dict(_trunk_state(trunk, config, weights))
     except OSError as error:
         raise FileNotFoundError(
             f"trunk weights of {config.trunk!r} cannot be loaded: {error}. Connect to the Hub once, or give a "
             "checkpoint file instead of 'pretrained'"
         ) from error
-    except RuntimeError as error:
-        raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
-    for name, value in record.items():
-        if getattr(config, name) is None:
-            setattr(config, name, value)
 
 
 def preprocessing_record(trunk: str, weights: str) -> dict[str, Any]:
@@ -73,7 +86,7 @@ def preprocessing_record(trunk: str, weights: str) -> dict[str, Any]:
     Raises:
         ValueError: the file's record is damaged.
     """
-    found = _file_record(weights)
+    found = _file_record(weights) or _processor_record(trunk, weights)
     if found is None:
         known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.partition(".")[0]) else None
         if known is None:
@@ -107,6 +120,44 @@ def _file_record(weights: str) -> dict[str, Any] | None:
         raise ValueError(
             f"trunk weights {weights}: damaged record {RECORD!r}: {error}; import the file again"
         ) from error
+
+
+def _processor_record(trunk: str, weights: str) -> dict[str, Any] | None:
+    """What the image processor of transformers beside a backbone's weights says."""
+    path = Path(weights).parent / "preprocessor_config.json"
+    if not trunk.startswith(PREFIX) or not path.is_file():
+        return None
+    values = read_json(path)
+    names = {2: "bilinear", 3: "bicubic", 0: "nearest", 1: "lanczos"}
+    found = {name: values.get(name) for name in ("image_mean", "image_std")}
+    if None in found.values():
+        return None
+    found["interpolation"] = names.get(values.get("resample", 2), "bilinear")
+    check_preprocessing(found, str(path))
+    return found
+
+
+def _load_backbone(trunk: Any, config: Any, path: str) -> None:
+    """Load a file of transformers into a backbone, by transformers' own names."""
+    name = config.trunk
+    if not path.endswith(".safetensors") or not os.path.isfile(path):
+        raise ValueError(
+            f"trunk weights {path}: expected a .safetensors file of transformers for {name!r}, or 'random'; "
+            "'pretrained' needs a trunk 'hf:' with a folder or Hub id"
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"trunk weights {path}: is no safetensors file: {error}") from error
+    kind, backbone_config = type(trunk.model), copy.deepcopy(trunk.model.config)
+    loaded, found = kind.from_pretrained(None, config=backbone_config, state_dict=state, output_loading_info=True)
+    # What stands for hidden patches while such a network is trained is never seen here.
+    if missing := sorted(name for name in found["missing_keys"] if not name.endswith("mask_token")):
+        raise ValueError(
+            f"trunk weights {path}: lacks {len(missing)} of trunk {name!r}, first {missing[0]!r}: it belongs to "
+            "another architecture or size, which its config.json describes: trunk 'hf:FOLDER'"
+        )
+    trunk.model.load_state_dict(loaded.state_dict())
 
 
 def _trunk_state(trunk: nn.Module, config: TrunkConfig, weights: str) -> Mapping[str, Tensor]:

@@ -5,8 +5,10 @@ from pathlib import Path
 import timm
 from huggingface_hub import constants
 
+from ..models.modeling_trunk_backbone import PREFIX
 from ..models.modeling_trunk_weights import preprocessing_record
 from ..references import is_cached
+from ..training.backbones import CONFIG, WEIGHTS, is_elsewhere
 
 
 class Needs:
@@ -26,6 +28,8 @@ class Needs:
 
     def weights(self, what: str, weights: str, trunk: str) -> str:
         """Note where a trunk's weights come from, and what they are fed with; returns those that a plan can load."""
+        if is_elsewhere(trunk):
+            return self._backbone(what, weights, trunk.removeprefix(PREFIX))
         loaded = self._weights(what, weights, trunk)
         try:
             record = {} if weights == "random" else preprocessing_record(trunk, weights)
@@ -36,6 +40,15 @@ class Needs:
             said = ", ".join(f"{key} {value}" for key, value in record.items() if value is not None)
             self.lines.append(f"{what}: are fed with {said}, unless the model's fields say otherwise")
         return loaded
+
+    def _backbone(self, what: str, weights: str, name: str) -> str:
+        files = (CONFIG, WEIGHTS) if weights == "pretrained" else (CONFIG,)
+        if Path(name).is_dir():
+            missing = [file for file in files if not (Path(name) / file).is_file()]
+            self.lines.append(f"{what}: {weights}, backbone {name} ({'MISSING' if missing else 'found'})")
+        else:
+            self.downloaded(f"{what}: {weights}, backbone", name, *files)
+        return weights
 
     def _weights(self, what: str, weights: str, trunk: str) -> str:
         if weights != "pretrained":

@@ -17,6 +17,7 @@ from ..labels.proportions import ProportionTable, clamp_proportions
 from ..labels.store import LabelStore
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_trunk import create_trunk
+from ..training.backbones import resolve_backbone
 
 
 def estimate_proportions(
@@ -52,8 +53,9 @@ def estimate_proportions(
 
 def class_map_stride(config: RunConfig) -> int:
     """Pixels of an image per pixel of a class map and axis; the trunk's own where the recipe leaves it open."""
+    fields, _ = resolve_backbone(config.model, "random")
     with torch.device("meta"):
-        trunk = create_trunk(SpatialBceConfig(**config.model))
+        trunk = create_trunk(SpatialBceConfig(**fields))
     return cast(Any, trunk).feature_info.reduction()[-1]
 
 

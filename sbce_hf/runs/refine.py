@@ -27,7 +27,7 @@ from .stage import Refinement, Stage
 
 IRN = "irn"
 # Fields of the run's model that go with its trunk's weights.
-OF_THE_TRUNK = ("trunk", "trunk_kwargs", "image_mean", "image_std", "interpolation")
+OF_THE_TRUNK = ("trunk", "trunk_kwargs", "backbone_config", "image_mean", "image_std", "interpolation")
 # What the walk depends on besides the boundary network.
 WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold", "map_weight")
 

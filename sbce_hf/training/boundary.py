@@ -15,6 +15,7 @@ from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_irn import IrnConfig
 from ..models.modeling_irn import IrnModel
 from ..models.modeling_trunk_weights import load_trunk_weights
+from .backbones import resolve_backbone
 from .crops import SegmentationDataset
 from .folder import FitSummary
 from .loop import fit
@@ -68,6 +69,7 @@ def create_boundary_network(fields: Mapping[str, Any], trunk_weights: str, seed:
         ValueError: see [`IrnConfig`] and [`load_trunk_weights`].
     """
     set_seed(seed)
+    fields, trunk_weights = resolve_backbone(fields, trunk_weights)
     model = IrnModel(IrnConfig(**fields))
     if trunk_weights != "random":
         load_trunk_weights(model, trunk_weights)

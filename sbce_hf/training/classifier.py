@@ -23,6 +23,7 @@ from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..models.modeling_trunk_weights import load_trunk_weights
 from ..postprocess.rules import SOFT_RANGE
+from .backbones import resolve_backbone
 from .crops import LabelledDataset
 from .folder import FitSummary
 from .health import ClassHealth
@@ -220,6 +221,7 @@ def create_classifier(
         ValueError: an unknown field, or one that does not fit the trunk.
     """
     set_seed(seed)
+    fields, trunk_weights = resolve_backbone(fields, trunk_weights)
     model = SpatialBceForImageClassification(SpatialBceConfig(**fields, **label_fields(class_names)))
     if trunk_weights != "random":
         load_trunk_weights(model, trunk_weights)

@@ -31,6 +31,7 @@ from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
 from ..models.modeling_trunk import MAX_PARAMETERS
 from ..models.modeling_trunk_weights import load_trunk_weights
 from ..references import local_checkpoint
+from .backbones import resolve_backbone
 from .crops import SegmentationDataset
 from .device import use_cpu
 from .folder import FitSummary
@@ -219,9 +220,10 @@ def create_segmenter(
                 "a checkpoint file"
             )
         return DeepLabForSemanticSegmentation.from_classifier(classifier, **config.model)
-    model = DeepLabForSemanticSegmentation(DeepLabConfig(**config.model, **labels))
-    if config.weights != "random":
-        load_trunk_weights(model, config.weights)
+    fields, weights = resolve_backbone(config.model, config.weights)
+    model = DeepLabForSemanticSegmentation(DeepLabConfig(**fields, **labels))
+    if weights != "random":
+        load_trunk_weights(model, weights)
     return model
 
 

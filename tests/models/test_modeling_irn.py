@@ -1,6 +1,7 @@
 import pytest
 import torch
-from common_model_tests import CompiledModelTests
+from common_model_tests import CommonModelTests, CompiledModelTests
+from torch import nn
 from transformers import AutoModel
 
 from sbce_hf import IrnConfig, IrnModel
@@ -90,6 +91,32 @@ def test_bad_fields(fields, message):
         IrnConfig(**fields)
 
 
-def test_a_trunk_without_a_level_of_stride_4():
-    with pytest.raises(ValueError, match=r"feature levels of stride .*expected one of 4; choose a convolutional"):
-        IrnModel(IrnConfig(trunk="test_vit.r160_in1k", output_stride=None))
+class TestOnTransformer(CommonModelTests):
+    """Layers of one stride, and learned upsampling."""
+
+    model_class = trunk_class = IrnModel
+    fields = {"trunk": "test_vit", "output_stride": None, "side_channels": 8, "radius": 4}
+    trunk_overrides = {"out_indices": None}
+    pixel_output = "boundary_logits"
+    checkpoints_activations = False
+
+    def targets(self):
+        return {"labels": torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize(
+    ("trunk", "doublings"), [("test_vit", 2), ("vit_small_patch14_dinov2", 2), ("test_resnet", 0)]
+)
+@pytest.mark.parametrize("size", [(64, 96), (75, 100)])
+def test_boundaries_are_at_a_quarter_of_the_size(trunk, doublings, size):
+    kwargs = {"embed_dim": 32, "depth": 6, "num_heads": 2} if trunk.startswith("vit") else None
+    stride = 16 if trunk == "test_resnet" else None
+    model = IrnModel(IrnConfig(trunk=trunk, trunk_kwargs=kwargs, output_stride=stride, side_channels=8, radius=4))
+    labels = torch.randint(0, 3, (1, *size))
+    output = model(torch.randn(1, 3, *size), labels)
+    assert output.boundary_logits.shape == (1, *(-(-side // 4) for side in size))
+    ups = [module for module in model.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert len(ups) == doublings * (len(model.sides) if doublings else 1)
+    output.loss.backward()
+    assert all(up.weight.grad.abs().sum() > 0 for up in ups)
+    assert all(parameter.grad is None for parameter in model.trunk.parameters())
