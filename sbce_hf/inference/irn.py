@@ -104,7 +104,7 @@ class WalkMethod:
     @torch.inference_mode()
     def _walk(self, image: np.ndarray, maps: ClassMaps) -> np.ndarray:
         """Index of the winner among background and known classes, `(H, W)` int64."""
-        config, (height, width) = self.config, self._size(image)
+        config, (height, width) = self.config, _scaled(image.shape[:2], self.config)
         boundaries = self._boundaries(image, height, width)
         above = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
         # On the boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
@@ -121,12 +121,6 @@ class WalkMethod:
         background = torch.full_like(arrived[:1], config.background_threshold)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
 
-    def _size(self, image: np.ndarray) -> tuple[int, int]:
-        """Height and width at which boundaries are looked for: as in training, before its random scale."""
-        height, width = image.shape[:2]
-        factor = (self.config.training.image_size or max(height, width)) / max(height, width)
-        return max(1, round(factor * height)), max(1, round(factor * width))
-
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
         """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
         pixels = to_pixels(Image.fromarray(image), (height, width), self.preprocessing.resample).to(self.model.device)
@@ -134,6 +128,19 @@ class WalkMethod:
         view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
         logits = (view + mirrored.flip(-1)) / 2
         return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]
+
+
+def _scaled(size: tuple[int, ...], config: IrnRefinementConfig) -> tuple[int, int]:
+    """Height and width at which boundaries are looked for: as in training, before its random scale."""
+    height, width = size
+    factor = (config.training.image_size or max(height, width)) / max(height, width)
+    return max(1, round(factor * height)), max(1, round(factor * width))
+
+
+def boundary_size(size: tuple[int, int], config: IrnRefinementConfig) -> tuple[int, int]:
+    """Height and width of what the boundary network sees of an image of a height and width: scaled and padded."""
+    height, width = _scaled(size, config)
+    return height + -height % _MULTIPLE, width + -width % _MULTIPLE
 
 
 def _by_class(maps: Tensor) -> Tensor:

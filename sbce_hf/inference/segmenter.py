@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,14 +136,30 @@ def predict_images(
     )
 
 
-def _factor(image: Image.Image, config: PredictionConfig) -> float:
-    """From pixels of the image to pixels of scale 1."""
-    return 1.0 if config.image_size is None else config.image_size / max(image.size)
+def prediction_sizes(
+    size: tuple[int, int], config: PredictionConfig, trained_side: int | None
+) -> list[tuple[int, int]]:
+    """Heights and widths at which an image of a height and width is looked at.
+
+    Args:
+        size: of the image.
+        config: views and window.
+        trained_side: the `image_size` of the training, where `config` has none.
+    """
+    config = replace(config, image_size=config.image_size or trained_side)
+    first = _windows(size, config)[0]
+    return _view_sizes((first.height, first.width), _factor(size, config), config.scales)
 
 
-def _windows(image: Image.Image, config: PredictionConfig) -> list[Tile]:
-    side = max(image.size) if config.window is None else max(1, round(config.window / _factor(image, config)))
-    return cover(image.height, image.width, side, config.overlap)
+def _factor(size: tuple[int, int], config: PredictionConfig) -> float:
+    """From pixels of the image, of a height and width, to pixels of scale 1."""
+    return 1.0 if config.image_size is None else config.image_size / max(size)
+
+
+def _windows(size: tuple[int, int], config: PredictionConfig) -> list[Tile]:
+    height, width = size
+    side = max(size) if config.window is None else max(1, round(config.window / _factor(size, config)))
+    return cover(height, width, side, config.overlap)
 
 
 @torch.inference_mode()
@@ -154,14 +171,14 @@ def _predict_windows(
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Each window with its probabilities `(K, h, w)`; the windows of a batch go through the network together."""
     model.eval()
-    windows, per_batch = _windows(image, config), max(1, config.batch_size // (1 + config.flip))
-    num_labels = cast(Any, model.config).num_labels
+    windows, per_batch = _windows((image.height, image.width), config), max(1, config.batch_size // (1 + config.flip))
+    num_labels, factor = cast(Any, model.config).num_labels, _factor((image.height, image.width), config)
     for start in range(0, len(windows), per_batch):
         chunk = windows[start : start + per_batch]
         crops = [image.crop(window.box) for window in chunk]
         size = (chunk[0].height, chunk[0].width)
         merged = torch.zeros(len(chunk), num_labels, *size, device=model.device)
-        for view in _view_sizes(size, _factor(image, config), config.scales):
+        for view in _view_sizes(size, factor, config.scales):
             pixels = torch.stack([to_pixels(crop, view, preprocessing.resample) for crop in crops]).to(model.device)
             batch = preprocessing(pixels).to(model.dtype)
             for index, logits in enumerate(_logits(model, batch, config.flip)):

@@ -24,6 +24,7 @@ from ..training.segmenter import create_segmenter
 from .bench import load_scored
 from .needs import Needs
 from .planned import Plan, StagePlan
+from .rehearsal import rehearse
 from .stage import RECORD, Stage, require_same
 from .stages import REFINEMENTS, outside_of, stages_of
 from .timing import sample_size, stage_seconds, training_of
@@ -73,6 +74,8 @@ class _Planner:
             self.outside = self._attempt(lambda: outside_of(self.config, images)) or {}
         stages = stages_of(self.config)
         models = {stage.name: self._model(stage, classifier, segmenter) for stage in stages}
+        if images is not None and not self.problems:
+            self._attempt(lambda: rehearse(self.config, stages, models, images))
         if images is not None and classifier is not None and not self.problems:
             # Before the estimates of memory, which take the models' weights.
             counts = (len(self.scored or ()), len(self.predicted or ()))

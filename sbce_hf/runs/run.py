@@ -23,6 +23,7 @@ from ..training.segmenter import create_segmenter
 from .bench import Bench
 from .layout import CONFIG, REPORT, RESULTS
 from .provenance import hardware, versions
+from .rehearsal import rehearse
 from .report import find_concerns, write_report
 from .scoring import LABELLED, measure, read_quality, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
@@ -72,14 +73,21 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     """
     # Data and models first: a wrong path must not leave a run directory behind.
     bench = Bench(config, run_dir)
-    create_classifier(config.model, bench.images.class_names, config.trunk_weights, config.seed)
+    names = bench.images.class_names
+    classifier = create_classifier(config.model, names, config.trunk_weights, config.seed)
     alternation(count_iterations(len(bench.images), config.spatial), config.spatial)
-    for name, refinement in REFINEMENTS.items():
-        if (section := getattr(config, name)) is not None and refinement.network is not None:
-            refinement.network(config, section)
+    refining = {
+        name: refinement.network(config, section)
+        for name, refinement in REFINEMENTS.items()
+        if (section := getattr(config, name)) is not None and refinement.network is not None
+    }
     bench.outside = outside_of(config, bench.images)
-    if config.segmenter is not None and not config.segmenter.starts_from_classifier:
-        create_segmenter(config.segmenter, bench.images.class_names, seed=config.seed)
+    segmenter = None
+    if config.segmenter is not None:
+        segmenter = create_segmenter(config.segmenter, names, classifier=classifier, seed=config.seed)
+    by_kind = {"classifier": classifier, "segmenter": segmenter}
+    stages = stages_of(config, bench.outside)
+    rehearse(config, stages, {one.name: refining.get(one.name, by_kind.get(one.kind)) for one in stages}, bench.images)
     if bench.process.is_main_process:
         require_same(bench.run_dir, stages_of(config, bench.outside), bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
