@@ -1,0 +1,32 @@
+"""The table of trunks: each family's smallest member goes through all of it."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "trunks.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("trunks", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("family", ["CNN", "NHWC", "ViT", "hybrid"])
+def test_every_family_serves(script, family):
+    features, *answers = script.try_trunk(script.TRUNKS[family][0], [64, 80], small=True)
+    assert answers == ["yes"] * 4 and " at " in features
+
+
+def test_what_does_not_serve_says_why(script):
+    _, first, second, photo, again = script.try_trunk("levit_128s", [64, 224])
+    assert first.startswith("no: ") and second == again == "yes" and photo.startswith("no: ")
+    assert script.try_trunk("no_such_model", [64])[1:] == ["no", "no", "no"]
+
+
+def test_the_table_is_long_enough(script):
+    assert sum(len(names) for names in script.TRUNKS.values()) >= 24
