@@ -91,6 +91,8 @@ class TrainingConfig(LoopConfig):
         max_scale: of the random scale.
         min_threshold_phases: in a stage that is too short for as many, period and phases shrink in proportion.
         augmentation: see [`AugmentationConfig`].
+        feature_sizes: with a frozen trunk (`model.train_trunk: false`) and targets `"labels"`: at how many sizes,
+            evenly from `min_scale` to `max_scale`, features are kept on disk; `None` is 3.
     """
 
     image_size: int = number(369, at_least=32, limit=MAX_SIDE)
@@ -102,6 +104,7 @@ class TrainingConfig(LoopConfig):
     max_scale: float = number(1.6, above=0, limit=64)
     min_threshold_phases: int = number(3, at_least=1, limit=1000)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    feature_sizes: int | None = added(before=None, at_least=1, limit=64)
 
     def validate_period(self) -> None:
         """The alternation fits into its period."""

@@ -38,6 +38,8 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
             Freeze this share of the trunk's layers instead, from the first on. `None` goes by `frozen_reduction`;
             of a plain transformer, all of whose levels have one stride, and of a backbone of transformers it freezes
             a quarter unless that is 0.
+        train_trunk (`bool`, defaults to `True`):
+            `False` freezes the whole trunk, dropout included: only the heads are trained.
         freeze_batch_norm (`bool`, defaults to `True`):
             Batch norm uses its running statistics and its affine parameters are not trained. Set to `False` for a
             trunk that starts from random weights.
@@ -99,6 +101,7 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     feature_index: int = -1
     frozen_reduction: int = 4
     frozen_share: float | int | None = None
+    train_trunk: bool = True
     freeze_batch_norm: bool = True
     feature_relu: bool | None = None
     image_mean: list[float | int] | None = None

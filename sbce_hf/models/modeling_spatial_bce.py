@@ -101,17 +101,18 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         proportions: Tensor | None = None,
         phase: Phase = "weights",
         label_maps: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        features: Tensor | None = None,
     ) -> SpatialBceOutput:
         """Compute class maps, thresholds and, with `labels`, the loss of one phase.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): normalised images.
             labels (`torch.FloatTensor` of shape `(B, C)`): 1 for a present class, 0 for an absent one.
             proportions (`torch.FloatTensor` of shape `(B, C)`): foreground proportions in [0, 1]; needed by every loss
                 but `"bce"`'s.
@@ -121,16 +122,22 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 unknown. In the phase `"weights"` present classes are trained on them instead of on proportions, and
                 there is no proportion term: they say both how much and where.
             output_hidden_states (`bool`, *optional*): return the trunk's, see [`SpatialBceModel`].
+            features (`torch.FloatTensor` of shape `(B, D, h, w)`, *optional*): what the trunk has made of images
+                before, its `last_hidden_state`, instead of `pixel_values`.
 
         Returns:
             [`SpatialBceOutput`].
 
         Raises:
-            ValueError: an unknown phase, no proportions where the phase needs them, or, where reading them costs
-                nothing, proportions outside [0, 1].
+            ValueError: neither images nor features, or both; an unknown phase, no proportions where the phase needs
+                them, or, where reading them costs nothing, proportions outside [0, 1].
         """
-        trunk = self.spatial_bce(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        features = trunk.last_hidden_state
+        if (pixel_values is None) is (features is None):
+            raise ValueError("expected pixel_values, or features of a trunk that has looked at them, and not both")
+        hidden_states = None
+        if features is None:
+            trunk = self.spatial_bce(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+            features, hidden_states = trunk.last_hidden_state, trunk.hidden_states
         scale = self.logit_scale.exp()[:, None, None]
         pixel_logits = self.class_maps(self.embedding(features)) * scale
         head_input = features.detach() if self.config.detach_threshold_input else features
@@ -147,7 +154,7 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             threshold_logits=threshold_logits,
             spatial_loss=losses.get("spatial_loss"),
             proportion_loss=losses.get("proportion_loss"),
-            hidden_states=trunk.hidden_states,
+            hidden_states=hidden_states,
         )
 
     def _losses(

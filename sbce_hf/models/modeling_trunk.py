@@ -118,7 +118,15 @@ class TrunkMixin(HasTrunk):
         network.set_grad_checkpointing(enable)
         self._gradient_checkpointing = enable
 
+    @property
+    def _trains_trunk(self) -> bool:
+        # Not every model with a trunk leaves the choice.
+        return getattr(self.config, "train_trunk", True)
+
     def _freeze(self) -> None:
+        if not self._trains_trunk:
+            self.trunk.requires_grad_(False)
+            return
         names = _names(self.trunk)
         share = self.config.frozen_share
         if share is None and (has_one_stride(self.trunk) or isinstance(self.trunk, BackboneTrunk)):
@@ -141,7 +149,9 @@ class TrunkMixin(HasTrunk):
         cast(Any, super()).train(mode)
         # `from_pretrained` replaces every parameter by a trainable one; it ends with `eval()`, and so comes by here.
         self._freeze()
-        if self.config.freeze_batch_norm:
+        if not self._trains_trunk:
+            self.trunk.eval()
+        elif self.config.freeze_batch_norm:
             for module in _batch_norms(self.trunk):
                 module.eval()
         return self

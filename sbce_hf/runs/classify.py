@@ -12,7 +12,7 @@ from ..inference.checkpoints import read_classifier
 from ..labels.proportions import ProportionTable
 from ..labels.store import LabelStore
 from ..postprocess.methods import ShareMethod
-from ..training.classifier import create_classifier, train_classifier
+from ..training.classifier import FEATURES, create_classifier, train_classifier
 from .bench import Bench
 from .guard import hold_back
 from .proportions import estimate_proportions, given_proportions
@@ -58,6 +58,8 @@ def train_and_label(bench: Bench, stage: Stage, number: int) -> None:
         seed=seed,
         label_maps=label_maps,
         guarded=config.guard is not None,
+        # The trunk of all stages, and so its features, are the same.
+        features_dir=bench.run_dir / FEATURES,
     )
     bench.note_duration(f"{stage.name}: training", fitted.seconds)
     started = time.perf_counter()

@@ -1,5 +1,6 @@
 """What a run needs besides its recipe, and whether it is there: lines of a plan."""
 
+import shutil
 from pathlib import Path
 
 import timm
@@ -64,6 +65,18 @@ class Needs:
             return "random"
         downloaded = self.downloaded(what, known.hf_hub_id, "model.safetensors", "pytorch_model.bin")
         return weights if downloaded else "random"
+
+    def space(self, what: str, size: int, folder: Path) -> None:
+        """Note what will be kept on disk, in bytes, and whether there is room for what is not there yet."""
+        there = sum(path.stat().st_size for path in folder.glob("*")) if folder.is_dir() else 0
+        parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+        free = shutil.disk_usage(parent).free
+        self.lines.append(f"{what}: {size / 2**30:.2f} GiB on disk in {folder}, {free / 2**30:.1f} GiB are free")
+        if size - there > free:
+            self._problems.append(
+                f"{what}: {(size - there) / 2**30:.2f} GiB are needed in {folder}, {free / 2**30:.2f} GiB are free; "
+                "lower bce.image_size and spatial.image_size, or spatial.feature_sizes, or train the trunk"
+            )
 
     def downloaded(self, what: str, repo: str, *files: str) -> bool:
         """Note a repository, and whether it is in the cache."""

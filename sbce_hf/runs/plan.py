@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from accelerate import PartialState
@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from ..config import LoopConfig, RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json
-from ..training.classifier import create_classifier
+from ..training.classifier import FEATURES, create_classifier
 from ..training.device import use_cpu
+from ..training.features import features_size
 from ..training.memory import estimate_memory
 from ..training.optimization import alternation
 from ..training.sampler import BatchOrder
@@ -76,6 +77,9 @@ class _Planner:
         models = {stage.name: self._model(stage, classifier, segmenter) for stage in stages}
         if images is not None and not self.problems:
             self._attempt(lambda: rehearse(self.config, stages, models, images))
+        if images is not None and classifier is not None and not cast(Any, classifier.config).train_trunk:
+            size = features_size(classifier, len(images), [self.config.bce, self.config.spatial])
+            self.needs.space("features of the frozen trunk", size, self.run_dir / FEATURES)
         if images is not None and classifier is not None and not self.problems:
             # Before the estimates of memory, which take the models' weights.
             counts = (len(self.scored or ()), len(self.predicted or ()))

@@ -34,6 +34,7 @@ from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
 from ..training.device import tune_allocator, use_cpu
+from ..training.features import View, feature_shape, training_views
 from ..training.sampler import BatchOrder
 from .settings import labelling_of
 from .stage import Stage
@@ -75,6 +76,7 @@ def stage_seconds(
         processes: that share the work.
     """
     clock, found, known = Clock(images), dict[str, float](), dict[Any, float]()
+    seen = set[View]()
     classifier = cast(Any, next(model for model in models.values() if model is not None))
 
     def once(what: Any, function: Callable[..., float], *arguments: Any) -> float:
@@ -99,6 +101,13 @@ def stage_seconds(
             batch = max(order.batch_size // (processes * steps), 1)
             step = once((type(model), id(training)), clock.training, model, training, sample_size(training), batch)
             seconds += order.iterations * batch * steps * step
+            if stage.kind == "classifier" and not model.config.train_trunk:
+                # Features that an earlier stage has looked at are kept.
+                views = [view for view in training_views(cast(TrainingConfig, training)) if view not in seen]
+                seen.update(views)
+                seconds += (
+                    len(images) / processes * sum(once(view.side, clock.looking, model, view.side) for view in views)
+                )
         if stage.kind == "classifier":
             labelling = labelling_of(config, rounds.index(stage))
             each = once(repr(labelling), clock.labelling, classifier, labelling)
@@ -159,10 +168,24 @@ class Clock:
             model.zero_grad()
 
         own = self._time(step) / count
+        if "features" in inputs:
+            return own
         augmentation = getattr(config, "augmentation", AugmentationConfig())
         samples = TrainingDataset(self.images, size, augmentation, seed=0)
         loading = self._time(lambda: [samples[index] for index in range(len(samples))]) / len(samples)
         return own + loading if config.num_workers == 0 else self._overlapped(own, loading, config.num_workers)
+
+    def looking(self, model: SpatialBceForImageClassification, side: int) -> float:
+        """What a frozen trunk makes of a photo, and loading it."""
+        model.eval().to(self.device)  # type: ignore[arg-type]
+        samples = TrainingDataset(self.images, side, AugmentationConfig(flip=False, color_jitter=0.0), seed=0)
+
+        @torch.inference_mode()
+        def look() -> None:
+            pixels = torch.stack([cast(Tensor, samples[index]["pixel_values"]) for index in range(len(samples))])
+            model.base_model(pixels.to(self.device))
+
+        return self._time(look) / len(samples)
 
     def labelling(
         self, model: SpatialBceForImageClassification, config: LabellingConfig, crfs: int = 1, walk: Any = None
@@ -240,6 +263,8 @@ class Clock:
     def _inputs(self, model: PreTrainedModel, config: LoopConfig, size: int, count: int) -> Mapping[str, Any]:
         """A batch of noise, which takes as long as any other."""
         inputs: dict[str, Any] = {"pixel_values": torch.randn(count, 3, size, size)}
+        if isinstance(config, TrainingConfig) and not cast(Any, model.config).train_trunk:
+            inputs = {"features": torch.randn(count, *feature_shape(model, size))}
         if isinstance(config, TrainingConfig):
             labels = torch.from_numpy(self.images.label_matrix()).float()
             inputs["labels"] = labels[torch.arange(count) % len(labels)]

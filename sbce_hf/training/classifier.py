@@ -25,6 +25,7 @@ from ..models.modeling_trunk_weights import load_trunk_weights
 from ..postprocess.rules import SOFT_RANGE
 from .backbones import resolve_backbone
 from .crops import LabelledDataset
+from .features import FeatureDataset, compute_features, training_views
 from .folder import FitSummary
 from .health import ClassHealth
 from .loop import fit, stage_folder
@@ -33,6 +34,9 @@ from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for,
 from .sampler import EpochDataset, count_iterations
 
 Kind = Literal["bce", "spatial"]
+
+# Folder of the features of a trunk that is not trained.
+FEATURES = "features"
 
 # The highest pixels decide whether a class is there once maps are negative outside objects.
 IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.1}
@@ -70,7 +74,8 @@ class ClassifierTask:
             phase = phase_for(iteration, self._period, self._weights_iterations)
         proportions = batch["proportions"] if self.kind == "spatial" else None
         output = model(
-            pixel_values=batch["pixel_values"],
+            pixel_values=batch.get("pixel_values"),
+            features=batch.get("features"),
             labels=batch["labels"],
             proportions=proportions,
             phase=phase,
@@ -132,6 +137,7 @@ def train_classifier(
     seed: int = 0,
     label_maps: LabelMaps | None = None,
     guarded: bool = False,
+    features_dir: Path | None = None,
 ) -> FitSummary:
     """Train a classifier on tagged images; see [`fit`] for resuming.
 
@@ -146,6 +152,7 @@ def train_classifier(
         seed: of order and augmentation.
         label_maps: for `"spatial"` with `config.targets` `"labels"`: what the images are trained on. Images without a
             label map are left out.
+        features_dir: where the features of a trunk that is not trained are kept; by default in `output_dir`.
         guarded: whoever calls holds back a class that this has harmed, so one alone does not end the training.
 
     Returns:
@@ -161,27 +168,36 @@ def train_classifier(
             f"the model's classes {list(names)} are not the images' {list(images.class_names)}; set id2label to these"
         )
     preprocessing = Preprocessing.of(model.config)
-    dataset: EpochDataset
     source: dict[str, Any] = {"images": images.manifest_hash, "proportions": None}
     if kind == "spatial" and config.targets == "labels":
         if label_maps is None:
             raise ValueError("label_maps: missing; targets 'labels' are pixels of the label maps of a stage before")
         images, content = check_label_maps(images, label_maps)
         source |= {"images": images.manifest_hash, "label_maps": content}
-        dataset = LabelledDataset(images, label_maps, config, seed, preprocessing)
     else:
+        label_maps = None
         if kind == "spatial":
             _check_proportions(proportions, images)
             source["proportions"] = hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16]
-        shares = proportions if kind == "spatial" else None
-        dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares, preprocessing)
-    inputs = source | {
-        "model": {key: getattr(model.config, key) for key in type(model.config).__annotations__},
-    }
+    shares = proportions if kind == "spatial" and label_maps is None else None
+    fields = {key: getattr(model.config, key) for key in type(model.config).__annotations__}
+    if fields["train_trunk"]:
+        # Older trainings have no such field.
+        del fields["train_trunk"]
+    inputs = source | {"model": fields}
     folder = stage_folder(output_dir, config, images=len(images), seed=seed, name=kind, inputs=inputs)
     if folder.summary() is None:
         # Pooling is the stage's matter. A finished stage leaves the model as it was given.
         cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
+    dataset: EpochDataset
+    if not cast(Any, model.config).train_trunk and folder.summary() is None:
+        kept = Path(features_dir or Path(output_dir) / FEATURES)
+        files = compute_features(model, images, training_views(config), preprocessing, kept)
+        dataset = FeatureDataset(images, files, config, seed, shares, label_maps)
+    elif label_maps is not None:
+        dataset = LabelledDataset(images, label_maps, config, seed, preprocessing)
+    else:
+        dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares, preprocessing)
     task = ClassifierTask(kind, config, names, count_iterations(len(images), config), guarded)
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:

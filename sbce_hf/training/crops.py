@@ -40,7 +40,7 @@ class _Crops(Dataset):
         return len(self._ids)
 
     def _padded(
-        self, image: Image.Image, label_map: Image.Image, columns: "_Cut", rows: "_Cut", size: int
+        self, image: Image.Image, label_map: Image.Image, columns: "Cut", rows: "Cut", size: int
     ) -> tuple[Tensor, Tensor]:
         """Pixels `(3, size, size)`, 0 where the image does not reach, and labels `(size, size)`, 255 there."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -91,12 +91,12 @@ class SegmentationDataset(_Crops):
         if config.image_size is not None:
             scale *= config.image_size / max(label_map.size)
         scaled = tuple(max(1, round(side * scale)) for side in label_map.size)
-        columns, rows = (_Cut.draw(side, size, generator) for side in scaled)
+        columns, rows = (Cut.draw(side, size, generator) for side in scaled)
 
         # As in TrainingDataset, what the reduced JPEG decoding loses stays below what the resize removes anyway.
         image = self.images.image(index, min_side=2 * min(scaled))
-        image = _cut_out(image, scaled, columns, rows, self._preprocessing.resample)
-        label_map = _cut_out(label_map, scaled, columns, rows, Image.Resampling.NEAREST)
+        image = cut_out(image, scaled, columns, rows, self._preprocessing.resample)
+        label_map = cut_out(label_map, scaled, columns, rows, Image.Resampling.NEAREST)
         if config.flip and generator.random() < 0.5:
             image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
         if config.color_jitter:
@@ -142,11 +142,11 @@ class LabelledDataset(_Crops):
         config, size = self.config, self.config.image_size
         generator = np.random.default_rng([self.seed, self.epoch, index])
         side = max(1, round(size * generator.uniform(config.min_scale, config.max_scale)))
-        columns, rows = (_Cut.draw(side, size, generator) for _ in range(2))
+        columns, rows = (Cut.draw(side, size, generator) for _ in range(2))
         image = self.images.image(index, min_side=2 * side)
-        image = _cut_out(image, (side, side), columns, rows, self._preprocessing.resample)
+        image = cut_out(image, (side, side), columns, rows, self._preprocessing.resample)
         label_map = Image.fromarray(self.label_maps.read(self._ids[index]))
-        label_map = _cut_out(label_map, (side, side), columns, rows, Image.Resampling.NEAREST)
+        label_map = cut_out(label_map, (side, side), columns, rows, Image.Resampling.NEAREST)
         if config.augmentation.flip and generator.random() < 0.5:
             image, label_map = ImageOps.mirror(image), ImageOps.mirror(label_map)
         image = augment(image, replace(config.augmentation, flip=False), generator)
@@ -164,7 +164,7 @@ class LabelledDataset(_Crops):
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """One axis of a random crop: `length` pixels from `source` of the scaled image go to `target` of the crop."""
 
     source: int
@@ -172,15 +172,19 @@ class _Cut:
     length: int
 
     @classmethod
-    def draw(cls, side: int, size: int, generator: Generator) -> "_Cut":
+    def draw(cls, side: int, size: int, generator: Generator) -> "Cut":
         """A random part of `size` pixels, or all `side` pixels at a random place if that is less."""
         slack = side - size
         offset = int(generator.integers(abs(slack) + 1))
         return cls(offset, 0, size) if slack > 0 else cls(0, offset, side)
 
+    def times(self, factor: int) -> "Cut":
+        """The same part of an axis of `factor` times as many pixels."""
+        return Cut(factor * self.source, factor * self.target, factor * self.length)
 
-def _cut_out(
-    image: Image.Image, scaled: tuple[int, ...], columns: _Cut, rows: _Cut, resample: Image.Resampling
+
+def cut_out(
+    image: Image.Image, scaled: tuple[int, ...], columns: Cut, rows: Cut, resample: Image.Resampling
 ) -> Image.Image:
     """The crop of `image` resized to `scaled`; only what is in the crop is computed."""
     left, right = (x / scaled[0] * image.width for x in (columns.source, columns.source + columns.length))

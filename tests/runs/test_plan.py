@@ -144,6 +144,19 @@ def test_a_segmenter_is_planned_with_its_yardsticks(tiny_recipe, tmp_path):
         assert (stage.iterations, stage.size) == (6, 64) and stage.memory.total > stage.memory.activations > 0
 
 
+def test_a_frozen_trunk_needs_room_on_disk(tiny_recipe, tmp_path, monkeypatch):
+    config = load_recipe(str(tiny_recipe), {"model": {"train_trunk": False}, "spatial": {"targets": "labels"}})
+    plan = make_plan(config, tmp_path / "run")
+    (line,) = [need for need in plan.needs if need.startswith("features of the frozen trunk: ")]
+    assert "GiB on disk in" in line and str(tmp_path / "run" / "features") in line
+    assert plan.problems == () and plan.stages[0].trained < 0.2 * plan.stages[0].frozen
+    assert all(stage.seconds > 0 for stage in plan.stages)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("sbce_hf.runs.needs.shutil.disk_usage", lambda path: usage)
+    (problem,) = make_plan(config, tmp_path / "run").problems
+    assert "features of the frozen trunk" in problem and "lower bce.image_size" in problem
+
+
 def test_pretrained_weights_that_cannot_be_had(tiny_recipe, tmp_path):
     for trunk, message in (("mobilenetv2_035", "No pretrained weights"), ("test_resnet", "is not in the cache")):
         config = load_recipe(str(tiny_recipe), {"trunk_weights": "pretrained", "model": {"trunk": trunk}})
