@@ -21,6 +21,7 @@ from .modeling_initialization import fill_missing, is_empty, lacks_values
 from .modeling_resnet38 import resnet38  # noqa: F401 - enters timm's registry
 from .modeling_trunk_adapters import adapter_for, any_size, has_one_stride
 from .modeling_trunk_backbone import PREFIX, BackboneTrunk
+from .modeling_trunk_freezing import batch_norms, count_frozen, count_share, names_of
 from .modeling_vgg16 import dilate_vgg
 
 # Of its layers, what a plain transformer has frozen unless the config says how much.
@@ -127,7 +128,7 @@ class TrunkMixin(HasTrunk):
         if not self._trains_trunk:
             self.trunk.requires_grad_(False)
             return
-        names = _names(self.trunk)
+        names = names_of(self.trunk)
         share = self.config.frozen_share
         if share is None and (has_one_stride(self.trunk) or isinstance(self.trunk, BackboneTrunk)):
             # No level of it is coarser than another, or none is a module with a name.
@@ -140,7 +141,7 @@ class TrunkMixin(HasTrunk):
             if not name.endswith("."):
                 self.trunk.get_parameter(name).requires_grad_(False)
         if self.config.freeze_batch_norm:
-            for module in _batch_norms(self.trunk):
+            for module in batch_norms(self.trunk):
                 for parameter in module.parameters():
                     parameter.requires_grad_(False)
 
@@ -152,7 +153,7 @@ class TrunkMixin(HasTrunk):
         if not self._trains_trunk:
             self.trunk.eval()
         elif self.config.freeze_batch_norm:
-            for module in _batch_norms(self.trunk):
+            for module in batch_norms(self.trunk):
                 module.eval()
         return self
 
@@ -179,7 +180,7 @@ def wants_relu(trunk: nn.Module) -> bool:
     Networks with batch norm are built around rectified features. What is normed per pixel, a transformer's tokens or a
     ConvNeXt's sums, says as much by what is negative.
     """
-    return not has_one_stride(trunk) and bool(_batch_norms(trunk))
+    return not has_one_stride(trunk) and bool(batch_norms(trunk))
 
 
 def wanted_levels(config: Any, levels: Iterable[Tensor], wanted: bool | None) -> tuple[Tensor, ...] | None:
@@ -269,37 +270,3 @@ def _create_timm(config: TrunkConfig, **overrides: Any) -> nn.Module:
 def _one_level(config: TrunkConfig) -> tuple[int]:
     # The config of a model that takes all levels does not name one.
     return (getattr(config, "feature_index", -1),)
-
-
-def _names(trunk: nn.Module) -> list[str]:
-    """Of modules, with a dot at the end, and of parameters, in order: many a level is a module without parameters."""
-    return [
-        f"{path}.{name}".removeprefix(".")
-        for path, module in trunk.named_modules()
-        for name in ("", *dict(module.named_parameters(recurse=False)))
-    ][1:]
-
-
-def count_frozen(names: list[str], levels: list[dict], frozen_reduction: int) -> int:
-    """How many of the trunk's names, in order, belong to the levels of at most `frozen_reduction` stride."""
-    frozen = 0
-    for level in levels:
-        if level["reduction"] > frozen_reduction:
-            continue
-        prefix = level["module"].replace(".", "_") + "_"
-        # Adapters hold timm's model as `model`.
-        inner = [name.removeprefix("model.").replace(".", "_") for name in names]
-        frozen = max([frozen, *(i + 1 for i, name in enumerate(inner) if name.startswith(prefix))])
-    return frozen
-
-
-def count_share(names: list[str], share: float) -> int:
-    """How many of the trunk's names, in order, belong to the first `share` of its layers, each frozen as a whole."""
-    layers = [name.rpartition(".")[0] for name in names if not name.endswith(".")]
-    order = list(dict.fromkeys(layers))
-    last = set(order[: round(share * len(order))])
-    return max([0, *(i + 1 for i, name in enumerate(names) if name.rpartition(".")[0] in last)])
-
-
-def _batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

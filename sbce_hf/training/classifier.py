@@ -203,6 +203,8 @@ def train_classifier(
     if PartialState().is_main_process:
         size = {"height": config.image_size, "width": config.image_size}
         SpatialBceImageProcessor(size=size, **preprocessing.processor_fields()).save_pretrained(summary.model_dir)
+    # Others read it next.
+    PartialState().wait_for_everyone()
     return summary
 
 

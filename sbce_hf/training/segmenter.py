@@ -154,6 +154,8 @@ def train_segmenter(
     )
     if process.is_main_process:
         _image_processor(model.config, config, preprocessing).save_pretrained(summary.model_dir)
+    # Others read it next.
+    process.wait_for_everyone()
     return summary
 
 

@@ -141,6 +141,8 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         "separator",
         # SGD, which was all there was.
         "optimizer",
+        # Trunks were always trained.
+        "feature_sizes",
     }
     # In every training and labelling, however deep.
     assert "segmenter.training.log_every" in left_out and "segmenter.prediction.crf_workers" in left_out

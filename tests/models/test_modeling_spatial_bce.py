@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.losses_spatial_bce import spatial_bce_loss
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceModel
-from sbce_hf.models.modeling_trunk import count_frozen
+from sbce_hf.models.modeling_trunk_freezing import count_frozen
 from sbce_hf.models.modeling_trunk_weights import load_trunk_weights
 
 HEADS = ("embedding.weight", "class_maps.weight", "class_maps.bias", "threshold_head.weight", "logit_scale")
