@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -89,8 +91,46 @@ def read_json(path: Path, default: Any = None) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Text from a file that anybody may have written.
+
+    Args:
+        path: of the file.
+        encoding: UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it is no such text.
+    """
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        what = f"{error.reason}, byte {error.start}"
+        raise UserError(f"{path}: got bytes that are no UTF-8 ({what}); save it as UTF-8") from error
+
+
+def parse_json(text: str, where: str, **options: Any) -> Any:
+    """Plain values from JSON that anybody may have written.
+
+    Args:
+        text: of one value.
+        where: it comes from, for messages.
+        options: of `json.loads`.
+
+    Raises:
+        UserError: no JSON, or a nesting or a number beyond all use.
+    """
+    try:
+        return json.loads(text, **options)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON: {error}") from error
+
+
 def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """Whether a file lies in a folder, after all links are resolved."""
+    if "\0" in os.fspath(path):
+        return False
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

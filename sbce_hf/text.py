@@ -33,14 +33,18 @@ def check_names(names: Iterable[object], what: str) -> None:
         what: they are, and where, for the message.
 
     Raises:
-        UserError: one is no text, is empty, or has a control character or a mark of direction.
+        UserError: one is no text, is empty, has a control character or a mark of direction, or is there twice.
     """
+    seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip() or any(map(is_control, name)):
             raise UserError(
                 f"{what}: got {visible(repr(name))[:120]}, expected a name of characters to see, without line ends, "
                 "control characters or marks of direction; rename the class"
             )
+        if name in seen:
+            raise UserError(f"{what}: got {name[:120]!r} twice, expected each name once")
+        seen.add(name)
 
 
 def visible(text: str, kept: str = "") -> str:

@@ -17,6 +17,9 @@ from ..errors import UserError
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
+# Longer than anybody reads; a name in it may be longer still.
+_LENGTH = 2000
+
 # Recognised by name, because importing them would import torch.
 _NAMES = ("TrainingHealthError", "OutOfMemoryError")
 
@@ -31,11 +34,16 @@ def told_in_one_line(error: BaseException) -> str | None:
     for link in _chain(error):
         if isinstance(link, StrictDataclassError) and link.__cause__ is not None:
             # A field of a recipe or a checkpoint; the error around it is about the dataclass, not for a user.
-            return str(link.__cause__)
+            return _one_line(str(link.__cause__))
         if _is_the_users(link):
             notes = [f" ({note})" for note in getattr(link, "__notes__", ())]
-            return (str(link) or type(link).__name__) + "".join(notes)
+            return _one_line((str(link) or type(link).__name__) + "".join(notes))
     return None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(part.strip() for part in text.splitlines())
+    return line if len(line) <= _LENGTH else f"{line[:_LENGTH]}..."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,5 @@
 """COCO's instances files: reading them in bounded memory, and painting label maps from them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from ..files import parse_json, read_text
 from .tags import clean_tag
+
+# How far outside of its image a polygon may reach, in the image's sides, and how often it may go through each pixel.
+_BEYOND, _LENGTH = 10, 10
 
 # Polygon parts as flat arrays x, y, x, y, ... in pixels, or a run-length encoding as in the file.
 Outline = list[NDArray[np.float64]] | dict[str, Any]
@@ -38,10 +41,7 @@ def read_json(path: Path, outlines_of: Collection[int] = ()) -> dict[str, list[A
                 entry["segmentation"] = _outline(outline, f"{path}, annotation {entry.get('id')}")
         return entry
 
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_hook=compact)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}; fetch it again") from error
+    data = parse_json(read_text(path), str(path), object_hook=compact)
     for name in ("images", "annotations", "categories"):
         if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
             raise UserError(f"{path}: no list {name!r}; expected a COCO instances file (not captions or keypoints)")
@@ -189,7 +189,7 @@ class InstancePainter:
                 label_map[_region(outline, height, width)] = value
             except (KeyError, OverflowError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{self.path}, image {image_id!r}: run-length encoding of another size or damaged ({error})"
+                    f"{self.path}, image {image_id!r}: an outline that is damaged or of another size ({error})"
                 ) from error
         return label_map
 
@@ -198,16 +198,47 @@ def _region(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
     if isinstance(outline, list):
         if not outline:
             return np.zeros((height, width), dtype=bool)
+        _check_polygons(outline, height, width)
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, height, width))).astype(bool)
     if list(outline["size"]) != [height, width]:
-        raise ValueError(f"size {outline['size']}, expected {[height, width]}")
+        raise ValueError(f"size {str(outline['size'])[:80]}, expected {[height, width]}")
     counts = outline["counts"]
-    if isinstance(counts, list):
-        # pycocotools leaves what the runs do not reach uninitialised.
-        if sum(counts) != height * width:
-            raise ValueError(f"runs of {sum(counts)} pixels, expected {height * width}")
-        return coco_mask.decode(coco_mask.frPyObjects(outline, height, width)).astype(bool)
-    region = coco_mask.decode({"size": [height, width], "counts": counts})
-    if coco_mask.encode(region)["counts"].decode() != counts:
-        raise ValueError("compressed runs that do not fill the image")
-    return region.astype(bool)
+    runs = np.array(_uncompressed(counts) if isinstance(counts, str) else counts)
+    if runs.ndim != 1 or runs.dtype.kind != "i" or (runs < 0).any() or sum(runs.tolist()) != height * width:
+        raise ValueError(f"runs {str(counts)[:80]}, expected whole numbers of {height * width} pixels in all")
+    # Background and region in turn, column by column.
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def _check_polygons(parts: list[NDArray[np.float64]], height: int, width: int) -> None:
+    # pycocotools takes memory for each step along the outline, and none of its sums may overflow.
+    side = max(height, width)
+    length = 0.0
+    for part in parts:
+        points = part.reshape(-1, 2)
+        if (np.abs(points) > _BEYOND * side).any():
+            raise ValueError(
+                f"polygon with a point {np.abs(points).max():.0f} pixels away in an image of {width} x {height}"
+            )
+        length += float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+    if length > _LENGTH * (height * width + side):
+        raise ValueError(f"polygons of {length:.0f} pixels' length in an image of {width} x {height}")
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Runs from COCO's text: five bits a character, then what the run has more than the one two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        part = ord(character) - 48
+        if not 0 <= part < 64 or shift > 30:
+            raise ValueError(f"compressed runs with {character!r}")
+        value, shift = value | (part & 31) << shift, shift + 5
+        if part & 32:
+            continue
+        value -= (part & 16) << (shift - 4)
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("compressed runs that are cut off")
+    return runs

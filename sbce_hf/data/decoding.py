@@ -222,3 +222,15 @@ def decode_indices(source: ImageSource) -> NDArray[np.integer]:
     if values.ndim != 2 or mode == "F":
         raise UserError(f"mask of mode {mode}: expected one channel of class indices (a palette or 8-bit grey PNG)")
     return values.astype(np.uint8) if mode == "1" else values
+
+
+def decode_labels(source: ImageSource) -> NDArray[np.uint8]:
+    """Decode a label map; see [`decode_indices`].
+
+    Raises:
+        UserError: unreadable, or not one channel of at most 8 bits.
+    """
+    values = decode_indices(source)
+    if values.dtype != np.uint8:
+        raise UserError(f"label map of {values.dtype}: expected 8-bit values, as a palette or grey PNG has")
+    return values.astype(np.uint8, copy=False)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import datasets
@@ -47,8 +47,9 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     schema = features(class_names, with_mask)
     dataset = dataset.select_columns([columns[name] for name in ("image", "mask") if name in columns])
     dataset = dataset.rename_columns({columns[n]: n for n in ("image", "mask") if n in columns and columns[n] != n})
-    for name in dataset.column_names:
-        dataset = dataset.cast_column(name, ImageFeature(decode=False))
+    with _reading(config.dataset or ""):
+        for name in dataset.column_names:
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
     dataset = dataset.add_column("image_id", ids, feature=schema["image_id"])
     dataset = dataset.add_column("labels", labels, feature=schema["labels"])
     return checked_images(
@@ -127,19 +128,46 @@ def _open(config: DataConfig, split: str) -> Dataset:
             # What cannot be fetched here is told by what follows.
             with contextlib.suppress(OSError):
                 require_own_patterns(download(_with_revision(config), "dataset", ["README.md"]) / "README.md")
-    if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-        saved = datasets.load_from_disk(name)
-        if isinstance(saved, DatasetDict):
-            if split not in saved:
-                raise UserError(f"{name}: no split {split!r}; splits: {', '.join(saved)}")
-            return saved[split]
-        if split not in ("train", str(saved.split)):
-            raise UserError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
-        return saved
     identifier, revision = split_revision(name)
     if revision is not None and config.revision is not None:
         raise UserError(f"data.revision: got {config.revision!r}, but data.dataset {name!r} names one; give it once")
-    return datasets.load_dataset(identifier, config.dataset_config, split=split, revision=revision or config.revision)
+    with _reading(name):
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            return _saved(name, split)
+        revision = revision or config.revision
+        return datasets.load_dataset(identifier, config.dataset_config, split=split, revision=revision)
+
+
+def _saved(name: str, split: str) -> Dataset:
+    saved = datasets.load_from_disk(name)
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise UserError(f"{name}: no split {split!r}; splits: {', '.join(saved)}")
+        saved = saved[split]
+    elif split not in ("train", str(saved.split)):
+        raise UserError(f"{name}: a single dataset without splits; expected split 'train', got {split!r}")
+    if set(saved.column_names) != set(saved.features):
+        raise UserError(
+            f"{name}: has columns {saved.column_names} but describes {list(saved.features)}; save it again"
+        )
+    # What is mapped into memory is not looked at before it is used, and then followed wherever it points.
+    saved.data.validate(full=True)
+    # It may also say which columns are shown, and as what.
+    return saved.with_format(None)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Tell what `datasets` makes of damaged files; it has no errors of its own for them."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # With a number it is the operating system's.
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+            raise
+        raise UserError(f"{name}: cannot be read as a dataset: {type(error).__name__}: {error}") from error
 
 
 def _columns(dataset: Dataset, config: DataConfig) -> dict[str, str]:

@@ -1,16 +1,16 @@
 """A data set shows only itself: its rows' bytes, and files in its own folder."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from datasets import Dataset
-from huggingface_hub import DatasetCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..config.yaml_text import read_yaml
 from ..errors import UserError
-from ..files import is_inside
+from ..files import is_inside, parse_json, read_text
 
 
 def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path) -> None:
@@ -39,8 +39,11 @@ def require_own_sources(folder: Path) -> None:
     """
     require_own_paths((path for path in folder.rglob("*") if not path.is_dir()), folder)
     for state in folder.rglob("state.json"):
-        for entry in json.loads(state.read_text(encoding="utf-8")).get("_data_files", ()):
-            require_own_paths([state.parent / str(entry.get("filename"))], folder)
+        content = parse_json(read_text(state), str(state))
+        files = content.get("_data_files") if isinstance(content, Mapping) else None
+        if not isinstance(files, list) or not all(isinstance(file, Mapping) for file in files):
+            raise UserError(f"{state}: got {str(content)[:200]}, expected _data_files, a list of objects")
+        require_own_paths((state.parent / str(file.get("filename")) for file in files), folder)
     require_own_patterns(folder / "README.md")
 
 
@@ -50,14 +53,28 @@ def require_own_patterns(card: Path) -> None:
     Raises:
         UserError: a pattern that is absolute, goes up, or names another address.
     """
-    if not card.is_file():
-        return
-    for pattern in strings_in(DatasetCard.load(card).data.to_dict().get("configs")):
+    for pattern in strings_in(card_configs(card)):
         if pattern.startswith(("/", "~")) or "://" in pattern or "::" in pattern or ".." in PurePath(pattern).parts:
             raise UserError(
                 f"{card}: configs: got {pattern!r}, expected files of the dataset itself. If these data are your own, "
                 "set data.outside_files=true"
             )
+
+
+def card_configs(card: Path) -> list[Mapping[str, Any]]:
+    """What a dataset's card says of its configurations, each an object; nothing where there is no card.
+
+    Raises:
+        UserError: the card is no UTF-8, its description no YAML, or more than a description is.
+    """
+    if not card.is_file():
+        return []
+    block = REGEX_YAML_BLOCK.search(read_text(card))
+    description = read_yaml(block[2], str(card)) if block else None
+    configs = description.get("configs") if isinstance(description, Mapping) else None
+    if not isinstance(configs, list | None) or not all(isinstance(config, Mapping) for config in configs or ()):
+        raise UserError(f"{card}: configs: got {str(configs)[:200]}, expected a list of objects with config_name")
+    return configs or []
 
 
 def strings_in(values: Any) -> Iterator[str]:
@@ -86,7 +103,8 @@ def require_own_files(dataset: Dataset, root: Path, columns: Iterable[str] = ("i
         for image_id, source in zip(dataset["image_id"], dataset[column], strict=True):
             path = source["path"] if source is not None and source["bytes"] is None else None
             if path is not None and not is_inside(path, root):
+                lies = "no path" if "\0" in path else os.path.realpath(path)
                 raise UserError(
-                    f"{column} of image {image_id!r}: got {path} ({os.path.realpath(path)}), expected the file's "
+                    f"{column} of image {image_id!r}: got {path} ({lies}), expected the file's "
                     f"bytes or a path inside of {root}. If these data are your own, set data.outside_files=true"
                 )

@@ -15,6 +15,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from ..config import DataConfig
+from ..config.ranges import shortened
 from ..errors import UserError
 from ..text import check_names
 from .decoding import OWN_RANGE, UnreadableError
@@ -26,8 +27,9 @@ from .tags import check_class_list
 
 logger = logging.getLogger(__name__)
 
-# How many names an error message lists.
+# How many names an error message lists, and how many characters of each.
 SHOWN = 5
+_SHOWN_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Listing:
 
 def listing(names: Collection[str]) -> str:
     """The first few names and how many more there are."""
-    shown = ", ".join(list(names)[:SHOWN])
+    shown = ", ".join(shortened(name, _SHOWN_NAME) for name in list(names)[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
@@ -84,7 +86,7 @@ def require_files(paths: Iterable[Path], what: str) -> None:
     Raises:
         FileNotFoundError: names the first few missing ones.
     """
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(f"{len(missing)} {what} missing: {listing(missing)}")
 
@@ -102,7 +104,7 @@ def present_files(paths: Sequence[Path], what: str, partial: bool, remedy: str) 
         FileNotFoundError: some are missing and the copy may not be partial, or all are; says how many, names the first
             few and the remedy.
     """
-    there = [index for index, path in enumerate(paths) if path.is_file()]
+    there = [index for index, path in enumerate(paths) if os.path.isfile(path)]
     if len(there) == len(paths):
         return there
     found = set(there)
@@ -174,7 +176,7 @@ def checked_images(
     """
     if not class_names:
         raise UserError(f"data: split {split!r} has no tags at all; tag at least some images or set data.classes")
-    check_names(class_names, "class")
+    check_names(class_names, f"data, split {split!r}: class")
     check_class_list(class_names, "classes")
     check_ids(dataset["image_id"], split)
     if config.max_images is not None:

@@ -1,14 +1,16 @@
 """Reader of a PASCAL VOC devkit folder (`VOCdevkit/VOC2012`) and of data sets with its layout."""
 
-import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..config import DataConfig
 from ..errors import UserError
+from ..files import parse_json, read_text
 from .own_files import require_own_paths
 from .schema import IGNORE_INDEX, TaggedImages, decode_indices
 from .tags import check_spelling, clean_all, sorted_tags
@@ -147,14 +149,14 @@ def _read_split(root: Path, split: str) -> list[str]:
         raise FileNotFoundError(
             f"{path}: no list of split {split!r}; splits in that folder: {listing(found) or 'none'}{hint}"
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     # SBD's lists have "/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png" where VOC's have "<id>".
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 
 def _find_mask(root: Path, image_id: str) -> Path | None:
     paths = [root / folder / f"{image_id}.png" for folder in MASK_FOLDERS]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _read_tags(
@@ -176,16 +178,17 @@ def _read_tags(
 
 
 def _read_tags_file(path: Path, image_ids: Sequence[str]) -> list[list[str]]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(table, Mapping) or not all(isinstance(tags, list) for tags in table.values()):
+    table = parse_json(read_text(path), str(path))
+    if not isinstance(table, Mapping) or not all(map(_is_list_of_names, table.values())):
         raise UserError(f"{path}: expected a JSON object that maps image ids to lists of class names")
     missing = [image_id for image_id in image_ids if image_id not in table]
     if missing:
         raise UserError(f"{path}: no tags for {len(missing)} images: {listing(missing)}; an untagged image needs []")
     return [clean_all(table[image_id], f"{path}, image {image_id!r}") for image_id in image_ids]
+
+
+def _is_list_of_names(tags: Any) -> bool:
+    return isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
 
 
 def _read_annotation(path: Path) -> list[str]:

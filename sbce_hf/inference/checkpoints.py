@@ -25,9 +25,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 
 from ..data.own_files import strings_in
 from ..data.preprocessing import IMAGENET, PREPROCESSOR, Preprocessing, read_preprocessing
+from ..models.configuration_checks import check_labels
+from ..models.configuration_irn import IrnConfig
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_foreign_config, check_loadable, own_file, read_json, weight_files
+from ..models.modeling_irn import IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..training.device import tune_allocator, use_cpu
 
@@ -51,7 +54,9 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
         raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
     check_foreign_config(read_json(path), str(path))
     try:
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        check_labels(type(config).__name__, config.id2label)
+        return config
     except OSError:
         raise
     # transformers reads what is there; any error can come of a wrong value.
@@ -103,6 +108,21 @@ def load_classifier(checkpoint: Path) -> SpatialBceForImageClassification:
     model, missing = _read_classifier(checkpoint)
     _require_all(checkpoint, missing, "train it first: sbce train-classifier --checkpoint")
     return cast(SpatialBceForImageClassification, _for_inference(model))
+
+
+def load_boundary_network(checkpoint: Path) -> IrnModel:
+    """Load IRN's boundary network for inference, on this process's device.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: see [`read_config`]; or the weights are damaged, another model's, or not complete.
+    """
+    config = read_config(checkpoint)
+    if not isinstance(config, IrnConfig):
+        raise ValueError(f"{checkpoint}: is a {config.model_type}, expected a boundary network of this library")
+    model, missing = _load(IrnModel, checkpoint, config)
+    _require_all(checkpoint, missing, "train it again")
+    return cast(IrnModel, _for_inference(model))
 
 
 def labelling_side(checkpoint: Path) -> int | None:
@@ -272,7 +292,8 @@ def trained_side(processor: Any) -> int | None:
         ValueError: a side above [`MAX_SIDE`].
     """
     size = dict(processor.size or {}) if processor.do_resize else {}
-    side = size.get("longest_edge") or (size.get("max_height") if len(set(size.values())) == 1 else None)
+    same = len({str(value) for value in size.values()}) == 1
+    side = size.get("longest_edge") or (size.get("max_height") if same else None)
     if side is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
         raise ValueError(f"preprocessor_config.json: size: got {side}, expected 1 to {MAX_SIDE} pixels")
     return side

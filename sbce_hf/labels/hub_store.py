@@ -1,7 +1,7 @@
 """Label maps on the Hub, and one way to open these and the label stores of this machine."""
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,9 +9,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from datasets.data_files import sanitize_patterns
-from huggingface_hub import DatasetCard
 
-from ..data.schema import decode_indices
+from ..data.decoding import decode_labels, is_of_the_file, named
+from ..data.own_files import card_configs
+from ..errors import UserError
+from ..files import parse_json, read_text
 from ..references import download
 from .store import LabelStore
 
@@ -38,7 +40,12 @@ class HubLabelMaps:
     def __init__(self, reference: str, class_names: tuple[str, ...] | None = None) -> None:
         self.directory = reference
         files, info = _download(reference)
-        dataset = Dataset.from_parquet([str(file) for file in files])
+        try:
+            dataset = Dataset.from_parquet([str(file) for file in files])
+        except Exception as error:
+            if not is_of_the_file(error):
+                raise
+            raise UserError(f"label maps {reference}: no parquet files: {error}; push them again") from error
         missing = [name for name in _READ if name not in dataset.column_names]
         kinds = (("image_id", Value), ("label_map", ImageFeature), ("labels", ClassLabel), ("proportions", Value))
         # Reading a column of pictures would open what they name.
@@ -78,7 +85,8 @@ class HubLabelMaps:
                 f"label maps {self.directory}: image {image_id!r}: got {str(label_map)[:200]}, expected the bytes of "
                 "a PNG, as sbce push labels writes them"
             )
-        return decode_indices(label_map)
+        with named(f"label maps {self.directory}: image {image_id!r}"):
+            return decode_labels(label_map)
 
     def proportions(self) -> tuple[list[str], np.ndarray]:
         """Share of each image's pixels that each class got; see [`LabelStore.proportions`]."""
@@ -119,9 +127,7 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
     """Parquet files of one configuration, and what it says of itself."""
     name, _, wanted = reference.partition(":")
     folder = download(name, "dataset", ["README.md"])
-    card = folder / "README.md"
-    configs = DatasetCard.load(card).data.get("configs") if card.is_file() else None
-    patterns = {one["config_name"]: sanitize_patterns(one.get("data_files", ())).get(SPLIT) for one in configs or ()}
+    patterns = _patterns(folder / "README.md", reference)
     config = wanted or (next(iter(patterns)) if len(patterns) == 1 else "")
     if not patterns.get(config):
         what = f"got configuration {config!r}" if config else "no configuration is named"
@@ -140,5 +146,28 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
         raise ValueError(
             f"label maps {reference}: {len(files)} files match {patterns[config]}, expected parquet files"
         )
-    info = folder / config / INFO
-    return files, json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
+    return files, _read_info(folder / config / INFO, reference)
+
+
+def _patterns(card: Path, reference: str) -> dict[str, list[str]]:
+    """Files of the split by configuration."""
+    found = {}
+    for config in card_configs(card):
+        try:
+            patterns = sanitize_patterns(config.get("data_files", ())).get(SPLIT)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"label maps {reference}: {card.name}: data_files: {error}") from error
+        found[str(config.get("config_name"))] = [str(pattern) for pattern in patterns or ()]
+    return found
+
+
+def _read_info(path: Path, reference: str) -> dict[str, Any]:
+    info = parse_json(read_text(path), f"label maps {reference}: {path.name}") if os.path.isfile(path) else {}
+    complete, skipped = map(info.get, ("complete", "skipped"), (True, [])) if isinstance(info, Mapping) else [None] * 2
+    if not isinstance(complete, bool) or not isinstance(skipped, list) or not all(map(_is_text, skipped)):
+        raise UserError(f"label maps {reference}: {path.name}: expected complete (true or false) and a list skipped")
+    return dict(info)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -12,9 +12,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..config import ProportionConfig
+from ..data.decoding import is_of_the_file
 from ..data.schema import TaggedImages
 from ..errors import UserError
 from ..files import replacing
+from ..text import check_names
+
+_SCHEMA = pa.schema({"image_id": pa.string(), "proportions": pa.list_(pa.float64()), "lost": pa.list_(pa.bool_())})
+# A hundred times COCO's; a small file may claim any number.
+_MAX_VALUES = 10**9
 
 
 def clamp_proportions(
@@ -102,18 +108,19 @@ class ProportionTable:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no table of proportions; label the images first")
         try:
-            table = pq.read_table(path)
-            names = tuple(json.loads(table.schema.metadata[b"class_names"]))
-            from_masks = bool(json.loads(table.schema.metadata.get(b"from_masks", b"false")))
+            table, names, from_masks = _read(path)
             ids = tuple(table["image_id"].to_pylist())
-            proportions = np.array(table["proportions"].to_pylist(), dtype=np.float64)
-            lost = np.array(table["lost"].to_pylist(), dtype=bool)
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            shape = len(ids), len(names)
+            proportions = np.array(table["proportions"].to_pylist(), np.float64).reshape(shape)
+            lost = np.array(table["lost"].to_pylist(), np.bool_).reshape(shape)
+            return cls(names, ids, proportions, lost, from_masks)
+        except Exception as error:
+            # Arrow reports damage through errors of many types.
+            if not is_of_the_file(error):
+                raise
             raise UserError(
                 f"{path}: not a table of proportions ({error}); delete it and label the images again"
             ) from error
-        shape = len(ids), len(names)
-        return cls(names, ids, proportions.reshape(shape), lost.reshape(shape), from_masks)
 
     def join(self, images: TaggedImages) -> NDArray[np.float64]:
         """Proportions in the order of `images`, of shape `(n, C)`.
@@ -137,6 +144,28 @@ class ProportionTable:
                 name, value = self.class_names[bad.argmax()], joined[index, bad.argmax()]
                 raise UserError(f"image {image_id!r}, class {name!r}: got proportion {value}, expected 0 to 1")
         return joined
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[pa.Table, tuple[str, ...], bool]:
+    """A table's columns, classes, and whether it is from masks; nothing is read of a file that claims too much."""
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+        if values > _MAX_VALUES:
+            raise ValueError(f"{values} values, expected at most {_MAX_VALUES}")
+        table = file.read(list(_SCHEMA.names)).select(_SCHEMA.names).cast(_SCHEMA)
+        description = file.schema_arrow.metadata or {}
+    table.validate(full=True)
+    if any(table[name].null_count for name in _SCHEMA.names):
+        raise ValueError("an empty field")
+    names = json.loads(description.get(b"class_names", b"null"))
+    if not isinstance(names, list):
+        raise ValueError(f"class_names: got {str(names)[:80]}, expected a list of names")
+    check_names(names, "class_names")
+    from_masks = json.loads(description.get(b"from_masks", b"false"))
+    if not isinstance(from_masks, bool):
+        raise ValueError(f"from_masks: got {str(from_masks)[:80]}, expected true or false")
+    return table, tuple(names), from_masks
 
 
 def _names(names: Sequence[str]) -> str:

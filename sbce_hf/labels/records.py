@@ -1,13 +1,15 @@
 """What a label store's description and its records may hold: the one place that looks at them before anybody reads."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
+from ..files import parse_json
 from ..text import check_names
 
+# All are shares or probabilities; above this an integer would fit no column.
+_MAX_NUMBER = 2**53
 # One value for each of a record's classes; those that may be left out, or hold `null`.
 _PER_CLASS = {"proportions": False, "thresholds": True, "soft_share": True, "mean_probability": True}
 
@@ -76,14 +78,15 @@ def checked_record(text: str, num_classes: int, where: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and math.isfinite(value) and abs(value) <= _MAX_NUMBER
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}); {_REMEDY}") from error
+        values = parse_json(text, where)
+    except UserError as error:
+        raise UserError(f"{error}; {_REMEDY}") from error
     if not isinstance(values, Mapping):
         raise _wrong(where, "the whole", values, "an object of names and values")
     return dict(values)

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..data.decoding import encode_png
+from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
 from ..files import is_inside
 from .disk import explain, flush, replace, truncate, whole_lines
@@ -128,7 +128,7 @@ class LabelStore:
     @property
     def note(self) -> str:
         """What was done to the label maps besides, in words; networks that are trained on them keep it."""
-        return str(self.meta.get("config", {}).get("note", ""))
+        return str((self.meta.get("config") or {}).get("note", ""))
 
     @property
     def undecided(self) -> set[str]:
@@ -166,7 +166,10 @@ class LabelStore:
         """
         parts = image_id.split("/")
         if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-            raise ValueError(f"image id {image_id!r}: expected a relative name without '.', '..' or backslashes")
+            raise ValueError(
+                f"label store {self.directory}: image id {image_id!r}: expected a relative name without '.', '..' or "
+                "backslashes"
+            )
         return self.directory / MAPS / PurePosixPath(f"{image_id}.png")
 
     def file(self, image_id: str) -> Path:
@@ -252,11 +255,12 @@ class LabelStore:
 
         Raises:
             KeyError: it has none.
+            UserError: its file is no picture, or has not one channel of 8 bits.
         """
         if "skipped" in self.record(image_id):
             raise KeyError(f"label store {self.directory}: image {image_id!r} was skipped")
-        with Image.open(self.file(image_id)) as image:
-            return np.array(image)
+        with named(f"label map {self.file(image_id)}"):
+            return decode_labels(self.file(image_id))
 
     def proportions(self) -> tuple[list[str], np.ndarray]:
         """Share of each image's pixels that each class got.
@@ -282,10 +286,10 @@ class LabelStore:
             "image_id": image_id,
             "label_map": str(self.file(image_id)),
             "labels": record["classes"],
-            "thresholds": record["thresholds"],
+            "thresholds": record.get("thresholds") or [None] * len(record["classes"]),
             "proportions": record["proportions"],
             # A segmentation network's predictions come without class maps.
-            "uncertainty": record.get("soft_share", [None] * len(record["classes"])),
+            "uncertainty": record.get("soft_share") or [None] * len(record["classes"]),
         }
 
     def to_dataset(self) -> Dataset:

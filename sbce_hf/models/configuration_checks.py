@@ -151,11 +151,21 @@ def checked_keys(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str,
     for key, dtype in (("dtype", config.dtype), ("torch_dtype", kept.get("torch_dtype"))):
         if isinstance(dtype, str) and dtype not in _DTYPES:
             raise ValueError(f"{kind}.{key}: got {dtype!r}, expected one of {_DTYPES}")
-    _check_labels(kind, config.id2label, kept.get("num_labels"))
+    check_labels(kind, config.id2label, kept.get("num_labels"))
     return kept
 
 
-def _check_labels(kind: str, id2label: Any, num_labels: Any) -> None:
+def check_labels(kind: str, id2label: Any, num_labels: Any = None) -> None:
+    """Check the labels of a configuration: as many as a label map can hold, numbered from 0, with names to see.
+
+    Args:
+        kind: of the configuration, for messages.
+        id2label: `None` where the configuration has none yet.
+        num_labels: that it asks for.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
     # `PreTrainedConfig` makes a name for each of them.
     if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS):
         raise ValueError(
@@ -281,6 +291,18 @@ def _check_argument(name: str, value: Any, high: int) -> None:
         raise ValueError(
             f"{name}: got {str(value)[:120]!r}, expected a number of at most {high}, true, false, or a word such as "
             "'same'"
+        )
+
+
+def check_initializer_range(config: Any) -> None:
+    """Check the standard deviation of initial weights.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 <= config.initializer_range < math.inf:
+        raise ValueError(
+            f"{type(config).__name__}.initializer_range: got {config.initializer_range}, expected at least 0"
         )
 
 

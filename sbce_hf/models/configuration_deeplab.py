@@ -5,7 +5,14 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import Interpolation, PaletteMixin, check_trunk, check_widths, checked_keys
+from .configuration_checks import (
+    Interpolation,
+    PaletteMixin,
+    check_initializer_range,
+    check_trunk,
+    check_widths,
+    checked_keys,
+)
 
 # Rates of the two heads.
 _RATES = {"largefov": [12], "aspp": [6, 12, 18, 24]}
@@ -156,6 +163,7 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
         check_trunk(self)
+        check_initializer_range(self)
         check_widths(self, ("head_channels",), low=0, high=4096)
         rates, hidden, dropout = self.atrous_rates or [], self.head_channels or 0, self.head_dropout or 0.0
         if not rates or min(rates) < 1 or (self.head == "largefov" and len(rates) > 1):

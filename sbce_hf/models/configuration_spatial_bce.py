@@ -5,7 +5,14 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import Interpolation, PaletteMixin, check_trunk, check_widths, checked_keys
+from .configuration_checks import (
+    Interpolation,
+    PaletteMixin,
+    check_initializer_range,
+    check_trunk,
+    check_widths,
+    checked_keys,
+)
 
 
 @strict
@@ -130,6 +137,7 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
     def validate_ranges(self) -> None:
         """Called by `strict` after the types are checked."""
         check_trunk(self)
+        check_initializer_range(self)
         check_widths(self, ("embedding_dim",))
         for name in ("kl_weight", "kl_slope_leak"):
             if not getattr(self, name) >= 0:

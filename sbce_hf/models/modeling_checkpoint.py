@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -65,9 +66,21 @@ class DataOnlyMixin:
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
             if folder.is_dir():
                 if not isinstance(config, PreTrainedConfig):
-                    config = cast(Any, cls).config_class.from_pretrained(config or folder)
+                    config = _read_config(cast(Any, cls).config_class, config or folder)
                 check_loadable(cls, config, folder, variant)
         return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+def _read_config(kind: Any, folder: str | os.PathLike) -> PreTrainedConfig:
+    try:
+        return kind.from_pretrained(folder)
+    except OSError:
+        raise
+    # Any error can come of a wrong value.
+    except Exception as error:
+        # A strict dataclass wraps them in its own.
+        said = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise ValueError(f"{folder}: {CONFIG_NAME}: {said}") from error
 
 
 def _find(name: str | os.PathLike, file: str, options: Mapping[str, Any]) -> Path | None:

@@ -9,16 +9,14 @@ No mask is read here.
 
 import time
 
-from accelerate import PartialState
-
 from ..config import IrnRefinementConfig, RunConfig, to_mapping
 from ..data.preprocessing import Preprocessing
 from ..files import file_digest, weights_digest
+from ..inference.checkpoints import load_boundary_network
 from ..inference.irn import SeedMethod, WalkMethod
 from ..labels.store import LabelStore
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..training.boundary import create_boundary_network, train_boundary
-from ..training.device import use_cpu
 from .bench import Bench
 from .guard import hold_back
 from .settings import labelling_of
@@ -79,7 +77,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         network, bench.images, seeds, section.training, output_dir=folder, seed=config.seed, inputs=start
     )
     started = time.perf_counter()
-    model = IrnModel.from_pretrained(fitted.model_dir).to(PartialState(cpu=use_cpu()).device)
+    model = load_boundary_network(fitted.model_dir)
     walk = {key: value for key, value in to_mapping(section).items() if key in WALK}
     summary = label_with_checkpoint(
         classifier,

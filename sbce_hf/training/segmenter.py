@@ -250,22 +250,25 @@ def _create_transformers_model(config: SegmenterConfig, labels: dict[str, Any], 
     values |= config.model | labels | {key: IGNORE_INDEX for key in _IGNORE_FIELDS if key in known_fields}
     # It would contradict the names.
     values.pop("num_labels", None)
-    model_config = config_class.from_dict(values)
+    try:
+        model_config = config_class.from_dict(values)
+    # transformers reads what is there; any error can come of a wrong value.
+    except Exception as error:
+        raise ValueError(f"segmenter.{where}: {source}: {error}") from error
     set_seed(seed)
     # A half-precision checkpoint is not trained in half precision: that is `mixed_precision`'s matter.
     if folder is None:
         check_buildable(AutoModelForSemanticSegmentation, model_config, source, MAX_PARAMETERS)
         return AutoModelForSemanticSegmentation.from_config(model_config, dtype=torch.float32, trust_remote_code=False)
     check_loadable(AutoModelForSemanticSegmentation, model_config, folder)
-    # The checkpoint's own classes give way to the data's.
-    return AutoModelForSemanticSegmentation.from_pretrained(
-        folder,
-        config=model_config,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    options: dict[str, Any] = {"config": model_config, "dtype": torch.float32, "use_safetensors": True}
+    try:
+        # The checkpoint's own classes give way to the data's.
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            folder, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        )
+    except RuntimeError as error:
+        raise ValueError(f"segmenter.checkpoint: {folder}: {error}") from error
 
 
 def _read_config(field: str, path: Path) -> dict[str, Any]:

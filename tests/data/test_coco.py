@@ -135,13 +135,21 @@ def test_masks_are_not_painted_before_they_are_asked_for(root):
         ([[1, 1, 4, 4, "a", 5]], "expected polygons"),
         ([[1, 1, 4, 4, float("nan"), 5]], "expected polygons"),
         ({"size": [HEIGHT, WIDTH]}, "expected polygons"),
-        ({"size": [HEIGHT, 5], "counts": [50]}, r"image 'COCO_train2014_000000000001': run-length.*size \[10, 5\]"),
-        ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, "runs of 15 pixels, expected 120"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-5, 125]}, "run-length encoding"),
-        ({"size": [HEIGHT, WIDTH], "counts": ["a"]}, "run-length encoding"),
-        ({"size": [HEIGHT, WIDTH], "counts": "oooZZZ"}, "run-length encoding"),
-        ({"size": [HEIGHT, WIDTH], "counts": "55"}, "run-length encoding"),
-        ({"counts": [120]}, "run-length encoding"),
+        ({"size": [HEIGHT, 5], "counts": [50]}, r"image 'COCO_train2014_000000000001': an outline.*size \[10, 5\]"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, "expected whole numbers of 120 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-5, 125]}, "an outline"),
+        ({"size": [HEIGHT, WIDTH], "counts": ["a"]}, "an outline"),
+        ({"size": [HEIGHT, WIDTH], "counts": "oooZZZ"}, "an outline"),
+        ({"size": [HEIGHT, WIDTH], "counts": "55"}, "an outline"),
+        # Whose last run goes on beyond the text, or longer than a number.
+        ({"size": [HEIGHT, WIDTH], "counts": "5o"}, "an outline.*cut off"),
+        ({"size": [HEIGHT, WIDTH], "counts": "o" * 1000 + "0"}, "an outline.*compressed runs"),
+        ({"size": [HEIGHT, WIDTH], "counts": [60.0, 60.0]}, "an outline.*whole numbers"),
+        # Polygons for which gigabytes would be taken.
+        ([[0, 0, 1e9, 0, 0, 1e9]], "an outline.*1000000000 pixels away"),
+        ([[0, 0, 1e300, 0, 0, 1]], "an outline.*pixels away"),
+        ([[0, 0, 12, 10] * 1000], "an outline.*pixels' length"),
+        ({"counts": [120]}, "an outline"),
     ],
 )
 def test_bad_outlines_stop_the_score_split_before_training(root, segmentation, message):
