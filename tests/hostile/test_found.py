@@ -54,6 +54,10 @@ def table_with(names=None, **columns):
     return spoil
 
 
+def shows_columns(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_format_columns": ["image", "labels", "mask"]}))
+
+
 def damaged_page(folder):
     data = bytearray((folder / "table.parquet").read_bytes())
     data[4:40] = b"\xff" * 36
@@ -155,7 +159,7 @@ FOUND = {
     ),
     "a state that hides a column": (
         "hub saved",
-        json_with("saved/state.json", _format_columns=["image", "labels", "mask"]),
+        lambda folder: shows_columns(folder / "saved" / "state.json"),
         None,
     ),
     "a dataset that is cut off": (
