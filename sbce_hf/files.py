@@ -12,6 +12,17 @@ from typing import Any
 
 from .errors import UserError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def explained(error: OSError, what: str) -> OSError:
+    """An error of writing, with what was written and what to do."""
+    return OSError(
+        error.errno,
+        f"cannot write {what}: {error.strerror or error}. Free space or choose another output folder, then run the "
+        "same command again: it continues where it stopped",
+    )
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,6 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         rename(temporary, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise explained(error, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,13 +1,13 @@
 """Work that several processes share without losing step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 
 T = TypeVar("T")
 
@@ -63,6 +63,19 @@ def shared(count: int, process: PartialState, step: int | None = None) -> Iterat
     for start in range(0, count, step * world):
         yield from range(start + process.process_index, min(start + step * world, count), world)
         process.wait_for_everyone()
+
+
+def decided(look: Callable[[], T], process: PartialState) -> T:
+    """The main process's answer, for all: others may see a folder later, or already what it writes.
+
+    Args:
+        look: called by the main process alone; plain values.
+        process: this one.
+    """
+    answers: list[Any] = [look() if process.is_main_process else None]
+    if process.num_processes > 1:
+        broadcast_object_list(answers)
+    return answers[0]
 
 
 def summed(values: np.ndarray, process: PartialState) -> np.ndarray:

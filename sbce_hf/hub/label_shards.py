@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.decoding import decode_labels, reading
 from ..data.schema import TaggedImages, decode_indices, label_features
 from ..labels.store import LabelStore
 
@@ -41,6 +42,9 @@ def grey_png(data: bytes) -> bytes:
     Raises:
         ValueError: damaged, or more than one channel.
     """
+    # Its header alone: nothing is published that no reader would open.
+    with reading("label map"):
+        Image.open(io.BytesIO(data), formats=("PNG",)).close()
     kept, position = [_SIGNATURE], len(_SIGNATURE)
     while position + 12 <= len(data) and data.startswith(_SIGNATURE):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -61,7 +65,7 @@ def grey_png(data: bytes) -> bytes:
         position += 12 + length
     # Other depths, and whatever other programs have put into the store.
     stream = io.BytesIO()
-    Image.fromarray(decode_indices(data).astype(np.uint8, casting="safe")).save(stream, format="PNG")
+    Image.fromarray(decode_labels(data)).save(stream, format="PNG")
     return stream.getvalue()
 
 

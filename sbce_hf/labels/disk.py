@@ -1,4 +1,4 @@
-"""How a label store writes: flushed to the disk, whole lines and whole files, errors that say what to do."""
+"""How a label store writes: flushed to the disk, whole lines and whole files."""
 
 import os
 from pathlib import Path
@@ -35,12 +35,3 @@ def replace(path: Path, data: bytes, rank: int) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def explain(error: OSError, what: str) -> OSError:
-    """An error of writing, with what was written and what to do."""
-    return OSError(
-        error.errno,
-        f"cannot write {what}: {error.strerror or error}. Free space or choose another output folder, then run the "
-        "same command again: it continues where it stopped",
-    )

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
-from ..files import is_inside
-from .disk import explain, flush, replace, truncate, whole_lines
+from ..files import explained, is_inside
+from .disk import flush, replace, truncate, whole_lines
 from .records import checked_meta, checked_record
 
 META, MAPS = "meta.json", "label_maps"
@@ -105,7 +105,7 @@ class LabelStore:
                 truncate(store._writer, len(whole_lines(store._writer.read_bytes())))
             store._rank = rank
         except OSError as error:
-            raise explain(error, f"label store {directory}") from error
+            raise explained(error, f"label store {directory}") from error
         for name, value in wanted.items():
             if store.meta.get(name) != value:
                 raise ValueError(
@@ -204,7 +204,7 @@ class LabelStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(path, encode_png(image), self._rank)
         except OSError as error:
-            raise explain(error, f"label map of image {image_id!r} in {self.directory}") from error
+            raise explained(error, f"label map of image {image_id!r} in {self.directory}") from error
         self._append({"image_id": image_id, **record})
 
     def skip(self, image_id: str, reason: str) -> None:
@@ -229,7 +229,7 @@ class LabelStore:
                 flush(file)
         except OSError as error:
             truncate(self._writer, size)
-            raise explain(error, f"records of {self.directory}") from error
+            raise explained(error, f"records of {self.directory}") from error
         self._remember(record)
 
     def mark_complete(self) -> bool:
@@ -247,7 +247,7 @@ class LabelStore:
         try:
             replace(self.directory / META, json.dumps(self.meta, indent=2).encode(), self._rank)
         except OSError as error:
-            raise explain(error, f"{META} of {self.directory}") from error
+            raise explained(error, f"{META} of {self.directory}") from error
         return True
 
     def read(self, image_id: str) -> np.ndarray:

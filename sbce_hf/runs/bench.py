@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from ..config import RunConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json, write_atomic
+from ..processes import decided
 from ..training.device import use_cpu
 from .layout import NOTES
 
@@ -67,10 +67,7 @@ class Bench:
 
     def decided(self, value: T) -> T:
         """The main process's answer, for all: others may see the folder later, or already what it writes."""
-        answers = [value]
-        if self.process.num_processes > 1:
-            broadcast_object_list(answers)
-        return answers[0]
+        return decided(lambda: value, self.process)
 
     def notes(self) -> dict[str, Any]:
         """What `run.json` says: command, versions, hardware, durations."""

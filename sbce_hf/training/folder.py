@@ -4,14 +4,19 @@ Nothing in it is ever half written: folders and files get a temporary name and a
 behind under a temporary name is removed when the stage is continued.
 """
 
+import errno
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, rename, write_json
+from safetensors import SafetensorError
+
+from ..files import explained, read_json, rename, write_json
 
 TEMPORARY = ".tmp-"
 # In the folder of a training that has failed.
@@ -127,7 +132,7 @@ class StageFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def checkpoint_target(self, iteration: int) -> Path:
@@ -136,9 +141,10 @@ class StageFolder:
 
     def finish_checkpoint(self, progress: Progress, keep: int) -> None:
         """Give a written checkpoint its name and remove all but the newest `keep`."""
-        temporary = self.checkpoint_target(progress.iteration)
-        write_text(temporary / "progress.json", json.dumps({**asdict(progress), "settings": self.settings}))
-        rename(temporary, self.checkpoints / f"{progress.iteration:08d}")
+        temporary, target = self.checkpoint_target(progress.iteration), self.checkpoints / f"{progress.iteration:08d}"
+        with writing(target, temporary):
+            write_text(temporary / "progress.json", json.dumps({**asdict(progress), "settings": self.settings}))
+            rename(temporary, target)
         for old in self._sorted_checkpoints()[:-keep]:
             shutil.rmtree(old)
 
@@ -150,10 +156,11 @@ class StageFolder:
             summary: of the stage.
         """
         temporary = self.path / f"{TEMPORARY}model"
-        save(temporary)
-        if self.model.exists():
-            shutil.rmtree(self.model)
-        rename(temporary, self.model)
+        with writing(self.model, temporary):
+            save(temporary)
+            if self.model.exists():
+                shutil.rmtree(self.model)
+            rename(temporary, self.model)
         content = {key: value for key, value in asdict(summary).items() if key != "model_dir"}
         write_text(self._summary, json.dumps({**content, "settings": self.settings}, indent=2) + "\n")
         self.drop_checkpoints()
@@ -168,6 +175,29 @@ class StageFolder:
                 f"{where}: belongs to a training with other settings: {'; '.join(differences)}. Use another output "
                 f"folder, or remove {self.path} to train anew"
             )
+
+
+@contextmanager
+def writing(what: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Tell what could not be written, and make the room that it took free again.
+
+    Args:
+        what: is written.
+        temporary: a folder that is of no use then.
+
+    Raises:
+        OSError: the disk is full, or something else keeps it from being written; what was there before is still there.
+    """
+    try:
+        yield
+    # PyTorch and safetensors have their own errors for what the operating system says.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            number = re.search(r"os error (\d+)", str(error))
+            error = OSError(int(number[1]) if number else errno.EIO, str(error))
+        raise explained(error, str(what)) from error
 
 
 def _differences(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ an iteration depends on (learning rate, images, augmentation) follows from its n
 continues bit by bit where it was.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -22,10 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
+from ..processes import decided
 from .device import create_accelerator, share_batch_norm, tune_allocator, use_cpu
-from .folder import FitSummary, Progress, StageFolder
+from .folder import FitSummary, Progress, StageFolder, writing
 from .health import TrainingHealthError
-from .metrics import Values, Window, WindowMeans
+from .metrics import Values, Window, WindowMeans, brief
 from .optimization import poly_factor
 from .sampler import BatchOrder, Draws, EpochDataset
 
@@ -103,12 +105,13 @@ def fit(
         TrainingHealthError: the loss is not finite, or the task finds that training has failed.
     """
     folder = stage_folder(output_dir, config, images=len(dataset), seed=seed, name=name, inputs=inputs)
-    if (summary := folder.summary()) is not None:
+    process = PartialState(cpu=use_cpu())
+    if (summary := decided(folder.summary, process)) is not None:
         logger.info("%s: finished before, in %s", name, folder.path)
-        if PartialState(cpu=use_cpu()).is_main_process:
+        if process.is_main_process:
             folder.drop_checkpoints()
         return summary
-    if (failure := folder.failure()) is not None:
+    if (failure := decided(folder.failure, process)) is not None:
         raise TrainingHealthError(f"{failure} (found when it was tried before; other settings start it anew)")
     accelerator = create_accelerator(config, folder.path)
     set_seed(seed, device_specific=True)
@@ -122,7 +125,9 @@ def fit(
         return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
     finally:
         for tracker in accelerator.trackers:
-            tracker.finish()
+            # On a full disk its writer was never made, or cannot end.
+            with contextlib.suppress(OSError, AttributeError):
+                tracker.finish()
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
 
@@ -163,9 +168,9 @@ class _Stage:
         config, order = self.config, self.order
         started = time.perf_counter() - progress.seconds
         logged = progress.iteration, time.perf_counter()
-        self.accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.iteration + 1}}
-        )
+        tensorboard = {"tensorboard": {"purge_step": progress.iteration + 1}}
+        with writing(self.folder.path / "tensorboard"):
+            self.accelerator.init_trackers("tensorboard", init_kwargs=tensorboard)
         batches = iter(self._loader(progress.iteration))
         line: dict[str, float] = {}
         with self._progress_bar(progress.iteration) as bar:
@@ -243,8 +248,9 @@ class _Stage:
         line = {"iteration": done, "lr": rate, **values, "images_per_second": images_per_second}
         if self.accelerator.is_main_process:
             self.folder.append_metrics(line)
-            logger.info("%s %d/%d: %s", self.name, done, self.order.iterations, _brief(line))
-        self.accelerator.log({key: value for key, value in line.items() if key != "iteration"}, step=done)
+            logger.info("%s %d/%d: %s", self.name, done, self.order.iterations, brief(line))
+        with writing(self.folder.path / "tensorboard"):
+            self.accelerator.log({key: value for key, value in line.items() if key != "iteration"}, step=done)
         try:
             self.task.check(window)
         except TrainingHealthError as error:
@@ -259,10 +265,8 @@ class _Stage:
 
     def _restore(self) -> Progress:
         accelerator, folder = self.accelerator, self.folder
-        found = folder.latest_checkpoint()
+        found = decided(folder.latest_checkpoint, PartialState())
         progress = Progress() if found is None else found[1]
-        # Every process has looked before one of them changes anything.
-        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             folder.start_from(progress.iteration)
         accelerator.wait_for_everyone()
@@ -278,8 +282,9 @@ class _Stage:
         return progress
 
     def _save_checkpoint(self, done: int, seconds: float) -> None:
-        accelerator = self.accelerator
-        accelerator.save_state(str(self.folder.checkpoint_target(done)))
+        accelerator, target = self.accelerator, self.folder.checkpoint_target(done)
+        with writing(self.folder.checkpoints, target):
+            accelerator.save_state(str(target))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             progress = Progress(done, seconds, accelerator.num_processes, self.task.state())
@@ -293,7 +298,3 @@ class _Stage:
             self.folder.complete(model.save_pretrained, summary)
         self.accelerator.wait_for_everyone()
         return summary
-
-
-def _brief(line: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {value:.4g}" for key, value in line.items() if key != "iteration" and "/" not in key)

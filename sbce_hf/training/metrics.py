@@ -80,3 +80,8 @@ class WindowMeans:
                 means[key], weights[key] = np.asarray(total / weight), weight
         self._sums = {}
         return means, weights
+
+
+def brief(line: Mapping[str, float]) -> str:
+    """A line of values for a log, without those of single classes."""
+    return ", ".join(f"{key} {value:.4g}" for key, value in line.items() if key != "iteration" and "/" not in key)

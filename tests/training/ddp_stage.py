@@ -1,5 +1,6 @@
 """Stages and labelling on small sets, run by one process and by torchrun's two."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -128,3 +129,9 @@ if __name__ == "__main__":
     except ValueError as error:
         (folder / f"refused_{torch.distributed.get_rank()}.txt").write_text(str(error))
     label(folder)
+    # The other process sees an old folder: without what was finished or begun.
+    rank, own = torch.distributed.get_rank(), folder / f"view_{torch.distributed.get_rank()}"
+    if rank == 0:
+        shutil.copytree(folder / "bce", own)
+    before = run(own, "bce")
+    (folder / f"finished_{rank}.txt").write_text(f"{before.iterations} {(own / 'checkpoints').exists()}")

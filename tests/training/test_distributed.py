@@ -88,3 +88,10 @@ def test_two_processes_label_every_image_once_and_like_one(two_processes, tmp_pa
     assert sum(map(len, lines)) == len(together.done_ids()) == LABELLED.shapes_images
     for image_id in alone.done_ids():
         assert together.path(image_id).read_bytes() == alone.path(image_id).read_bytes()
+
+
+def test_the_main_process_decides_what_is_finished(two_processes):
+    # The other one, whose folder was empty, would else have trained alone, and waited for ever.
+    for rank in range(2):
+        assert (two_processes / f"finished_{rank}.txt").read_text() == f"{STAGES['bce'][-1]} False"
+    assert not (two_processes / "view_1").exists()
