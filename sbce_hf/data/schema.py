@@ -6,7 +6,7 @@ Index spaces: ``C`` foreground classes; label vectors are `float32` of shape `(C
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,6 +87,7 @@ class SkippedImage:
 
     file: str
     reason: str
+    image_id: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,8 @@ class TaggedImages:
         painter: for sources whose ground truth is no image file.
             All images have a mask then, and none is painted before it is asked for.
         unlabelled: what 255 in a mask file becomes: [`IGNORE_INDEX`], or 0 to count it as background.
+        listed: like `dataset`, with the images that cannot be read; `None` where nobody has looked.
+        digests: of each readable image's part of the manifest, by image id, in the order of the split.
     """
 
     dataset: Dataset
@@ -117,6 +120,8 @@ class TaggedImages:
     painter: Painter | None = None
     unlabelled: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
+    listed: Dataset | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -212,6 +217,29 @@ class TaggedImages:
         indices = [int(index) for index in indices]
         digest = hashlib.sha256(f"{self.manifest_hash} {indices}".encode()).hexdigest()
         return replace(self, dataset=self.dataset.select(indices), manifest_hash=digest)
+
+    def as_before(self, manifest_hash: str, digests: Mapping[str, str]) -> "TaggedImages":
+        """The images of an earlier start, of which some can no longer be read; these are among them again.
+
+        Args:
+            manifest_hash: of the start.
+            digests: of the start.
+
+        Returns:
+            the images of the start, or these where anything else has changed.
+        """
+        lost = digests.keys() - self.digests.keys()
+        rows = {} if self.listed is None else {name: row for row, name in enumerate(self.listed["image_id"])}
+        if (
+            self.listed is None
+            or not lost
+            or {**digests, **self.digests} != digests
+            or not digests.keys() <= rows.keys()
+        ):
+            return self
+        kept = self.listed.select([rows[name] for name in digests])
+        reasons = [skipped for skipped in self.skipped if skipped.image_id not in lost]
+        return replace(self, dataset=kept, manifest_hash=manifest_hash, digests=digests, skipped=tuple(reasons))
 
     def with_masks(self) -> "TaggedImages":
         """The images that have a mask."""

@@ -199,11 +199,17 @@ def checked_images(
         logger.warning(
             "skipping %d unreadable images: %s", len(unreadable), listing([s.file for s in unreadable.values()])
         )
-        dataset = dataset.select([index for index in range(len(dataset)) if index not in unreadable])
 
+    # Before the unreadable ones are left out: of a run that has begun with them, they are part.
+    listed = dataset
+    if unreadable:
+        dataset = dataset.select([index for index in range(len(dataset)) if index not in unreadable])
     manifest = hashlib.sha256(json.dumps(list(class_names)).encode())
-    for index, present in zip(sorted(identities), dataset["labels"], strict=True):
-        manifest.update(json.dumps([identities[index], present]).encode())
+    digests = {}
+    for image_id, index, present in zip(dataset["image_id"], sorted(identities), dataset["labels"], strict=True):
+        entry = json.dumps([identities[index], present]).encode()
+        manifest.update(entry)
+        digests[image_id] = hashlib.sha256(entry).hexdigest()[:16]
     images = TaggedImages(
         dataset=dataset,
         class_names=tuple(class_names),
@@ -214,6 +220,8 @@ def checked_images(
         painter=painter,
         unlabelled=unlabelled,
         notes=tuple(notes),
+        listed=listed,
+        digests=digests,
     )
     if split == config.train_split:
         _check_every_class_occurs(images, split, fixed_classes)
@@ -255,7 +263,7 @@ def _scan(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, SkippedImag
             if problem is None:
                 identities[index] = identity
             else:
-                unreadable[index] = SkippedImage(identity[0], problem)
+                unreadable[index] = SkippedImage(identity[0], problem, ids[index])
     return identities, unreadable, sorted(stretched)
 
 

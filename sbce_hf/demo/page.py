@@ -1,7 +1,9 @@
 """The page on which a visitor tries a checkpoint: a photo and its tags in, a label map with its reasons out."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -201,9 +203,11 @@ def _introduction(loaded: Checkpoint, classifier: bool) -> str:
     )
     shown = [name for name in loaded.names if name != "background"]
     known = ", ".join(map(markdown, shown[:30])) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")
+    # Of a folder, where it lies on the server is nobody's business.
+    name = "/".join(Path(loaded.name).parts[-2:]) if os.path.isdir(loaded.name) else loaded.name
     return (
         f"# Label maps from image tags\n\n{first}  \n"
-        f"Checkpoint {code_span(loaded.name)}, {len(shown)} classes: {known}.  \n"
+        f"Checkpoint {code_span(name)}, {len(shown)} classes: {known}.  \n"
         f"Photos and results are deleted from the server after about {KEEP_SECONDS // 60} minutes."
     )
 

@@ -1,5 +1,6 @@
 """Label maps of a training set, wherever they lie, and a check of all of them before anything long starts."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.decoding import is_of_the_file
+from ..data.decoding import UnreadableError, is_of_the_file
 from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..data.validation import listing
 from ..errors import UserError
@@ -137,5 +138,7 @@ def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) 
             f"{name}: got {IGNORE_INDEX} (ignore) for every pixel, expected at least one with a class or background; "
             "leave the image out"
         )
-    images.require_size(index, values, name)
+    # A photo that has become unreadable is skipped when it is labelled next.
+    with contextlib.suppress(UnreadableError):
+        images.require_size(index, values, name)
     return values

@@ -13,7 +13,7 @@ from ..data import TaggedImages, load_images
 from ..files import read_json, write_atomic
 from ..processes import decided
 from ..training.device import use_cpu
-from .layout import NOTES
+from .layout import IMAGES, NOTES
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Bench:
         self.config, self.run_dir = config, Path(run_dir)
         self.outside: Mapping[str, str] = {}
         self.process = PartialState(cpu=use_cpu())
-        self.images = load_images(config.data, config.data.train_split)
+        self.images = load_training_images(config, self.run_dir)
         # Of the start: images that can no longer be read later do not make it another run.
         self.manifest_hash = self.images.manifest_hash
         self.scored = load_scored(config, self.images)
@@ -85,6 +85,20 @@ class Bench:
 
 def _without(images: TaggedImages, skipped: Collection[str]) -> TaggedImages:
     return images.select([index for index, name in enumerate(images.image_ids) if name not in skipped])
+
+
+def load_training_images(config: RunConfig, run_dir: Path) -> TaggedImages:
+    """Load the images that a run trains on and labels: those that it has begun with, if it has.
+
+    A photo that could be read then and no longer can stays one of them, so that what is finished stays valid; it is
+    skipped where it is labelled.
+
+    Raises:
+        ValueError: see [`load_images`].
+    """
+    images = load_images(config.data, config.data.train_split)
+    begun = read_json(run_dir / IMAGES)
+    return images if begun is None or config.data.strict else images.as_before(begun["manifest_hash"], begun["images"])
 
 
 def load_scored(config: RunConfig, images: TaggedImages) -> TaggedImages | None:

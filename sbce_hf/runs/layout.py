@@ -8,6 +8,8 @@ from ..files import read_json
 
 # In a run directory.
 CONFIG, NOTES, REPORT, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "quality.md"
+# The training images of the start, for a start after which some of them cannot be read.
+IMAGES = "images.json"
 # In the notes of a run that has ended: where its results lie, relative to its directory.
 RESULTS = "results"
 

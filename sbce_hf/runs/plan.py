@@ -22,7 +22,7 @@ from ..training.memory import estimate_memory
 from ..training.optimization import alternation
 from ..training.sampler import BatchOrder
 from ..training.segmenter import create_segmenter
-from .bench import load_scored
+from .bench import load_scored, load_training_images
 from .needs import Needs
 from .planned import Plan, StagePlan
 from .rehearsal import rehearse
@@ -112,16 +112,15 @@ class _Planner:
 
     def _read_splits(self) -> TaggedImages | None:
         config, data, section = self.config, self.config.data, self.config.segmenter
-        load = lambda: self.images or load_images(data, data.train_split)  # noqa: E731
-        images = self._read(data.train_split, "to train on and to label", load)
+        begun = lambda: self.images or load_training_images(config, self.run_dir)  # noqa: E731
+        images = self._read(data.train_split, "to train on and to label", begun)
         if (split := data.score_split) is not None:
-            score = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
-            self.scored = self._read(split, "with masks, to score label maps on", score)
+            scored = (lambda: load_scored(config, images)) if images else (lambda: load_images(data, split))
+            self.scored = self._read(split, "with masks, to score label maps on", scored)
         if section is not None and (last := section.score_split) is not None:
             # As the score split, so that its masks are opened.
-            masked = replace(data, score_split=last)
-            load_masked = lambda: load_images(masked, last).with_masks()  # noqa: E731
-            self.predicted = self._read(last, "with masks, to score segmenters on", load_masked)
+            load = lambda: load_images(replace(data, score_split=last), last).with_masks()  # noqa: E731
+            self.predicted = self._read(last, "with masks, to score segmenters on", load)
         return images
 
     def _read(self, split: str, use: str, load: Callable[[], TaggedImages | None]) -> TaggedImages | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import RunConfig
+from ..data.schema import SkippedImage
 from ..evaluation.concerns import concerns
 from ..evaluation.contact_sheet import ContactRow, contact_sheet
 from ..evaluation.curves import plot_curves
@@ -75,7 +76,7 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         segmenter_split=None if config.segmenter is None else config.segmenter.score_split,
         label_free=summary_table(qualities),
         figures=figures,
-        skipped=bench.images.skipped,
+        skipped=[*bench.images.skipped, *_skipped_later(run_dir, stages)],
         warnings=[
             *find_concerns(bench, stages),
             *bench.images.notes,
@@ -84,6 +85,13 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         saliency=_saliency(config),
     )
     write_atomic(run_dir / REPORT, render_report(context))
+
+
+def _skipped_later(run_dir: Path, stages: Sequence[Stage]) -> list[SkippedImage]:
+    """Images that could be read when the run began, and not when they were to be labelled."""
+    stores = [LabelStore(run_dir / stage.name / stage.stores[0]) for stage in stages if stage.kind in LABELLED]
+    reasons = {name: store.skipped[name] for store in stores for name in sorted(store.unreadable)}
+    return [SkippedImage(name, reason) for name, reason in reasons.items()]
 
 
 def find_concerns(bench: Bench, stages: Sequence[Stage]) -> list[str]:

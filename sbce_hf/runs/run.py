@@ -14,14 +14,14 @@ from ..config import RunConfig, to_mapping
 from ..data import TaggedImages
 from ..evaluation.quality import StageQuality
 from ..evaluation.report import ScoreRow, SegmenterRow
-from ..files import remove_leftovers, write_atomic
+from ..files import remove_leftovers, write_atomic, write_json
 from ..labels.store import LabelStore
 from ..training.classifier import create_classifier
 from ..training.optimization import alternation
 from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
 from .bench import Bench
-from .layout import CONFIG, REPORT, RESULTS
+from .layout import CONFIG, IMAGES, REPORT, RESULTS
 from .provenance import hardware, versions
 from .rehearsal import rehearse
 from .report import find_concerns, write_report
@@ -91,6 +91,9 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     if bench.process.is_main_process:
         require_same(bench.run_dir, stages_of(config, bench.outside), bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(
+            bench.run_dir / IMAGES, {"manifest_hash": bench.manifest_hash, "images": dict(bench.images.digests)}
+        )
         remove_leftovers(bench.run_dir)
         write_atomic(bench.run_dir / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False))
         start = {"command": command, "versions": versions(), "hardware": hardware()}

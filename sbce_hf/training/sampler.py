@@ -1,11 +1,18 @@
 """Which images an iteration sees: a function of seed and iteration number, whatever the number of processes."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..config import LoopConfig
+from ..data.decoding import UnreadableError
+
+logger = logging.getLogger(__name__)
+
+# How many photos in a row may have become unreadable before that stops a training.
+_SUBSTITUTES = 10
 
 
 class EpochDataset(Protocol):
@@ -114,4 +121,10 @@ class Draws:
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
         epoch, index = draw
         self.dataset.set_epoch(epoch)
+        # Its photo could be read when the run began.
+        for following in range(_SUBSTITUTES):
+            try:
+                return self.dataset[(index + following) % len(self.dataset)]
+            except UnreadableError as error:
+                logger.warning("%s; the next one takes its place in training", error)
         return self.dataset[index]

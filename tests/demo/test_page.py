@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -306,3 +307,28 @@ def test_in_a_browser(client, photo):
         assert "kite" in tab.inner_text("#numbers")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         browser.close()
+
+
+def test_neither_settings_nor_errors_show_a_path_of_the_server(client, folder, photo):
+    root = client.src.rstrip("/")
+    (folder / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    said = []
+    for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd", "no-such-page"):
+        said.append(httpx.get(f"{root}/{path}").text)
+    assert "Label maps from image tags" in said[0] and "root" not in said[2]
+    for tags in (["kite"], ["no such class"], [3]):
+        for picture in (handle_file(folder / "damaged.jpg"), handle_file(photo), None):
+            try:
+                client.predict(picture, tags, False, False, api_name="/label")
+            except AppError as error:
+                said.append(str(error))
+    for body in ({}, {"data": None}, {"data": [{"path": "/etc/passwd"}, ["kite"], False, False]}):
+        answer = httpx.post(f"{root}/gradio_api/call/label", json=body)
+        said.append(answer.text)
+        if answer.is_success:
+            event = answer.json()["event_id"]
+            said.append(httpx.get(f"{root}/gradio_api/call/label/{event}", timeout=60).text)
+    assert len(said) > 8
+    for place in (str(folder.parent), str(SPACE.parent), str(Path.home()), os.path.dirname(gr.__file__), "Traceback"):
+        for text in said:
+            assert place not in text, (place, text[:500])
