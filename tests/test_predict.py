@@ -79,6 +79,22 @@ def test_photos_become_label_maps_overlays_and_a_list_of_skipped_ones(checkpoint
     assert LabelStore(tmp_path / "labels").class_names == NAMES
 
 
+def test_no_file_of_a_folder_is_lost_without_a_word(checkpoint, tmp_path, capsys):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name in ("a.avif", "b.gif", "c.jfif"):
+        Image.effect_noise((40, 30), 60).convert("RGB").save(root / name)
+    Image.fromarray(np.random.default_rng(0).integers(0, 1024, (30, 40)).astype(np.uint16)).save(root / "d.png")
+    (root / "e.dng").write_bytes(b"raw")
+    (tmp_path / "more").mkdir()
+    (root / "linked").symlink_to(tmp_path / "more")
+    assert predict(checkpoint, tmp_path / "out", root, "--no-overlays") == 0
+    assert "6 photos in all, 2 skipped" in capsys.readouterr().out
+    assert sorted(LabelStore(tmp_path / "out" / "labels").done_ids()) == ["a", "b", "c", "d"]
+    listed = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    assert [os.path.basename(entry["file"]) for entry in listed] == ["e.dng", "linked"]
+
+
 def test_the_same_command_again_changes_nothing_but_draws_what_is_missing(checkpoint, photos, tmp_path, capsys):
     # The results lie among the photos and are not taken for photos.
     output_dir = photos / "results"

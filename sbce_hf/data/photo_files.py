@@ -24,6 +24,8 @@ UNREAD = {
     ),
 }
 _NAMES_SIDE_FILE = "._"
+# A folder with both is a run directory.
+_RUN = frozenset({"config.yaml", "run.json"})
 
 
 @functools.cache
@@ -54,6 +56,10 @@ def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list
     left_out: list[tuple[Path, str]] = []
     for root, folders, files in os.walk(folder):
         here = Path(root)
+        if _RUN.issubset(files) or ("label_maps" in folders and "meta.json" in files):
+            left_out.append((here, "a run or a label store, whose pictures are results; they are not looked at"))
+            folders.clear()
+            continue
         for name in list(folders):
             path = here / name
             if path.is_symlink():

@@ -99,6 +99,19 @@ def test_folders_of_results_are_passed_over_without_a_word(tmp_path):
     assert walk(tmp_path, [tmp_path / "out"]) == ([tmp_path / "a.png"], [])
 
 
+def test_results_that_lie_among_the_photos_are_neither_photos_nor_classes(tmp_path):
+    for name in ("cat/a.png", "dog/b.png", "runs/x/figures/sheet.png", "old/labels/label_maps/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        gradient().save(tmp_path / name)
+    for name in ("runs/x/config.yaml", "runs/x/run.json", "old/labels/meta.json"):
+        (tmp_path / name).write_text("{}")
+    images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+    assert images.class_names == ("cat", "dog")
+    left_out = {skipped.file.removeprefix(f"{tmp_path}/") for skipped in images.skipped}
+    assert left_out == {"runs/x", "old/labels"}
+    assert load_photos([tmp_path], ("cat",)).image_ids == ["cat/a", "dog/b"]
+
+
 @pytest.mark.parametrize("bits", [9, 10, 12, 14])
 def test_grey_of_10_to_14_bits_in_16_is_neither_black_nor_white(tmp_path, bits):
     Image.fromarray(np.rint(RAMP * (2**bits - 1)).astype(np.uint16)).save(tmp_path / "a.png")
