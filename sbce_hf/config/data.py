@@ -16,14 +16,15 @@ class DataConfig(Checked):
 
     Args:
         source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"coco"` (COCO's folders), `"folder"`
-            (images and a tags table) or `"hub"` (a Hugging Face dataset).
+            (photos and their tags, in any form of `data/layout.py`) or `"hub"` (a Hugging Face dataset).
         data_dir: folder of a `voc`, `coco` or `folder` source.
         tags_file: tags table (of `coco`: instances file), relative to `data_dir`; by default the one that is found
             there.
         separator: what separates the tags of a cell of a tags table or of a text of a dataset; by default `;` in
             tables and nothing in datasets. Once it is given, no tag is suspected of being several.
         classes: foreground classes, in the order of their label-map values 1, 2, ...; by default all the source has.
-            Other tags of a `voc` or `coco` source are left out; elsewhere a tag that is not listed is an error.
+            Other tags of a `voc` or `coco` source are left out; elsewhere a tag that is not listed is an error. A tag
+            that is listed is not suspected of being several.
         train_split: split whose tags are trained on and whose images are labelled.
         score_split: split with masks on which label maps are scored in the report; `None` scores nothing.
         max_images: use only the first so many images of a split.
