@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sbce_hf.cli import command_parser, main
+from sbce_hf.cli import _parser, main
 from sbce_hf.cli.common import config_from
 from sbce_hf.cli.run import run_dir_of
 
@@ -84,7 +84,7 @@ def test_mistakes_are_errors_before_anything_starts(arguments, message, tmp_path
     ],
 )
 def test_default_run_directory_is_named_like_recipe_and_data(arguments, expected):
-    options = command_parser().parse_args(["run", *arguments])
+    options = _parser().parse_args(["run", *arguments])
     assert str(run_dir_of(options, config_from(options))) == expected
 
 

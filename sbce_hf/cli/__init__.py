@@ -18,9 +18,9 @@ from .mistakes import DEFECT, told_in_one_line
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    options = command_parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if not hasattr(options, "command"):
-        command_parser().print_help()
+        _parser().print_help()
         return 2
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -49,8 +49,7 @@ class _Plain(logging.Formatter):
         return visible(super().format(record), kept="\n\t")
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """Of all commands and their options."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sbce", description="Image tags in, pixel-level label maps out: Adaptive Spatial-BCE."
     )
