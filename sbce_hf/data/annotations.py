@@ -124,7 +124,8 @@ def _answers(task: Mapping[str, Any], separator: str | None, where: str) -> list
         if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
             continue
         tags: list[str] = []
-        for result in annotation.get("result") or ():
+        results = annotation.get("result")
+        for result in results if isinstance(results, list) else ():
             kind = result.get("type") if isinstance(result, Mapping) else None
             value = result.get("value") if kind else None
             if isinstance(value, Mapping) and isinstance(kind, str) and kind in value and kind != "textarea":
@@ -138,13 +139,14 @@ def _choices(value: Any, separator: str | None, where: str) -> list[str]:
         value = value.get("choices", [])
     if isinstance(value, str):
         return split_cell(value, separator, where)
+    if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        # Regions of JSON-MIN.
+        found = [
+            entry.get(key) for entry in value if isinstance(entry, Mapping) for key in entry if key.endswith("labels")
+        ]
+        value = [name for names in found for name in (names if isinstance(names, list) else [names])]
     if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
         return clean_all(value, where)
-    if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        # Regions of JSON-MIN.
-        return [
-            tag for entry in value for key in entry if key.endswith("labels") for tag in clean_all(entry[key], where)
-        ]
     raise UserError(f"{where}: choices: got {str(value)[:120]}, expected a list of names")
 
 

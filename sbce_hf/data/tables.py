@@ -226,8 +226,11 @@ def read_parquet(path: Path, separator: str | None) -> Table:
         file = pyarrow.parquet.ParquetFile(path)
         wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
         records = file.read(columns=wanted).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet: {error}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        # The machine's errors have a number; pyarrow's own, about damage, have none.
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise UserError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}") from error
     if any(isinstance(record.get("image"), Mapping) for record in records[:1]):
         raise UserError(
             f"{path}: holds the images themselves; read it with data.source=hub, data.dataset={path.parent}"

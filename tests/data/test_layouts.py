@@ -200,6 +200,38 @@ def test_what_is_not_annotated_is_listed_and_disagreement_is_said(tmp_path):
     assert found.rows[1].tags == ("cat", "dog") and "disagree on 1 photos" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"image": "a.jpg", "choice": 5}, "task 0: choices: got 5, expected a list of names"),
+        ({"image": "a.jpg", "choice": [["cat"]]}, "task 0: choices: got"),
+        ({"image": "a.jpg", "label": [{"rectanglelabels": [7]}]}, r"task 0: choices: got \[7\]"),
+        ({"data": {"image": 3}, "annotations": []}, "task 0: no image; expected an object with data.image"),
+        (
+            {"image": "a.jpg", "annotations": [{"result": 5}, 7, {"result": [3, {"type": "choices"}]}]},
+            "no tags at all",
+        ),
+    ],
+)
+def test_tasks_that_mean_nothing(tmp_path, task, message):
+    photos(tmp_path, "images/a.jpg")
+    write(tmp_path / "tasks.json", [task])
+    with pytest.raises(UserError, match=message):
+        load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+
+
+def test_regions_of_label_studio_are_tags_as_well(tmp_path):
+    photos(tmp_path, "images/a.jpg", "images/b.jpg")
+    region = {"type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["cat"]}}
+    tasks = [
+        {"data": {"image": "a.jpg"}, "annotations": [{"result": [region]}]},
+        {"image": "b.jpg", "label": [{"x": 3, "rectanglelabels": ["dog"]}, {"x": 5, "rectanglelabels": ["cat"]}]},
+    ]
+    write(tmp_path / "tasks.json", tasks)
+    images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+    assert images.label_matrix().tolist() == [[1, 0], [1, 1]]
+
+
 def test_notes_of_coco(tmp_path):
     coco(tmp_path)
     notes = understand(DataConfig(source="folder", data_dir=str(tmp_path))).notes
