@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_command, add_recipe_command, config_from, say
+from .common import add_command, add_recipe_command, command_line, config_from, say
 from .plan_text import stage_table, time_lines
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def _check(options: argparse.Namespace) -> int:
     if plan.problems:
         say("\n".join([f"problem    {problem}" for problem in plan.problems]))
         return 1
-    command = shlex.join(["sbce", "run", "--recipe", options.recipe, "--data-dir", options.data_dir])
-    say(f"to start   {command}{''.join(f' --set {shlex.quote(text)}' for text in options.set)}")
+    say(f"to start   {command_line(options)}")
     return 0
 
 
