@@ -5,6 +5,7 @@ machine and with what shares a fixture.
 """
 
 SLOW = (
+    "tests/hub/test_faults.py",
     "tests/hub/test_hub_models.py::test_published_models_come_back",
     "tests/hub/test_hub_references.py::test_commands_take_ids",
     "tests/hub/test_publish.py::test_cut_anywhere_then_again",
@@ -21,6 +22,7 @@ SLOW = (
     "tests/runs/test_run.py::test_same_seed_same_result_and_ground_truth_decides_nothing",
     "tests/runs/test_run.py::test_two_processes_finish_a_run_and_score_like_one",
     "tests/runs/test_run.py::test_two_processes_label_like_one",
+    "tests/runs/test_lost_photo.py",
     "tests/runs/test_refine.py",
     "tests/runs/test_saliency_stage.py",
     "tests/runs/test_segment.py",

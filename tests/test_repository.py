@@ -2,6 +2,10 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -36,3 +40,19 @@ def test_ci_installs_the_oldest_versions_that_are_promised():
     promised = dict(line.split(">=") for line in PROJECT["project"]["dependencies"])
     # Trailing zeros are left out of the promise, as in 2.7 for 2.7.0.
     assert all(re.fullmatch(rf"{re.escape(low)}(\.0)*", installed[name]) for name, low in promised.items())
+
+
+def test_the_source_archive_holds_what_an_installation_does_not(tmp_path):
+    kept = ("sbce_hf", "space", "scripts", "tests", ".ci")
+    skipped = shutil.ignore_patterns("__pycache__", "*.py[cod]", ".hypothesis")
+    for name in kept:
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=skipped)
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    assert files <= held and {"scripts/fuzz.py", "tests/hostile/readers.py", "space/app.py"} <= held
