@@ -42,12 +42,16 @@ def rehearse(
     spread = np.linspace(0, len(images) - 1, min(PHOTOS, len(images))).round().astype(int).tolist()
     photos = [images.upright_size(index)[::-1] for index in spread]
     classifier = next((model for model in models.values() if model is not None), None)
-    tried = set[tuple[int, Size]]()
+    tried, empties = set[tuple[int, Size]](), dict[int, Any]()
     for stage in stages:
         for model, use, size in _looks(config, stage, models[stage.name], classifier, photos):
             if (id(model), size) not in tried:
                 tried.add((id(model), size))
-                _look(model, size, f"{stage.name}: {use}")
+                # Of transformers' models some use operations that need numbers.
+                if isinstance(model.base_model, HasTrunk):
+                    if id(model) not in empties:
+                        empties[id(model)] = _without_weights(model)
+                    _look(empties[id(model)], size, f"{stage.name}: {use}")
 
 
 def _looks(
@@ -72,14 +76,17 @@ def _looks(
                 yield model, "the walk", boundary_size(photo, config.irn)
 
 
-def _look(model: Any, size: Size, use: str) -> None:
-    if not isinstance(model.base_model, HasTrunk):
-        # Of transformers' models some use operations that need numbers.
-        return
-    config: Any = model.config
+def _without_weights(model: Any) -> Any:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return type(model)(model.config).eval()
+
+
+def _look(empty: Any, size: Size, use: str) -> None:
+    config: Any = empty.config
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.inference_mode():
-            type(model)(config).eval()(torch.empty(1, 3, *size))
+        # What a forward pass makes itself has no numbers either.
+        with torch.device("meta"), torch.inference_mode():
+            empty(torch.empty(1, 3, *size))
     # Anything can come of a size that does not fit.
     except Exception as error:
         height, width = size
