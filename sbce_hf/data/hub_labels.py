@@ -29,6 +29,9 @@ def read_labels(dataset: Dataset, column: str, classes: Sequence[str] | None, se
     feature = dataset.features[column]
     single = not isinstance(feature, List | LargeList)
     inner = feature if single else feature.feature
+    if not isinstance(inner, Value | ClassLabel):
+        # Of a picture, reading it would open what it names.
+        raise _no_labels(column, feature)
     rows: list[list[Any]] = [[row] if single else list(row or ()) for row in dataset.with_format(None)[column]]
     if isinstance(inner, Value) and not single and inner.dtype not in ("string", "large_string"):
         return _multi_hot(rows, feature, classes, column)
@@ -52,7 +55,11 @@ def read_labels(dataset: Dataset, column: str, classes: Sequence[str] | None, se
             check_separators(found, classes or ())
         names = list(classes or sorted_tags(found))
         return _indices(tags, names, column), tuple(names), notes
-    raise UserError(
+    raise _no_labels(column, feature)
+
+
+def _no_labels(column: str, feature: Any) -> UserError:
+    return UserError(
         f"data.columns.labels: column {column!r} is {feature}; expected {List(ClassLabel(names=['...']))}, a list of "
         "strings or a multi-hot list"
     )

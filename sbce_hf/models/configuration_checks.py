@@ -2,6 +2,8 @@
 
 What arrives here may come from a stranger. A key that steers how transformers or timm load a checkpoint (which file,
 which URL, which kernel) is no architecture, and a number decides how much memory is taken before any weight is read.
+
+Longer than 300 lines: these checks are one file of the code that travels with every checkpoint.
 """
 
 import difflib

@@ -1,5 +1,6 @@
 """Whether every network can look at images of every size that a run will show it; before the first stage."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..config import RunConfig
 from ..data import TaggedImages
+from ..data.decoding import UnreadableError
 from ..errors import UserError
 from ..inference.irn import boundary_size
 from ..inference.segmenter import prediction_sizes
@@ -40,7 +42,11 @@ def rehearse(
         UserError: a network cannot; says which, at what size, and what to do.
     """
     spread = np.linspace(0, len(images) - 1, min(PHOTOS, len(images))).round().astype(int).tolist()
-    photos = [images.upright_size(index)[::-1] for index in spread]
+    photos = []
+    for index in spread:
+        # What has become unreadable is skipped where it is labelled.
+        with contextlib.suppress(UnreadableError):
+            photos.append(images.upright_size(index)[::-1])
     classifier = next((model for model in models.values() if model is not None), None)
     tried, empties = set[tuple[int, Size]](), dict[int, Any]()
     for stage in stages:

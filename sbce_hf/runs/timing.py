@@ -1,5 +1,6 @@
 """How long a run will take: a few steps and photos of each kind, timed on this machine before anything starts."""
 
+import contextlib
 import os
 import statistics
 import time
@@ -24,6 +25,7 @@ from ..config import (
     TrainingConfig,
 )
 from ..data import TaggedImages
+from ..data.decoding import UnreadableError
 from ..data.transforms import TrainingDataset
 from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
 from ..inference.irn import WalkMethod
@@ -143,8 +145,13 @@ class Clock:
             tune_allocator()
         spread = np.linspace(0, len(images) - 1, min(PHOTOS, len(images))).round().astype(int)
         tagged = [index for index in spread.tolist() if images.label_matrix()[index].any()]
-        self.images = images.select(tagged or [0])
-        self.photos = [self.images.image(index) for index in range(len(self.images))]
+        self.photos, readable = [], []
+        for index in tagged or [0]:
+            # What has become unreadable is skipped where it is labelled.
+            with contextlib.suppress(UnreadableError):
+                self.photos.append(images.image(index))
+                readable.append(index)
+        self.images = images.select(readable)
 
     def training(self, model: PreTrainedModel, config: LoopConfig, size: int, batch: int) -> float:
         """Forward and backward pass, and loading.

@@ -580,7 +580,7 @@ def segformer(folder: Path) -> None:
 def check_page(folder: Path) -> None:
     checkpoint = load_checkpoint(str(folder))
     assert all(isinstance(name, str) for name in checkpoint.names)
-    assert all(math.isfinite(number) for number in (*checkpoint.normalization.mean, *checkpoint.normalization.std))
+    assert all(math.isfinite(number) for number in (*checkpoint.preprocessing.mean, *checkpoint.preprocessing.std))
 
 
 def read_classifier(folder: Path) -> None:

@@ -103,7 +103,11 @@ INSTANCES = "annotations/instances_train2014.json"
 
 FOUND = {
     "a deviation below 0": ("options", content("option", "model.initializer_range=-2"), "initializer_range: got -2"),
-    "tags that are no UTF-8": ("tags.csv", content("tags.csv", b"file,tags\n\xff.png,cat\n"), "tags.csv: .*no UTF-8"),
+    "tags that are no UTF-8": (
+        "tags.csv",
+        content("tags.csv", b"file,tags\n\xff.png,cat\n"),
+        "tags.csv missing: .*ÿ.png",
+    ),
     "a name too long for any file": (
         "tags.csv",
         content("tags.csv", f"file,tags\n{LONG}.png,cat\n"),
@@ -112,9 +116,13 @@ FOUND = {
     "a field without end": (
         "tags.csv",
         content("tags.csv", 'file,tags\n0.png,"' + "a" * 200_000),
-        "tags.csv, line .*: not valid CSV: field larger",
+        "tags.csv, line .*: a quote opens in this row and is not closed",
     ),
-    "lines that are no UTF-8": ("metadata.jsonl", content("metadata.jsonl", b"\xff"), "metadata.jsonl: .*no UTF-8"),
+    "lines that are no UTF-8": (
+        "metadata.jsonl",
+        content("metadata.jsonl", b"\xff"),
+        "metadata.jsonl, line 1: not valid JSON",
+    ),
     "a number of 5000 digits": (
         "metadata.jsonl",
         content("metadata.jsonl", '{"file_name": ' + "9" * 5000),

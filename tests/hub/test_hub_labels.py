@@ -140,7 +140,7 @@ def test_palette_becomes_grey_without_decoding():
         with Image.open(io.BytesIO(grey_png(stream.getvalue()))) as grey:
             assert grey.mode == "L" and np.array_equal(np.asarray(grey), array)
     for damaged in (stream.getvalue()[:-20], stream.getvalue()[:60] + b"?" + stream.getvalue()[61:]):
-        with pytest.raises(ValueError, match="damaged PNG|unreadable mask"):
+        with pytest.raises(ValueError, match="damaged PNG|unreadable label map"):
             grey_png(damaged)
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, format="PNG")
