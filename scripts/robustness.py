@@ -146,7 +146,8 @@ def _score(store: "LabelStore", images: "TaggedImages", truth: "NDArray[np.float
         pairs = pairs[(pairs > 0).all(axis=1)]
         errors.append(np.log(pairs["got"] / pairs["true"]).abs().mean())
     classes = score_store(store, images)["per_class_iou"]
-    return Score(classes, float(lost), float(np.nanmean(correlations)), float(np.nanmean(errors)))
+    # Classes of a single photo have no correlation; those left out are none of the mean.
+    return Score(classes, float(lost), float(pd.Series(correlations).mean()), float(pd.Series(errors).mean()))
 
 
 def _table(runs: list[dict[str, Score]]) -> str:
