@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -80,6 +81,9 @@ def _message(error: BaseException, repo_id: str) -> str | None:
         return f"{repo_id}: offline mode is on, so nothing was sent; unset HF_HUB_OFFLINE"
     if isinstance(error, LocalTokenNotFoundError):
         return _no_token(repo_id)
+    if isinstance(error, LocalEntryNotFoundError):
+        why = error.__cause__ or error
+        return f"{repo_id}: a file that is there could not be fetched ({why}). {WHOLE} {AGAIN}"
     if isinstance(error, HfHubHTTPError):
         return _refused(error, repo_id)
     # `HTTPError` without an answer is a lost connection; a proxy's error page is no JSON.

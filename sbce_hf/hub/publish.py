@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from ..errors import UserError
 from ..files import write_atomic
-from .errors import HubError, explained, require_token
+from .errors import AGAIN, HubError, explained, require_token
 from .ownership import CARD, MANIFEST, Ownership, join_card, split_card, write_manifest
 
 RepoType = Literal["model", "dataset", "space"]
@@ -151,7 +151,11 @@ def _make_repository(
                     f"{repo_id}: is a {other} on the Hub, expected a {repo_type}, or a name that is free; "
                     "choose another"
                 ) from None
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+        try:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+        except KeyError as error:
+            # Of every conflict the client takes the repository's address, which only that of an existing one has.
+            raise HubError(f"{repo_id}: something else is being done to it. Wait a moment. {AGAIN}") from error
     else:
         if private and not info.private:
             raise ValueError(

@@ -151,7 +151,7 @@ FIELDS = {
     "backbone huge": {
         "trunk": "hf:dinov2",
         "output_stride": None,
-        "backbone_config": {"hidden_size": 16384, "num_hidden_layers": 512, "num_attention_heads": 64},
+        "backbone_config": {"hidden_size": 16384, "num_hidden_layers": 64, "num_attention_heads": 64},
     },
     "backbone of small patches": {
         "trunk": "hf:dinov2",

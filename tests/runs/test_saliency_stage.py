@@ -216,6 +216,8 @@ def test_what_cannot_work_stops_before_anything_is_made(tiny_recipe, images, map
         (holes / f"{image_id}.png").unlink()
     command = ["label" if step == "label" else "run", "--recipe", str(tiny_recipe)]
     command += ["--set", f"saliency.maps={holes}", "--output-dir", str(tmp_path / "out")]
+    # Whether this is a classifier is looked at later.
+    (tmp_path / "config.json").write_text("{}")
     command += {"dry-run": ["--dry-run"], "run": []}.get(step, ["--checkpoint", str(tmp_path)])
     assert main(command) == 1
     printed = "".join(capsys.readouterr())
