@@ -226,7 +226,8 @@ def read_parquet(path: Path, separator: str | None) -> Table:
         file = pyarrow.parquet.ParquetFile(path)
         wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
         records = file.read(columns=wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    # Names and texts are decoded when they are taken out.
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         # The machine's errors have a number; pyarrow's own, about damage, have none.
         if getattr(error, "errno", None) is not None:
             raise

@@ -215,6 +215,44 @@ def folder_with_jsonl(folder: Path) -> None:
     put(folder / "metadata.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
 
 
+def folder_with_columns(folder: Path) -> None:
+    photos(folder)
+    put(folder / "_classes.csv", "filename;cat;dog\n0.png;1;0\n1.png;1;1\n2.png;0;1\n")
+
+
+def folder_with_parquet(folder: Path) -> None:
+    photos(folder)
+    table = pa.table({"file_name": ["0.png", "1.png", "2.png"], "tags": [["cat"], ["cat", "dog"], ["dog"]]})
+    pq.write_table(table, folder / "metadata.parquet")
+
+
+def folder_with_categories(folder: Path) -> None:
+    photos(folder)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 6} for i in range(3)]
+    found = [{"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [0, 0, 4, 4]} for i in range(3)]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    put(
+        folder / "_annotations.coco.json",
+        json.dumps({"images": images, "annotations": found, "categories": categories}),
+    )
+
+
+def folder_with_tasks(folder: Path) -> None:
+    photos(folder)
+    answers = [[{"type": "choices", "value": {"choices": tags}}] for tags in (["cat"], ["cat", "dog"], ["dog"])]
+    tasks = [
+        {"id": i, "data": {"image": f"/data/upload/1/0a1b2c3d-{i}.png"}, "annotations": [{"result": answer}]}
+        for i, answer in enumerate(answers)
+    ]
+    put(folder / "export.json", json.dumps(tasks))
+
+
+def folder_with_images(folder: Path) -> None:
+    photos(folder)
+    images = [f'<image id="{i}" name="{i}.png"><tag label="{name}"/></image>' for i, name in enumerate(("cat", "dog"))]
+    put(folder / "annotations.xml", f"<annotations>{''.join(images)}</annotations>")
+
+
 def read_source(source: str, split: str = "train", **options: Any) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         place = {"dataset": str(folder / "saved")} if source == "hub" else {"data_dir": str(folder)}
@@ -604,6 +642,11 @@ _DATA = ("data", "image", "mask", "file")
 READERS: dict[str, Reader] = {
     "tags.csv": Reader(folder_with_csv, read_source("folder"), ["tags.csv"], ("tags.csv", *_DATA)),
     "metadata.jsonl": Reader(folder_with_jsonl, read_source("folder"), ["*.jsonl"], ("metadata.jsonl", *_DATA)),
+    "one-hot table": Reader(folder_with_columns, read_source("folder"), ["*.csv"], ("_classes.csv", *_DATA)),
+    "metadata.parquet": Reader(folder_with_parquet, read_source("folder"), ["*.parquet"], ("parquet", *_DATA)),
+    "categories": Reader(folder_with_categories, read_source("folder"), ["*.json"], ("_annotations.coco", *_DATA)),
+    "label studio": Reader(folder_with_tasks, read_source("folder"), ["*.json"], ("export.json", *_DATA)),
+    "cvat": Reader(folder_with_images, read_source("folder"), ["*.xml"], ("annotations.xml", *_DATA)),
     "voc": Reader(voc, read_source("voc"), ["ImageSets/*/*.txt", "Annotations/*.xml"], ("train.txt", ".xml", *_DATA)),
     "voc table": Reader(voc_with_table, read_source("voc"), ["*.json"], ("image_labels.json", *_DATA)),
     "coco": Reader(coco, read_source("coco", "train2014"), ["annotations/*"], ("instances_train2014.json", *_DATA)),
