@@ -73,7 +73,8 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
             Weighting of present and absent classes in the spatial loss, see `spatial_bce_loss`.
         present_loss (`"ratio"` or `"cross_entropy"`, defaults to `"ratio"`):
             What a present class's pixels pay in the spatial loss: the paper's `R`, or the cross-entropy to their own
-            side of the quantile threshold, which is stable under any proportions; see `quantile_cross_entropy`.
+            side of the quantile threshold, which with `kl_weight` 0 is stable under any proportions; see
+            `quantile_cross_entropy`.
         kl_weight (`float`, defaults to 1.0):
             Weight of the proportion term.
         kl_form (`"bernoulli"` or `"odds"`, defaults to `"bernoulli"`):

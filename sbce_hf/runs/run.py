@@ -89,7 +89,7 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     stages = stages_of(config, bench.outside)
     rehearse(config, stages, {one.name: refining.get(one.name, by_kind.get(one.kind)) for one in stages}, bench.images)
     if bench.process.is_main_process:
-        require_same(bench.run_dir, stages_of(config, bench.outside), bench.manifest_hash)
+        require_same(bench.run_dir, stages, bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(
             bench.run_dir / IMAGES, {"manifest_hash": bench.manifest_hash, "images": dict(bench.images.digests)}
