@@ -13,7 +13,7 @@ from .training import BoundaryTrainingConfig
 @strict
 @dataclass(kw_only=True)
 class CrfConfig(Checked):
-    """Dense CRF (pydensecrf); standard deviations in pixels and grey values. Defaults are those for hard labels.
+    """Dense CRF; standard deviations in pixels and grey values. Defaults are those for hard labels.
 
     Args:
         iterations: mean-field iterations.
@@ -27,6 +27,10 @@ class CrfConfig(Checked):
             photo's own size. The published widths are those of photos of 500 pixels. `None` never scales.
         min_kept: a class of which the CRF leaves less than this share of the pixels that it had gets them all back. A
             small thing on a busy ground is smoothed away, and its photo would teach that it is not there. 0 is off.
+        backend: who computes it: `"numba"`, in threads; `"torch"`, many photos at once on the device of the networks;
+            `"pydensecrf"`, the reference, in processes; `"auto"`, torch beside a network on a GPU, otherwise numba.
+            Their numbers are the same up to rounding.
+        batch_photos: photos that go through the CRF together with `backend` `"torch"`.
     """
 
     SECTION = "crf"
@@ -40,6 +44,8 @@ class CrfConfig(Checked):
     bilateral_compat: float = 10.0
     side: int | None = number(512, at_least=32, limit=MAX_SIDE)
     min_kept: float = number(0.2, at_least=0, below=1)
+    backend: Literal["auto", "numba", "torch", "pydensecrf"] = "auto"
+    batch_photos: int = number(32, decides=False, at_least=1, limit=10_000)
 
 
 @strict
@@ -63,7 +69,7 @@ class LabellingConfig(Checked):
         flip: add each view's mirror image.
         batch_size: views of one size that go through the network together.
         crf: dense CRF parameters; `None` skips the CRF.
-        crf_workers: processes that run the CRF and write label maps.
+        crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
         known_classes: `"tags"`, or `"predicted"` from the image-level logits.
         class_threshold: image-level probability above which a class counts as predicted.
     """
@@ -148,7 +154,7 @@ class PredictionConfig(Checked):
         batch_size: views of one image and size that go through the network together.
         crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF. Each window is refined
             by itself.
-        crf_workers: processes that run the CRF and write label maps.
+        crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
     """
 
     SECTION = "prediction"

@@ -24,11 +24,13 @@ from ..inference.checkpoints import (
     read_config,
     trained_side,
 )
+from ..inference.segmenter import segment
 from ..inference.views import class_maps
 from ..labels.store import MAX_CLASSES
 from ..models.configuration_checks import label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceOutput
+from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import apply_rule
 from ..references import local_checkpoint
 
@@ -182,9 +184,6 @@ def _explain_tags(
     classes = maps.classes.tolist()
     label_map = labelled.label_map
     if config.crf is not None:
-        # Here, so that classifiers work without a CRF where pydensecrf could not be compiled.
-        from ..postprocess.crf import dense_crf
-
         label_map = dense_crf(np.asarray(photo), label_map, classes, config.crf)
     if not image_logits:
         return Explanation(label_map)
@@ -209,13 +208,8 @@ def _explain_tags(
 
 
 def _explain_segmenter(checkpoint: Checkpoint, photo: Image.Image, config: PredictionConfig) -> Explanation:
-    # Here, because it needs pydensecrf, which classifiers do not.
-    from ..inference.segmenter import segment
-
     probabilities = segment(checkpoint.model, photo, config, checkpoint.preprocessing)
     # The CRF refines the whole photo, with a window too.
     if config.crf is not None:
-        from ..postprocess.crf import dense_crf_from_probabilities
-
         return Explanation(dense_crf_from_probabilities(np.asarray(photo), probabilities, config.crf))
     return Explanation(probabilities.argmax(axis=0).astype(np.uint8))

@@ -1,6 +1,5 @@
 """The page on which a visitor tries a checkpoint: a photo and its tags in, a label map with its reasons out."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,11 +109,6 @@ def remarks(photo: Image.Image, found: Explanation, names: Sequence[str], predic
     return "  \n".join(parts)
 
 
-def crf_installed() -> bool:
-    """Whether the dense CRF can run here."""
-    return importlib.util.find_spec("pydensecrf") is not None
-
-
 def build_demo(checkpoint: str, image_size: int | None = None) -> gr.Blocks:
     """The page for one checkpoint.
 
@@ -157,9 +151,7 @@ def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
                 tags, predict = _tag_inputs(names[1:]) if classifier else (gr.State([]), gr.State(False))
                 crf = gr.Checkbox(
                     label="Dense CRF: follow the edges of the photo",
-                    info=None if crf_installed() else "Not available: pydensecrf is not installed here.",
-                    value=classifier and crf_installed(),
-                    interactive=crf_installed(),
+                    value=classifier,
                 )
                 button = gr.Button("Label the photo", variant="primary", elem_id="run")
                 _add_example(names, photo, tags)

@@ -13,7 +13,7 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..postprocess.crf import CrfPool
+from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
 from ..processes import ALL, Share
@@ -34,7 +34,7 @@ def label_images(
     share: Share = ALL,
     preprocessing: Preprocessing = IMAGENET,
 ) -> LabelSummary:
-    """Label every image: views, threshold rule or another method, and in worker processes the dense CRF.
+    """Label every image: views, threshold rule or another method, and meanwhile the dense CRF.
 
     Killed at any moment and called again, it ends with the same bytes. Results depend, in their last bits, on which
     images share a batch; so they are labelled in fixed groups of `config.batch_size`, see [`write_stores`].
@@ -87,6 +87,7 @@ def label_images(
         strict=strict,
         group_size=config.batch_size,
         what=f"label ({chosen.name})",
+        device=model.device,
     )
 
 

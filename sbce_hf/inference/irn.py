@@ -18,7 +18,7 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import IGNORE_INDEX
 from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
-from ..postprocess.crf import CrfPool
+from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.random_walk import random_walk
 from ..postprocess.rules import ClassMaps, label_by_share, relative_to_peak, sigmoid

@@ -18,7 +18,7 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
 from ..labels.variants import variants
 from ..models.configuration_checks import label_names
-from ..postprocess.crf import CrfPool
+from ..postprocess.crf_pool import CrfPool
 from ..processes import ALL, Share
 from .views import MIN_SIDE, to_pixels
 from .windows import Tile, average_bands, cover
@@ -133,6 +133,7 @@ def predict_images(
         # Images do not share batches.
         group_size=1,
         what="predict",
+        device=model.device,
     )
 
 

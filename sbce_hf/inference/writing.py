@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,8 +15,11 @@ from ..config import LabellingConfig, PredictionConfig
 from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
 from ..labels.store import NOTHING_SURE, LabelStore
-from ..postprocess.crf import CrfPool
+from ..postprocess.crf_pool import CrfPool
 from ..processes import Share
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -68,6 +71,7 @@ def write_stores(
     strict: bool,
     group_size: int,
     what: str,
+    device: "torch.device | str" = "cpu",
 ) -> LabelSummary:
     """Label images and write the label maps into stores.
 
@@ -78,7 +82,7 @@ def write_stores(
     Args:
         images: to label.
         label: makes the label maps of a group.
-        config: its CRF runs in worker processes.
+        config: its CRF runs meanwhile; see [`CrfPool`].
         stores: folders, in the order of the label maps, and what their descriptions say; with a CRF, the last store's
             label maps are after it.
         key: of everything the label maps depend on.
@@ -86,6 +90,7 @@ def write_stores(
         strict: raise at an unreadable image instead of skipping and listing it.
         group_size: images that `label` gets at a time.
         what: is done, for the progress bar.
+        device: where the networks are, and with torch the CRF.
 
     Raises:
         ValueError: the stores were made from something else, an unreadable image if `strict`, or see `label`.
@@ -107,10 +112,10 @@ def write_stores(
     todo, num_labelled = _groups_to_do(images.image_ids, opened, group_size, share), 0
     if todo:
         progress = tqdm(total=sum(map(len, todo)), desc=what, unit="image", disable=None)
-        pool = CrfPool(config.crf, config.crf_workers) if config.crf else contextlib.nullcontext()
+        pool = CrfPool(config.crf, config.crf_workers, device) if config.crf else contextlib.nullcontext()
         with progress, pool as crf:
-            # What may wait in memory: enough to keep the workers busy while the next group is computed.
-            room = group_size + 2 * config.crf_workers if crf else 0
+            # What may wait in memory, so that the CRF has work while the next group is computed.
+            room = group_size + crf.room if crf else 0
             for image_id, labelled in _delayed(_label_groups(images, todo, strict, label, crf), room):
                 _write(image_id, labelled, opened)
                 progress.update()

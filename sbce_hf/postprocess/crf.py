@@ -1,27 +1,53 @@
-"""Dense CRF (Krähenbühl and Koltun, 2011) over a hard label map or over probabilities.
+"""Dense CRF (Krähenbühl and Koltun, 2011) over a hard label map or over probabilities, of one photo on the CPU.
 
-This file imports nothing heavy: worker processes start with it. They are processes and not threads because pydensecrf
-holds the interpreter lock (measured: two threads take exactly twice the time of one).
+`CrfConfig.backend` says who computes it: `lattice.py` (numba) or pydensecrf, whose numbers are the same. `crf_pool.py`
+works on many photos, and has the one for a GPU.
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from pydensecrf import densecrf
 
 from ..config import CrfConfig
+from ..errors import UserError
 
 # Below this a probability says no more against a label (DeepLab's released CRF step).
 MIN_PROBABILITY = 1e-5
+
+
+@dataclass(frozen=True)
+class CrfProblem:
+    """What the CRF is to decide, at the size at which it works.
+
+    Args:
+        image: `(h, w, 3)` uint8 RGB.
+        num_labels: `L`, at least 2.
+        indices: `(h, w)` uint8 in `[0, L)`, the given labels; or `None`, if there are
+        probabilities: `(L, h, w)` float32.
+        finish: from the label of each of the photo's pixels, `(H, W)` uint8, to the photo's label map.
+        size: the photo's height and width.
+    """
+
+    image: np.ndarray
+    num_labels: int
+    indices: np.ndarray | None
+    probabilities: np.ndarray | None
+    finish: Callable[[np.ndarray], np.ndarray]
+    size: tuple[int, int]
+
+    def label_map(self, marginals: np.ndarray) -> np.ndarray:
+        """The label map of `(L, h, w)` marginals, which are scaled to the photo's size before a label is chosen."""
+        if marginals.shape[1:] == self.size:
+            return self.finish(marginals.argmax(axis=0).astype(np.uint8))
+        return self.finish(_argmax(marginals, self.size))
+
+
+def label_energies(config: CrfConfig, num_labels: int) -> tuple[float, float]:
+    """Unary energies of the given label, `-ln g`, and of each other, `-ln((1 - g) / (L - 1))`."""
+    return -math.log(config.gt_prob), -math.log((1 - config.gt_prob) / (num_labels - 1))
 
 
 def crf_probabilities(image: np.ndarray, indices: np.ndarray, num_labels: int, config: CrfConfig) -> np.ndarray:
@@ -45,10 +71,12 @@ def crf_probabilities(image: np.ndarray, indices: np.ndarray, num_labels: int, c
     _check_sizes(image, indices.shape, num_labels)
     if int(indices.min()) < 0 or int(indices.max()) >= num_labels:
         raise ValueError(f"CRF labels: got values {indices.min()} to {indices.max()}, expected 0 to {num_labels - 1}")
-    height, width = indices.shape
-    unary = np.full((num_labels, height * width), -math.log((1 - config.gt_prob) / (num_labels - 1)), np.float32)
-    unary[indices.ravel(), np.arange(height * width)] = -math.log(config.gt_prob)
-    return _mean_field(image, unary, config)
+    own, other = label_energies(config, num_labels)
+    unary = np.full((num_labels, indices.size), other, np.float32)
+    unary[indices.ravel(), np.arange(indices.size)] = own
+    # Labels that no pixel is given have the same energies everywhere: one is computed for all.
+    absent = np.flatnonzero(np.bincount(indices.ravel(), minlength=num_labels) == 0)
+    return _mean_field(image, unary, config, absent)
 
 
 def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:
@@ -69,7 +97,7 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config:
         raise ValueError(f"CRF probabilities: got shape {probabilities.shape}, expected (labels, H, W)")
     _check_sizes(image, probabilities.shape[1:], len(probabilities))
     unary = -np.log(np.clip(probabilities, MIN_PROBABILITY, 1, dtype=np.float32))
-    return _mean_field(image, unary.reshape(len(probabilities), -1), config)
+    return _mean_field(image, unary.reshape(len(probabilities), -1), config, np.zeros(0, np.int64))
 
 
 def _check_sizes(image: np.ndarray, shape: tuple[int, ...], num_labels: int) -> None:
@@ -81,7 +109,39 @@ def _check_sizes(image: np.ndarray, shape: tuple[int, ...], num_labels: int) -> 
         raise ValueError(f"CRF: got {num_labels} labels, expected at least 2 to decide between")
 
 
-def _mean_field(image: np.ndarray, unary: np.ndarray, config: CrfConfig) -> np.ndarray:
+def _mean_field(image: np.ndarray, unary: np.ndarray, config: CrfConfig, same: np.ndarray) -> np.ndarray:
+    """Marginals `(L, H, W)` of energies `(L, H * W)`; the labels `same` have the same energies."""
+    compute = _pydensecrf if config.backend == "pydensecrf" else _numba
+    return compute(image, unary, config, same).reshape(len(unary), *image.shape[:2])
+
+
+def _numba(image: np.ndarray, unary: np.ndarray, config: CrfConfig, same: np.ndarray) -> np.ndarray:
+    # Here, because numba takes half a second to import.
+    from .lattice import bilateral_lattice, mean_field, spatial_lattice
+
+    kernels = (
+        (spatial_lattice(*image.shape[:2], config.gaussian_sxy), config.gaussian_compat),
+        (bilateral_lattice(image, config.bilateral_sxy, config.bilateral_srgb), config.bilateral_compat),
+    )
+    rows = np.concatenate([np.setdiff1d(np.arange(len(unary)), same), same[:1]])
+    multiplicity = np.ones(len(rows), np.float32)
+    multiplicity[-1] = max(1, len(same))
+    found = mean_field(unary[rows], multiplicity, kernels, config.iterations)
+    if len(same) < 2:
+        return found if len(same) == 0 else found[np.argsort(rows)]
+    marginals = np.empty(unary.shape, np.float32)
+    marginals[rows[:-1]], marginals[same] = found[:-1], found[-1]
+    return marginals
+
+
+def _pydensecrf(image: np.ndarray, unary: np.ndarray, config: CrfConfig, _: np.ndarray) -> np.ndarray:
+    try:
+        from pydensecrf import densecrf
+    except ImportError as error:
+        raise UserError(
+            f"crf.backend: got 'pydensecrf', which cannot be imported ({error}); expected auto, numba or torch, or "
+            "install pydensecrf2, which needs a C++ compiler"
+        ) from error
     (height, width), num_labels = image.shape[:2], len(unary)
     crf = densecrf.DenseCRF2D(width, height, num_labels)
     crf.setUnaryEnergy(unary)
@@ -93,7 +153,7 @@ def _mean_field(image: np.ndarray, unary: np.ndarray, config: CrfConfig) -> np.n
         rgbim=np.require(image, requirements=["C", "W"]),
         compat=config.bilateral_compat,
     )
-    return np.array(crf.inference(config.iterations), np.float32).reshape(num_labels, height, width)
+    return np.array(crf.inference(config.iterations), np.float32)
 
 
 def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], config: CrfConfig) -> np.ndarray:
@@ -115,28 +175,41 @@ def dense_crf(image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], 
     Raises:
         ValueError: see [`crf_probabilities`]; also a value of the map that belongs to no known class.
     """
+    problem = label_problem(image, label_map, classes, config)
+    if problem is None:
+        return label_map.copy()
+    assert problem.indices is not None
+    return problem.label_map(crf_probabilities(problem.image, problem.indices, problem.num_labels, config))
+
+
+def label_problem(
+    image: np.ndarray, label_map: np.ndarray, classes: Sequence[int], config: CrfConfig
+) -> CrfProblem | None:
+    """What [`dense_crf`] has the CRF decide; `None` if there is no known class."""
     values = np.array([0, *(int(c) + 1 for c in classes)], np.uint8)
     unknown = sorted(set(np.unique(label_map).tolist()) - set(values.tolist()))
     if unknown:
         raise ValueError(f"CRF label map: got values {unknown}, expected only {values.tolist()} (the known classes)")
     if len(values) == 1:
-        return label_map.copy()
-    index_of = np.zeros(256, np.int64)
+        return None
+    index_of = np.zeros(256, np.uint8)
     index_of[values] = np.arange(len(values))
     size = _crf_size(image, config)
     _check_sizes(image, label_map.shape, len(values))
-    if size == image.shape[:2]:
-        refined = values[crf_probabilities(image, index_of[label_map], len(values), config).argmax(axis=0)]
-    else:
+    indices = index_of[label_map]
+    if size != image.shape[:2]:
         # Which label most of a small pixel's area has; one label at a time.
-        small = _argmax(((label_map == value).astype(np.float32) for value in values), size)
-        marginals = crf_probabilities(_resized(image, size), small, len(values), config)
-        refined = values[_argmax(marginals, image.shape[:2])]
-    for value in values[1:]:
-        had = label_map == value
-        if np.count_nonzero(refined == value) < config.min_kept * np.count_nonzero(had):
-            refined[had] = value
-    return refined
+        indices = _argmax(((label_map == value).astype(np.float32) for value in values), size)
+
+    def finish(winner: np.ndarray) -> np.ndarray:
+        refined = values[winner]
+        for value in values[1:]:
+            had = label_map == value
+            if np.count_nonzero(refined == value) < config.min_kept * np.count_nonzero(had):
+                refined[had] = value
+        return refined
+
+    return CrfProblem(_resized(image, size), len(values), indices, None, finish, image.shape[:2])
 
 
 def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> np.ndarray:
@@ -144,11 +217,22 @@ def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, c
 
     A photo that is larger than `config.side` is scaled down for it, as in [`dense_crf`].
     """
+    problem = probability_problem(image, probabilities, config)
+    assert problem.probabilities is not None
+    return problem.label_map(crf_from_probabilities(problem.image, problem.probabilities, config))
+
+
+def probability_problem(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> CrfProblem:
+    """What [`dense_crf_from_probabilities`] has the CRF decide."""
     size = _crf_size(image, config)
-    if size == image.shape[:2] or probabilities.shape[1:] != image.shape[:2]:
-        return crf_from_probabilities(image, probabilities, config).argmax(axis=0).astype(np.uint8)
-    small = np.stack([_resized(values, size) for values in probabilities])
-    return _argmax(crf_from_probabilities(_resized(image, size), small, config), image.shape[:2])
+    if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2]:
+        # Told by the CRF, which expects the image's size.
+        size = image.shape[:2]
+    elif size != image.shape[:2]:
+        probabilities = np.stack([_resized(values, size) for values in probabilities])
+    return CrfProblem(
+        _resized(image, size), len(probabilities), None, probabilities, lambda winner: winner, image.shape[:2]
+    )
 
 
 def _crf_size(image: np.ndarray, config: CrfConfig) -> tuple[int, int]:
@@ -160,6 +244,8 @@ def _crf_size(image: np.ndarray, config: CrfConfig) -> tuple[int, int]:
 
 def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear, over the whole area of a pixel where it gets smaller; an RGB image or one map of floats."""
+    if values.shape[:2] == size:
+        return values
     return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
@@ -172,57 +258,3 @@ def _argmax(maps: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
         higher = values > highest
         winner[higher], highest[higher] = index, values[higher]
     return winner
-
-
-class CrfPool:
-    """Worker processes that run [`dense_crf`] or [`dense_crf_from_probabilities`]; use it as a context manager.
-
-    Processes are spawned on the first submission. They end with the parent, even when it is killed. When one of them
-    dies, the context ends with a `RuntimeError` that says what to do.
-
-    Args:
-        config: of the CRF.
-        workers: number of processes.
-    """
-
-    def __init__(self, config: CrfConfig, workers: int) -> None:
-        self.config = config
-        self._executor = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
-        )
-        # Probabilities are large: enough wait in memory to keep the workers busy.
-        self._room = threading.BoundedSemaphore(2 * workers)
-
-    def submit(self, image: np.ndarray, label_map: np.ndarray, classes: Sequence[int]) -> Future:
-        """Queue one image; the future's result is the refined label map."""
-        return self._executor.submit(dense_crf, image, label_map, classes, self.config)
-
-    def submit_probabilities(self, image: np.ndarray, probabilities: np.ndarray) -> Future:
-        """Queue one image, or wait for a place in the queue; the future's result is the refined label map."""
-        self._room.acquire()
-        future = self._executor.submit(dense_crf_from_probabilities, image, probabilities, self.config)
-        future.add_done_callback(lambda _: self._room.release())
-        return future
-
-    def __enter__(self) -> "CrfPool":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise RuntimeError(
-                "a CRF process died, most likely for lack of memory; lower crf_workers and run the same command "
-                "again: it continues where it stopped"
-            ) from error
-
-
-def _initialize_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent ends its workers in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    # A killed parent cannot shut the pool down, and the workers hold each other's queue open.
-    cast(multiprocessing.process.BaseProcess, multiprocessing.parent_process()).join()
-    os._exit(1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import LabellingConfig
 from ..labels.variants import variants
-from .crf import CrfPool
+from .crf_pool import CrfPool
 from .rules import ClassMaps, apply_rule, label_at
 
 

@@ -15,7 +15,7 @@ from ..data.saliency_maps import SaliencyMaps
 from ..data.schema import IGNORE_INDEX
 from ..labels.label_maps import LabelMaps
 from ..labels.variants import variants
-from .crf import CrfPool
+from .crf_pool import CrfPool
 from .methods import Answer, then_crf
 from .rules import ClassMaps, sigmoid
 

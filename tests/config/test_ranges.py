@@ -129,6 +129,7 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
     left_out = flat(to_mapping(config)).keys() - flat(deciding(config)).keys()
     assert {name.rpartition(".")[2] for name in left_out} == {
         "num_workers",
+        "batch_photos",
         "checkpoint_every",
         "checkpoints_total_limit",
         "log_every",

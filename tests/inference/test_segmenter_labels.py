@@ -198,7 +198,7 @@ def test_probabilities_in_the_queue_of_the_crf_are_bounded(monkeypatch):
         submit = pool._executor.submit
 
         def spy(*arguments):
-            waiting.append(len(pool._executor._pending_work_items))
+            waiting.append(pool._executor._work_queue.qsize())
             return submit(*arguments)
 
         monkeypatch.setattr(pool._executor, "submit", spy)

@@ -11,14 +11,15 @@ from pydensecrf.utils import unary_from_labels
 
 from sbce_hf.config import CrfConfig
 from sbce_hf.postprocess.crf import (
-    CrfPool,
     crf_from_probabilities,
     crf_probabilities,
     dense_crf,
     dense_crf_from_probabilities,
 )
+from sbce_hf.postprocess.crf_pool import CrfPool
 
 CONFIG = CrfConfig()
+PROCESSES = CrfConfig(backend="pydensecrf")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,11 @@ def golden(shared_dir):
 
 @pytest.mark.parametrize("case", ["c0", "c1", "c2", "c3", "c4", "c5"])
 @pytest.mark.parametrize(("iterations", "suffix"), [(10, ""), (1, "_1iter")])
-def test_crf_answers_like_the_released_program(golden, case, iterations, suffix):
+@pytest.mark.parametrize("backend", ["numba", "pydensecrf"])
+def test_crf_answers_like_the_released_program(golden, case, iterations, suffix, backend):
     labels = int(golden[f"{case}__n_labels"])
     image, indices = golden[f"{case}__image"], golden[f"{case}__labels"]
-    q = crf_probabilities(image, indices, labels, CrfConfig(iterations=iterations))
+    q = crf_probabilities(image, indices, labels, CrfConfig(iterations=iterations, backend=backend))
     assert q.dtype == np.float32
     assert np.allclose(q.sum(axis=0), 1, atol=1e-4)
     assert (q.argmax(axis=0) == golden[f"{case}__argmax{suffix}"]).all()
@@ -150,13 +152,16 @@ def test_probabilities_of_a_wrong_shape(shape, message):
         crf_from_probabilities(np.zeros((8, 8, 3), np.uint8), np.ones(shape, np.float32), CONFIG)
 
 
-def test_pool_answers_like_the_functions():
+@pytest.mark.parametrize("backend", ["numba", "torch", "pydensecrf"])
+def test_pool_answers_like_the_functions(backend):
+    config = CrfConfig(backend=backend, batch_photos=3)
     image, label_map = _two_halves()
     probabilities = _random_probabilities()
     expected = dense_crf_from_probabilities(image, probabilities, CONFIG)
-    with CrfPool(CONFIG, workers=1) as pool:
+    with CrfPool(config, workers=1) as pool:
         future = pool.submit(image, label_map, [2])
         assert (future.result() == dense_crf(image, label_map, [2], CONFIG)).all()
+        assert (pool.submit(image, np.zeros_like(label_map), []).result() == 0).all()
         # More than may wait at once.
         for future in [pool.submit_probabilities(image, probabilities) for _ in range(5)]:
             assert (future.result() == expected).all()
@@ -164,7 +169,7 @@ def test_pool_answers_like_the_functions():
 
 def test_a_dead_process_is_explained():
     image, probabilities = np.zeros((32, 32, 3), np.uint8), _random_probabilities()
-    with pytest.raises(RuntimeError, match=r"crf_workers.*continues where it stopped"), CrfPool(CONFIG, 1) as pool:
+    with pytest.raises(RuntimeError, match=r"crf_workers.*continues where it stopped"), CrfPool(PROCESSES, 1) as pool:
         pool.submit_probabilities(image, probabilities).result()
         for pid in pool._executor._processes:
             os.kill(pid, signal.SIGKILL)
@@ -180,10 +185,10 @@ def test_workers_import_no_torch_and_end_with_a_killed_parent(tmp_path):
             import sys, time
             import numpy as np
             from sbce_hf.config import CrfConfig
-            from sbce_hf.postprocess.crf import CrfPool
+            from sbce_hf.postprocess.crf_pool import CrfPool
 
             if __name__ == "__main__":
-                pool = CrfPool(CrfConfig(), 2)
+                pool = CrfPool(CrfConfig(backend="pydensecrf"), 2)
                 zeros = np.zeros((16, 16), np.uint8)
                 for future in [pool.submit(np.zeros((16, 16, 3), np.uint8), zeros, [0]) for _ in range(4)]:
                     future.result()

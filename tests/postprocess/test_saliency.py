@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sbce_hf.config import CrfConfig, SaliencyConfig
-from sbce_hf.postprocess.crf import CrfPool, dense_crf
+from sbce_hf.postprocess.crf_pool import CrfPool, dense_crf
 from sbce_hf.postprocess.rules import ClassMaps
 from sbce_hf.postprocess.saliency import SaliencyMethod, activations, ignore_oaa, label_edam, label_oaa
 
