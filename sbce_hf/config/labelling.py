@@ -70,6 +70,7 @@ class LabellingConfig(Checked):
         batch_size: views of one size that go through the network together.
         crf: dense CRF parameters; `None` skips the CRF.
         crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
+        threads: threads that decode photos and resize views while the network works.
         known_classes: `"tags"`, or `"predicted"` from the image-level logits.
         class_threshold: image-level probability above which a class counts as predicted.
     """
@@ -87,6 +88,7 @@ class LabellingConfig(Checked):
     batch_size: int = number(8, at_least=1, limit=100_000)
     crf: CrfConfig | None = field(default_factory=CrfConfig)
     crf_workers: int = number(2, decides=False, at_least=1, limit=1024)
+    threads: int = number(2, decides=False, at_least=1, limit=1024)
     known_classes: Literal["tags", "predicted"] = "tags"
     class_threshold: float = number(0.5, above=0, below=1)
 
@@ -155,6 +157,7 @@ class PredictionConfig(Checked):
         crf: dense CRF parameters, with the probabilities as unary term; `None` skips the CRF. Each window is refined
             by itself.
         crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
+        threads: threads that decode photos while the network works.
     """
 
     SECTION = "prediction"
@@ -168,6 +171,7 @@ class PredictionConfig(Checked):
     batch_size: int = number(8, at_least=1, limit=100_000)
     crf: CrfConfig | None = None
     crf_workers: int = number(2, decides=False, at_least=1, limit=1024)
+    threads: int = number(2, decides=False, at_least=1, limit=1024)
 
 
 @strict

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
@@ -81,31 +82,50 @@ def iterate_class_maps(
         None if config.known_classes == "predicted" else _known_from_tags(labels, len(images), len(model.logit_scale))
     )
     used = [i for i in range(len(images)) if known is None or known[i].any()]
-    outputs = dict(zip(used, _forward_views(model, [images[i] for i in used], config, preprocessing), strict=True))
-    scales = model.logit_scale.detach().exp().float().cpu().numpy()
+    outputs = _forward_views(model, [images[i] for i in used], config, preprocessing)
+    summaries = dict(zip(used, _summaries(model, outputs), strict=True))
     for i, image in enumerate(images):
-        if i not in outputs:
+        if i not in summaries:
             yield _no_classes(ids[i], image)
             continue
-        views = outputs[i]
-        maps = [view[0] for view in views]
-        norms = [view[3] for view in views] if config.rule in _WITH_FEATURES else []
-        image_logits, threshold_logits = (torch.stack([view[part] for view in views]).mean(dim=0) for part in (1, 2))
-        if not all(bool(values.isfinite().all()) for values in [*maps, threshold_logits]):
+        views, (finite, image_logits, threshold_logits, scales) = outputs.pop(0), summaries[i]
+        if not finite:
             raise ValueError(
                 f"image {ids[i]!r}: the model's class maps are not finite; its training diverged, or its weights are "
                 "damaged"
             )
         present = image_logits.sigmoid() > config.class_threshold if known is None else torch.from_numpy(known[i])
-        classes = np.flatnonzero(present.cpu().numpy())
+        classes = np.flatnonzero(present.numpy())
+        norms = [view[3] for view in views] if config.rule in _WITH_FEATURES else []
+        merged = _merge([view[0] for view in views], norms, classes, (image.height, image.width))
         yield ClassMaps(
             image_id=ids[i],
             classes=classes,
-            logits=_merge(maps, classes, (image.height, image.width)),
-            threshold_logits=threshold_logits.float().cpu().numpy()[classes],
-            scales=scales[classes],
-            feature_norm=_merge(norms, np.zeros(1, int), (image.height, image.width))[0] if norms else None,
+            logits=merged[: len(classes)],
+            threshold_logits=threshold_logits.numpy()[classes],
+            scales=scales.numpy()[classes],
+            feature_norm=merged[-1] if norms else None,
         )
+
+
+def _summaries(
+    model: SpatialBceForImageClassification, outputs: "Sequence[Sequence[View]]"
+) -> list[tuple[bool, Tensor, Tensor, Tensor]]:
+    """Of each image: whether all is finite, image logits, threshold logits and scales, `(C,)` each, on the CPU.
+
+    For all images at once, as each answer from a GPU is waited for.
+    """
+    if not outputs:
+        return []
+    rows = []
+    for views in outputs:
+        logits, thresholds = (torch.stack([view[part] for view in views]).mean(dim=0) for part in (1, 2))
+        finite = torch.stack([values.isfinite().all() for values in [*(view[0] for view in views), thresholds]]).all()
+        rows.append(torch.cat([finite.float()[None], logits, thresholds]))
+    scales = model.logit_scale.detach().exp().float()
+    answers = torch.stack([torch.cat([row, scales]) for row in rows]).cpu()
+    count = len(scales)
+    return [(bool(row[0]), *row[1:].split(count)) for row in answers]
 
 
 def _known_from_tags(labels: np.ndarray | None, num_images: int, num_classes: int) -> np.ndarray:
@@ -138,11 +158,20 @@ def _forward_views(
             by_size[size].append(i)
     views: list[list[View]] = [[] for _ in images]
     per_batch = max(1, config.batch_size // (1 + config.flip))
-    for size, members in by_size.items():
-        for start in range(0, len(members), per_batch):
-            chunk = members[start : start + per_batch]
-            pixels = torch.stack([to_pixels(images[i], size, preprocessing.resample) for i in chunk]).to(model.device)
-            batch = preprocessing(pixels).to(model.dtype)
+    chunks = [
+        (size, members[start : start + per_batch])
+        for size, members in by_size.items()
+        for start in range(0, len(members), per_batch)
+    ]
+
+    def pixels(size: tuple[int, int], chunk: Sequence[int]) -> Tensor:
+        stacked = torch.stack([to_pixels(images[i], size, preprocessing.resample) for i in chunk])
+        return stacked.pin_memory() if model.device.type == "cuda" else stacked
+
+    # Resizing holds no lock, and the network does not wait for it.
+    with ThreadPoolExecutor(config.threads) as pool:
+        for (_, chunk), ready in zip(chunks, pool.map(lambda item: pixels(*item), chunks), strict=True):
+            batch = preprocessing(ready.to(model.device, non_blocking=True)).to(model.dtype)
             for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
                 views[i].append(view)
     return views
@@ -172,13 +201,16 @@ def to_pixels(
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _merge(maps: Sequence[Tensor], classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Mean over scales at image size, of the known classes only: 80 full-size maps would not be used."""
-    total = torch.zeros(len(classes), *size, device=maps[0].device)
-    if len(classes):
-        for view in maps:
-            chosen = view[torch.from_numpy(classes).to(view.device)]
-            total += F.interpolate(chosen[None], size=size, mode="bilinear", align_corners=False)[0]
+def _merge(maps: Sequence[Tensor], norms: Sequence[Tensor], classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Means over scales at image size, of the known classes only (80 full-size maps would not be used), norms last."""
+    chosen = torch.from_numpy(classes).to(maps[0].device)
+    views = [view[chosen] for view in maps]
+    if norms:
+        views = [torch.cat([view, norm]) for view, norm in zip(views, norms, strict=True)]
+    total = torch.zeros(len(views[0]), *size, device=maps[0].device)
+    if len(total):
+        for view in views:
+            total += F.interpolate(view[None], size=size, mode="bilinear", align_corners=False)[0]
     return (total / len(maps)).cpu().numpy()
 
 

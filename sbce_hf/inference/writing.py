@@ -3,6 +3,7 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -116,7 +117,7 @@ def write_stores(
         with progress, pool as crf:
             # What may wait in memory, so that the CRF has work while the next group is computed.
             room = group_size + crf.room if crf else 0
-            for image_id, labelled in _delayed(_label_groups(images, todo, strict, label, crf), room):
+            for image_id, labelled in _delayed(_label_groups(images, todo, config.threads, strict, label, crf), room):
                 _write(image_id, labelled, opened)
                 progress.update()
                 num_labelled += not isinstance(labelled, str)
@@ -139,15 +140,38 @@ def groups_of(count: int, size: int) -> list[range]:
 
 
 def _label_groups(
-    images: TaggedImages, groups: Iterable[range], strict: bool, label: Labeller, crf: CrfPool | None
+    images: TaggedImages, groups: Sequence[range], threads: int, strict: bool, label: Labeller, crf: CrfPool | None
 ) -> Iterator[tuple[str, LabelledImage | str]]:
     """Image ids with what became of the image: label maps, or why it is skipped."""
     ids = images.image_ids
-    for group in groups:
-        readable, skipped = read_images(images, group, strict)
+    for group, (readable, skipped) in zip(groups, _read_ahead(images, groups, threads, strict), strict=True):
         labelled = iter(label(list(readable), list(readable.values()), crf))
         for i in group:
             yield ids[i], skipped[i] if i in skipped else next(labelled)
+
+
+def _read_ahead(
+    images: TaggedImages, groups: Iterable[range], threads: int, strict: bool
+) -> Iterator[tuple[dict[int, Image.Image], dict[int, str]]]:
+    """[`read_images`] of each group in turn, while the next is decoded: a group, or an image for each thread."""
+    ahead: deque[list[Future]] = deque()
+    waiting = iter(groups)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                while sum(map(len, ahead)) < threads or len(ahead) < 2:
+                    if (group := next(waiting, None)) is None:
+                        break
+                    ahead.append([pool.submit(read_images, images, range(i, i + 1), strict) for i in group])
+                if not ahead:
+                    return
+                answers = [future.result() for future in ahead.popleft()]
+                readable, skipped = (
+                    {i: value for part in parts for i, value in part.items()} for parts in zip(*answers, strict=True)
+                )
+                yield readable, skipped
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_images(images: TaggedImages, group: range, strict: bool) -> tuple[dict[int, Image.Image], dict[int, str]]:

@@ -138,7 +138,7 @@ def spatial_features(height: int, width: int, deviation: float) -> NDArray[np.fl
     return np.stack([columns, rows]) / np.float32(deviation)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def spatial_lattice(height: int, width: int, deviation: float) -> Lattice:
     """The lattice of positions alone, which photos of one size share."""
     return build_lattice(spatial_features(height, width, deviation))

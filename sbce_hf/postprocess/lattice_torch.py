@@ -6,6 +6,7 @@ add.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,7 +114,11 @@ def _build(features: Tensor, photo: Tensor, real: Tensor, ends: np.ndarray) -> T
 
     def entries(weights: Tensor) -> Tensor:
         rows = torch.Size((len(known) + 1, count))
-        return torch.sparse_csr_tensor(ends_of_rows, pixels, weights.flatten()[order], rows, check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(
+                ends_of_rows, pixels, weights.flatten()[order], rows, check_invariants=False
+            )
 
     plain = TorchLattice(vertices, weights.T.contiguous(), neighbours, entries(weights))
     mass = plain(torch.ones(count, 1, device=weights.device))[:, 0] * plain.scale

@@ -130,6 +130,7 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
     assert {name.rpartition(".")[2] for name in left_out} == {
         "num_workers",
         "batch_photos",
+        "threads",
         "checkpoint_every",
         "checkpoints_total_limit",
         "log_every",
