@@ -48,7 +48,6 @@ def main() -> None:
     if options.gpu:
         _measure_training(options)
         return
-    _compare("loss and gradient: loop over pairs / vectorised", *_losses(options), options.repeats)
     name = f"IRN's walk, 2 classes, {options.size} x {options.size}: dense matrix squared 8 times / 256 steps"
     _compare(name, *_walks(options), options.repeats)
     _compare(
@@ -70,35 +69,6 @@ def _median(function: Callable[[], None], repeats: int) -> float:
         function()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-def _losses(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
-    import torch
-    import torch.nn.functional as F
-
-    from sbce_hf.models.losses_spatial_bce import spatial_bce_loss
-
-    side = options.size // 8
-    logits = torch.randn(options.batch, options.classes, side, side, requires_grad=True)
-    labels = (torch.rand(options.batch, options.classes) < 0.1).float()
-    proportions = torch.rand(options.batch, options.classes).clamp(0.05, 0.95)
-
-    def loop() -> None:
-        total = logits.new_zeros(())
-        for maps, present, shares in zip(logits, labels, proportions, strict=True):
-            for pixels, label, share in zip(maps, present, shares, strict=True):
-                if label == 0:
-                    total = total + F.softplus(pixels).sum()
-                    continue
-                p = pixels.sigmoid().flatten()
-                t = p.detach().sort(descending=True).values[int(share * p.numel())]
-                total = total + (1 - ((p - t) / torch.where(p > t, 1 - t, t)) ** 2).sum()
-        (total / logits.numel()).backward()
-
-    def vectorised() -> None:
-        spatial_bce_loss(logits, labels, proportions, "official").backward()
-
-    return loop, vectorised
 
 
 def _walks(options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -204,14 +174,14 @@ def _training(
 def _loss_alone(options: argparse.Namespace, device: Any) -> Callable[[], None]:
     import torch
 
-    from sbce_hf.models.losses_spatial_bce import proportion_kl, spatial_bce_loss
+    from sbce_hf.models.losses_spatial_bce import weights_loss
 
     side = options.size // 8
     logits = torch.randn(options.batch, options.classes, side, side, device=device, requires_grad=True)
     labels = torch.eye(options.classes, device=device)[torch.arange(options.batch) % options.classes]
 
     def run() -> None:
-        (spatial_bce_loss(logits, labels, labels * 0.2) + proportion_kl(logits, labels, labels * 0.2)).backward()
+        sum(weights_loss(logits, labels, labels * 0.2)).backward()
         if device.type != "cpu":
             torch.accelerator.synchronize()
 

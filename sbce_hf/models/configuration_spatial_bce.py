@@ -74,7 +74,7 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
         present_loss (`"ratio"` or `"cross_entropy"`, defaults to `"ratio"`):
             What a present class's pixels pay in the spatial loss: the paper's `R`, or the cross-entropy to their own
             side of the quantile threshold, which with `kl_weight` 0 is stable under any proportions; see
-            `quantile_cross_entropy`.
+            `spatial_bce_loss`.
         kl_weight (`float`, defaults to 1.0):
             Weight of the proportion term.
         kl_form (`"bernoulli"` or `"odds"`, defaults to `"bernoulli"`):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_spatial_bce import SpatialBceConfig
-from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss
+from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss, weights_loss
 from .modeling_checkpoint import DataOnlyMixin
 from .modeling_trunk import TrunkMixin
 
@@ -188,13 +188,13 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
                 "as rough label maps give them"
             )
         check_proportions(proportions, labels)
+        divergence = self.config.kl_form, self.config.kl_slope_leak, reduce
         if phase == "weights":
-            spatial_loss = spatial_bce_loss(
-                maps, labels, proportions, self.config.normalization, self.config.present_loss, reduce=reduce
+            spatial_loss, proportion_loss = weights_loss(
+                maps, labels, proportions, self.config.normalization, self.config.present_loss, *divergence
             )
-        proportion_loss = proportion_kl(
-            maps, labels, proportions, self.config.kl_form, self.config.kl_slope_leak, reduce
-        )
+        else:
+            proportion_loss = proportion_kl(maps, labels, proportions, *divergence)
         loss = spatial_loss + self.config.kl_weight * proportion_loss
         return {"loss": loss, "spatial_loss": spatial_loss, "proportion_loss": proportion_loss}
 

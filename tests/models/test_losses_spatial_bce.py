@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sbce_hf.models.losses_spatial_bce import (
-    label_map_cross_entropy,
-    proportion_kl,
-    quantile_cross_entropy,
-    quantile_rank,
-    quantile_threshold,
-    spatial_bce_loss,
-    threshold_loss,
-    threshold_ratio,
-)
+from sbce_hf.models.losses_pair_means import descending_order, softplus
+from sbce_hf.models.losses_present_classes import quantile_rank, quantile_threshold, threshold_ratio
+from sbce_hf.models.losses_spatial_bce import proportion_kl, spatial_bce_loss, threshold_loss, weights_loss
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 KINDS = {case["case"]: case["kind"] for case in json.loads((GOLDEN / "index.json").read_text())["losses"]}
@@ -45,6 +38,11 @@ def close(ours, theirs, tolerance=1e-12):
 def rank_in_range(v):
     pixels = v["x"].shape[-1] * v["x"].shape[-2]
     return (v["quantile_index"] >= 1) & (v["quantile_index"] <= pixels - 1)
+
+
+def thresholds_at_rank(logits, proportions):
+    pairs = logits.detach().sigmoid().flatten(0, 1).flatten(1)
+    return quantile_threshold(pairs, proportions.flatten()).view(proportions.shape)
 
 
 def threshold_map(v):
@@ -101,7 +99,7 @@ def test_quantile_rank_and_threshold_equal_the_released_program_in_range(golden,
     pixels = v["x"].shape[-1] * v["x"].shape[-2]
     in_range = rank_in_range(v)
     assert torch.equal(quantile_rank(v["fg"], pixels)[in_range], v["quantile_index"].long()[in_range])
-    ours = quantile_threshold(v["x"], v["fg"])
+    ours = thresholds_at_rank(v["x"], v["fg"])
     close(ours[in_range], v["f64__quantile_threshold"][in_range], 1e-15)
 
 
@@ -119,7 +117,7 @@ def test_rank_is_clamped_and_the_other_pairs_keep_the_released_gradient(golden, 
     close(gradient[~moved], expected[~moved])
     assert not torch.allclose(gradient[moved], expected[moved], atol=1e-6)
     # With rank 0 no pixel lies above t and all of them are pushed down: the class dies out. Ours keeps one.
-    above = v["x"].detach().sigmoid() > quantile_threshold(v["x"], v["fg"])[..., None, None]
+    above = v["x"].detach().sigmoid() > thresholds_at_rank(v["x"], v["fg"])[..., None, None]
     assert (above.sum(dim=(-2, -1))[moved] == 1).all()
 
 
@@ -190,7 +188,7 @@ def test_ratio_is_symmetric_under_exchange_of_foreground_and_background():
 def test_so_many_pixels_lie_above_the_quantile_threshold_as_the_proportion_says():
     logits = torch.randn(3, 4, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     proportions = torch.rand(3, 4, dtype=torch.float64) * 0.9 + 0.05
-    above = logits.sigmoid() > quantile_threshold(logits, proportions)[..., None, None]
+    above = logits.sigmoid() > thresholds_at_rank(logits, proportions)[..., None, None]
     assert torch.equal(above.sum(dim=(-2, -1)), (proportions * 99).long())
 
 
@@ -253,7 +251,7 @@ def test_balanced_loss_is_the_sum_of_the_two_means():
     logits = torch.randn(3, 5, 4, 4, dtype=torch.float64)
     labels = (torch.rand(3, 5) < 0.4).double()
     proportions = torch.full((3, 5), 0.4, dtype=torch.float64)
-    ratio, _ = threshold_ratio(logits.sigmoid(), quantile_threshold(logits, proportions))
+    ratio, _ = threshold_ratio(logits.sigmoid(), thresholds_at_rank(logits, proportions))
     expected = ratio[labels > 0].mean() + torch.nn.functional.softplus(logits)[labels == 0].mean()
     torch.testing.assert_close(spatial_bce_loss(logits, labels, proportions, "balanced"), expected)
 
@@ -378,11 +376,15 @@ def test_unknown_proportions_of_absent_classes_change_nothing(normalization, pre
 
 def test_quantile_cross_entropy_by_hand():
     # Four pixels, half of them foreground: ranks 1, 0, 3, 2; weights (2-1)/2, 2/2 inside, 2/2, 1/2 outside.
-    x = torch.tensor([1.0, 3.0, -2.0, 0.5], dtype=torch.float64).view(1, 1, 2, 2)
+    x = torch.tensor([1.0, 3.0, -2.0, 0.5], dtype=torch.float64).view(1, 1, 2, 2).requires_grad_()
     expected = [0.5 * math.log1p(math.exp(-1)), math.log1p(math.exp(-3)), math.log1p(math.exp(-2))]
     expected.append(0.5 * math.log1p(math.exp(0.5)))
-    loss = quantile_cross_entropy(x, torch.tensor([[0.5]]))
-    assert torch.allclose(loss.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    one = torch.ones(1, 1)
+    loss = spatial_bce_loss(x, one, torch.tensor([[0.5]]), present_loss="cross_entropy")
+    close(loss, torch.tensor(sum(expected) / 4, dtype=torch.float64))
+    p = x.detach().sigmoid().flatten()
+    slopes = torch.tensor([0.5, 1, 1, 0.5]) * (p - torch.tensor([1.0, 1, 0, 0])) / 4
+    close(torch.autograd.grad(loss, x)[0].flatten(), slopes)
 
 
 @pytest.mark.parametrize("proportion", [0.02, 0.1, 0.5])
@@ -402,20 +404,33 @@ def test_cross_entropy_brings_a_rough_map_to_a_right_proportion(proportion):
 
 def test_equal_pixels_are_divided_in_their_order():
     x = torch.zeros(1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
-    gradient = torch.autograd.grad(quantile_cross_entropy(x, torch.tensor([[0.25]])).sum(), x)[0].flatten()
+    loss = spatial_bce_loss(x, torch.ones(1, 1), torch.tensor([[0.25]]), present_loss="cross_entropy")
+    gradient = torch.autograd.grad(loss, x)[0].flatten()
     assert (gradient[:2] < 0).all() and (gradient[2:] > 0).all()
 
 
 def test_cross_entropy_with_a_label_map_by_hand():
     # Class maps of 1 x 2 pixels for two classes; the label map is read at their centres.
-    x = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=torch.float64).view(1, 2, 1, 2)
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=torch.float64).view(1, 2, 1, 2).requires_grad_()
     label_map = torch.zeros(1, 3, 6, dtype=torch.long)
     label_map[0, 1, 1] = 2
-    loss = label_map_cross_entropy(x, label_map)
+    both = torch.ones(1, 2)
+    loss = spatial_bce_loss(x, both, None, label_maps=label_map)
     plus = [math.log1p(math.exp(value)) for value in (0.5, -1.0, -2.0, 0.25)]
-    assert torch.allclose(loss.flatten(), torch.tensor(plus, dtype=torch.float64), rtol=1e-12, atol=0)
+    close(loss, torch.tensor(sum(plus) / 4, dtype=torch.float64))
+    slopes = (x.detach().sigmoid().flatten() - torch.tensor([0.0, 0, 1, 0])) / 4
+    close(torch.autograd.grad(loss, x)[0].flatten(), slopes)
     label_map[0, 1, 4] = 255
-    assert label_map_cross_entropy(x, label_map)[..., 1].tolist() == [[[0.0], [0.0]]]
+    loss = spatial_bce_loss(x, both, None, label_maps=label_map)
+    close(loss, torch.tensor((plus[0] + plus[2]) / 4, dtype=torch.float64))
+    assert not torch.autograd.grad(loss, x)[0][..., 1].any()
+
+
+def plain_label_maps(x, label_maps):
+    small = torch.nn.functional.interpolate(label_maps[:, None].double(), size=x.shape[-2:], mode="nearest-exact")
+    target = (small == torch.arange(1, x.shape[1] + 1)[:, None, None]).to(x.dtype)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(x, target, reduction="none")
+    return entropy * (small != 255)
 
 
 @pytest.mark.parametrize("normalization", ["balanced", "official"])
@@ -425,7 +440,7 @@ def test_label_maps_take_the_place_of_proportions_for_present_classes_only(norma
     labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     label_maps = torch.randint(0, 4, (2, 16, 16), generator=generator)
     loss = spatial_bce_loss(x, labels, None, normalization, label_maps=label_maps)
-    per_map = label_map_cross_entropy(x, label_maps).mean(dim=(-2, -1))
+    per_map = plain_label_maps(x, label_maps).mean(dim=(-2, -1))
     absent = torch.nn.functional.softplus(x).mean(dim=(-2, -1))
     if normalization == "official":
         expected = torch.where(labels > 0, per_map, absent).mean()
@@ -437,3 +452,132 @@ def test_label_maps_take_the_place_of_proportions_for_present_classes_only(norma
 def test_neither_proportions_nor_label_maps_is_an_error():
     with pytest.raises(ValueError, match="neither proportions nor label_maps"):
         spatial_bce_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1), None)
+
+
+# --- what is written by hand, against autograd and other ways -------------------------------------------------------
+
+FORMS = {
+    "ratio": {},
+    "official": {"normalization": "official"},
+    "cross_entropy": {"present_loss": "cross_entropy"},
+    "label_maps": {"label_maps": torch.arange(2 * 8 * 8).view(2, 8, 8) % 4},
+}
+
+
+def batch(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 3, 4, 5, dtype=dtype, generator=generator).requires_grad_()
+    labels = torch.tensor([[1.0, 0, 0.5], [0, 1, 0]])
+    return logits, labels, torch.tensor([[0.3, 0.5, 0.21], [0.1, 0.62, 0.9]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in ("ratio", "official")])
+def test_gradients_are_those_of_finite_differences(form):
+    logits, labels, proportions = batch()
+    arguments = {"proportions": proportions, **FORMS[form]}
+    assert torch.autograd.gradcheck(lambda x: spatial_bce_loss(x, labels, **arguments), logits)
+
+
+@pytest.mark.parametrize("kl_form", ["bernoulli", "odds"])
+def test_gradient_of_the_proportion_term_is_that_of_finite_differences(kl_form):
+    logits, labels, proportions = batch()
+    assert torch.autograd.gradcheck(lambda x: proportion_kl(x, labels, proportions, kl_form), logits)
+
+
+@pytest.mark.parametrize("normalization", ["balanced", "official"])
+def test_gradient_of_the_ratio_is_that_of_autograd_with_the_threshold_held(normalization):
+    # Not of finite differences: these would move the threshold, which has no gradient, with its pixel.
+    logits, labels, proportions = batch()
+    ratio, _ = threshold_ratio(logits.sigmoid(), thresholds_at_rank(logits, proportions))
+    present = labels * ratio.mean(dim=(-2, -1))
+    absent = (1 - labels) * torch.nn.functional.softplus(logits).mean(dim=(-2, -1))
+    if normalization == "balanced":
+        expected = present.sum() / labels.sum() + absent.sum() / (1 - labels).sum()
+    else:
+        expected = (present + absent).mean()
+    loss = spatial_bce_loss(logits, labels, proportions, normalization)
+    close(loss, expected)
+    close(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0])
+
+
+@pytest.mark.parametrize("present_loss", ["ratio", "cross_entropy"])
+def test_both_terms_at_once_are_the_terms_one_by_one(present_loss):
+    logits, labels, proportions = batch()
+    together = weights_loss(logits, labels, proportions, "balanced", present_loss, "bernoulli", 0.05)
+    apart = (
+        spatial_bce_loss(logits, labels, proportions, "balanced", present_loss),
+        proportion_kl(logits, labels, proportions, "bernoulli", 0.05),
+    )
+    for ours, theirs in zip(together, apart, strict=True):
+        close(ours, theirs)
+    weights = (1.0, 0.3)
+    gradients = [sum(w * loss for w, loss in zip(weights, losses, strict=True)) for losses in (together, apart)]
+    close(*(torch.autograd.grad(loss, logits)[0] for loss in gradients))
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_ways_of_the_cpu_and_of_other_devices_agree(monkeypatch, form):
+    results = []
+    for by_numpy in (True, False):
+        if not by_numpy:
+            monkeypatch.setattr("sbce_hf.models.losses_pair_means._by_numpy", lambda tensor: False)
+        logits, labels, proportions = batch(torch.float32)
+        loss = spatial_bce_loss(logits, labels, **{"proportions": proportions, **FORMS[form]})
+        loss = loss + proportion_kl(logits, labels, proportions, slope_leak=0.05)
+        results.append((loss.detach(), torch.autograd.grad(loss, logits)[0]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_compiled_losses_are_the_same(form):
+    logits, labels, proportions = batch(torch.float32)
+    arguments = {"proportions": proportions, **FORMS[form]}
+
+    def losses(x):
+        spatial = spatial_bce_loss(x, labels, **arguments)
+        return spatial + proportion_kl(x, labels, proportions) + threshold_loss(x, proportions.float(), labels)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")(logits)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (losses(logits), compiled)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(compiled, losses(logits))
+
+
+@pytest.mark.parametrize("values", [[0.0, -0.0, 3.5, -3.5, 0.0, 3.5, -1e-40, 1e38, -1e38], [-2.0, -1.0, -3.0]])
+def test_descending_order_is_the_stable_one(values):
+    rows = torch.tensor([values, values[::-1]])
+    assert torch.equal(descending_order(rows), rows.argsort(dim=-1, descending=True, stable=True))
+
+
+def test_softplus_is_exact_at_both_ends():
+    x = torch.tensor([-80.0, -20.0, -1e-3, 0.0, 5.0, 80.0])
+    expected = torch.tensor([math.log1p(math.exp(-abs(v))) + max(v, 0) for v in x.tolist()])
+    torch.testing.assert_close(softplus(x), expected, rtol=3e-7, atol=0)
+
+
+def test_a_network_that_is_trained_by_autograd_of_the_plain_form_becomes_the_same():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 6, 8, 8, generator=generator)
+    labels = (torch.rand(4, 3, generator=generator) < 0.5).float()
+    shares = torch.rand(4, 3, generator=generator) * 0.6 + 0.2
+
+    def plain(maps):
+        ratio, _ = threshold_ratio(maps.sigmoid(), thresholds_at_rank(maps, shares))
+        absent = torch.nn.functional.softplus(maps)
+        spatial = ratio[labels > 0].mean() + absent[labels == 0].mean()
+        m = maps.sigmoid().mean(dim=(-2, -1))
+        divergence = m * (m / shares).log() + (1 - m) * ((1 - m) / (1 - shares)).log()
+        return spatial + divergence[labels > 0].mean()
+
+    trained = []
+    for loss in (plain, lambda maps: sum(weights_loss(maps, labels, shares))):
+        weight = torch.linspace(-1, 1, 18).view(3, 6, 1, 1).requires_grad_()
+        optimizer = torch.optim.SGD([weight], lr=0.05, momentum=0.9)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss(torch.nn.functional.conv2d(images, weight)).backward()
+            optimizer.step()
+        trained.append(weight.detach())
+    assert (trained[0] - torch.linspace(-1, 1, 18).view(3, 6, 1, 1)).abs().max() > 0.1
+    torch.testing.assert_close(*trained, rtol=1e-3, atol=1e-4)
