@@ -21,6 +21,11 @@ def test_losses(script):
         script.check(pair)
 
 
+def test_counting(script):
+    for pair in script.counting(classes=9, size=(30, 41)):
+        script.check(pair)
+
+
 def test_a_pair_that_differs_is_no_comparison(script):
     with pytest.raises(AssertionError):
         script.check(script.Pair("", lambda: 1.0, lambda: 1.1))

@@ -12,7 +12,7 @@ from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..labels.hub_store import HubLabelMaps
 from ..labels.store import LabelStore
 from ..processes import shared, summed
-from .iou import class_iou
+from .iou import class_iou, count, runs
 
 _DESCRIPTION = "Mean intersection over union of label maps, from confusion counts summed over images."
 _INPUTS = """
@@ -127,15 +127,15 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.shape != reference.shape:
         raise ValueError(f"label map: got shape {prediction.shape}, expected the ground truth's {reference.shape}")
-    for name, values in (("label map", prediction), ("ground truth", reference)):
+    predicted, true, lengths = runs(prediction, reference)
+    for name, values in (("label map", predicted), ("ground truth", true)):
         wrong = np.unique(values[((values < 0) | (values > num_classes)) & (values != IGNORE_INDEX)])
         if len(wrong):
             raise ValueError(f"{name}: got values {wrong.tolist()}, expected 0 to {num_classes} or {IGNORE_INDEX}")
-    valid = reference != IGNORE_INDEX
-    labels = num_classes + 1
-    predicted = np.minimum(prediction[valid].astype(np.int64), labels)
-    flat = reference[valid].astype(np.int64) * (labels + 1) + predicted
-    return np.bincount(flat, minlength=labels * (labels + 1)).reshape(labels, labels + 1)
+    valid, labels = true != IGNORE_INDEX, num_classes + 1
+    column = np.minimum(predicted[valid].astype(np.int64), labels)
+    flat = true[valid].astype(np.int64) * (labels + 1) + column
+    return count(flat, lengths[valid], (labels, labels + 1))
 
 
 def score_store(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.schema import IGNORE_INDEX
 from ..postprocess.rules import SOFT_RANGE
-from .iou import class_iou
+from .iou import class_iou, count, runs
 from .report import percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -238,12 +238,13 @@ def agreement(
     for a, b in zip(maps_a, maps_b, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"agreement, pair {num_images}: got shapes {a.shape} and {b.shape}, expected equal ones")
+        a, b, lengths = runs(a, b)
         both = (a != IGNORE_INDEX) & (b != IGNORE_INDEX)
         a, b = a[both], b[both]
         highest = max(a.max(initial=0), b.max(initial=0))
         if highest > num_classes:
             raise ValueError(f"agreement, pair {num_images}: got label {highest}, expected 0 to {num_classes}")
-        counts += np.bincount(a.astype(np.int64) * size + b, minlength=size**2).reshape(size, size)
+        counts += count(a.astype(np.int64) * size + b, lengths[both], (size, size))
         num_images += 1
     counts, num_images = total(counts), int(total(np.array([num_images]))[0])
     iou, pixels = class_iou(counts), counts.sum()
