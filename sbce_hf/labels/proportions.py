@@ -89,8 +89,8 @@ class ProportionTable:
         """Write the table, whole or not at all."""
         columns = {
             "image_id": pa.array(self.image_ids, pa.string()),
-            "proportions": pa.array(self.proportions.tolist(), pa.list_(pa.float64())),
-            "lost": pa.array(self.lost.tolist(), pa.list_(pa.bool_())),
+            "proportions": _lists(self.proportions, pa.float64()),
+            "lost": _lists(self.lost, pa.bool_()),
         }
         metadata = {"class_names": json.dumps(self.class_names), "from_masks": json.dumps(self.from_masks)}
         table = pa.table(columns).replace_schema_metadata(metadata)
@@ -110,9 +110,7 @@ class ProportionTable:
         try:
             table, names, from_masks = _read(path)
             ids = tuple(table["image_id"].to_pylist())
-            shape = len(ids), len(names)
-            proportions = np.array(table["proportions"].to_pylist(), np.float64).reshape(shape)
-            lost = np.array(table["lost"].to_pylist(), np.bool_).reshape(shape)
+            proportions, lost = (_array(table[name], len(names)) for name in ("proportions", "lost"))
             return cls(names, ids, proportions, lost, from_masks)
         except Exception as error:
             # Arrow reports damage through errors of many types.
@@ -134,16 +132,41 @@ class ProportionTable:
                 f"proportions are of classes {_names(self.class_names)}, the images' are {_names(images.class_names)}"
             )
         rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
-        joined = np.empty((len(images), len(self.class_names)))
-        for index, image_id in enumerate(images.image_ids):
-            if image_id not in rows:
-                raise UserError(f"image {image_id!r} has no proportions; label the whole data set again")
-            joined[index] = self.proportions[rows[image_id]]
-            bad = ~((joined[index] >= 0) & (joined[index] <= 1))
-            if bad.any():
-                name, value = self.class_names[bad.argmax()], joined[index, bad.argmax()]
-                raise UserError(f"image {image_id!r}, class {name!r}: got proportion {value}, expected 0 to 1")
+        ids = images.image_ids
+        if missing := next((image_id for image_id in ids if image_id not in rows), None):
+            raise UserError(f"image {missing!r} has no proportions; label the whole data set again")
+        joined = self.proportions[[rows[image_id] for image_id in ids]]
+        bad = ~((joined >= 0) & (joined <= 1))
+        if bad.any():
+            index, column = np.argwhere(bad)[0]
+            raise UserError(
+                f"image {ids[index]!r}, class {self.class_names[column]!r}: got proportion {joined[index, column]}, "
+                "expected 0 to 1"
+            )
         return joined
+
+
+def _lists(values: NDArray, kind: pa.DataType) -> pa.ListArray:
+    """Rows of `(n, C)` as a column of lists, without a Python object for each number."""
+    ends = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"proportions: got {ends[-1]} values, expected at most {np.iinfo(np.int32).max}")
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values.ravel(), kind))
+
+
+def _array(column: pa.ChunkedArray, classes: int) -> NDArray:
+    """A column of lists as rows of `(n, classes)`.
+
+    Raises:
+        ValueError: a list of another length, or an empty entry of one.
+    """
+    rows = column.combine_chunks()
+    if np.any(rows.value_lengths().to_numpy(zero_copy_only=False) != classes):
+        raise ValueError(f"a row of another length than the {classes} classes")
+    values = rows.flatten()
+    if values.null_count:
+        raise ValueError("an empty entry in a row")
+    return values.to_numpy(zero_copy_only=False).reshape(len(rows), classes)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[pa.Table, tuple[str, ...], bool]:

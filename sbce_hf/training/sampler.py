@@ -72,12 +72,15 @@ class BatchOrder:
         self.iterations_per_epoch = images // self.batch_size
         self.epochs = max(epochs, -(-min_iterations // self.iterations_per_epoch))
         self.iterations = self.epochs * self.iterations_per_epoch
+        self._permutation: tuple[int, np.ndarray] | None = None
 
     def indices(self, iteration: int) -> np.ndarray:
         """Image indices of one iteration's batch over all processes, of shape `(batch_size,)`."""
         epoch, position = divmod(iteration, self.iterations_per_epoch)
-        permutation = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-        return permutation[position * self.batch_size : (position + 1) * self.batch_size]
+        if self._permutation is None or self._permutation[0] != epoch:
+            # Kept: of a million images it takes as long as a step of a small network.
+            self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.images)
+        return self._permutation[1][position * self.batch_size : (position + 1) * self.batch_size].copy()
 
     def batches(self, start: int) -> "ProcessBatches":
         """This process's micro-batches from iteration `start` to the end, as a batch sampler."""

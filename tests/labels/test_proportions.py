@@ -1,4 +1,6 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sbce_hf.config import DataConfig, ProportionConfig
@@ -86,3 +88,27 @@ def test_load_of_something_else(images, tmp_path):
     images.dataset.remove_columns(["image", "mask"]).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"other\.parquet: not a table of proportions"):
         ProportionTable.load(tmp_path / "other.parquet")
+
+
+def test_rows_of_another_length_than_the_classes_are_named(images, tmp_path):
+    path = tmp_path / "proportions.parquet"
+    columns = {
+        "image_id": ["a", "b"],
+        "proportions": pa.array([[0.1, 0.2], [0.3]], pa.list_(pa.float64())),
+        "lost": pa.array([[False, True], [True]], pa.list_(pa.bool_())),
+    }
+    pq.write_table(pa.table(columns).replace_schema_metadata({"class_names": '["x", "y"]'}), path)
+    with pytest.raises(ValueError, match="another length than the 2 classes"):
+        ProportionTable.load(path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+def test_tables_of_any_size_come_back(tmp_path, count):
+    generator = np.random.default_rng(count)
+    ids = tuple(f"folder/{index}" for index in range(count))
+    values, lost = generator.random((count, 3)), generator.random((count, 3)) < 0.5
+    ProportionTable(("x", "y", "z"), ids, values, lost, from_masks=True).save(tmp_path / "table.parquet")
+    found = ProportionTable.load(tmp_path / "table.parquet")
+    assert found.image_ids == ids and found.from_masks
+    assert np.array_equal(found.proportions, values) and np.array_equal(found.lost, lost)
+    assert found.proportions.dtype == np.float64 and found.lost.dtype == bool

@@ -98,6 +98,16 @@ def test_a_later_start_continues_the_same_order():
     assert draws(order, 13) == draws(order)[26:]
 
 
+def test_the_images_of_an_iteration_do_not_depend_on_what_was_asked_before():
+    order = BatchOrder(42, 4, epochs=3, seed=0)
+    asked = np.random.default_rng(0).permutation(np.repeat(np.arange(order.iterations), 2))
+    for iteration in asked.tolist():
+        found = order.indices(iteration)
+        assert found.tolist() == BatchOrder(42, 4, epochs=3, seed=0).indices(iteration).tolist()
+        # What a caller does with them stays with the caller.
+        found[:] = -1
+
+
 def test_a_set_smaller_than_a_batch_is_the_batch():
     order = BatchOrder(5, 12, epochs=2, seed=0)
     assert (order.batch_size, order.iterations) == (5, 2)
