@@ -149,6 +149,29 @@ def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+class Folder:
+    """Tells which files lie in a folder, as [`is_inside`] does, for many of them.
+
+    Args:
+        path: of the folder; it and the folders in it stay as they are meanwhile.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self._inside: dict[str, bool] = {}
+
+    def has(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file lies in the folder, after all links are resolved."""
+        parent, name = os.path.split(os.fspath(path))
+        # Of what is no link itself, its folder tells.
+        if name not in ("", ".", "..") and "\0" not in name and not os.path.islink(path):
+            if parent not in self._inside:
+                self._inside[parent] = is_inside(parent, self.path)
+            if self._inside[parent]:
+                return True
+        return is_inside(path, self.path)
+
+
 def digest(values: Mapping[str, Any]) -> str:
     """Hash of plain values, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

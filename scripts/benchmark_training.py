@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-
 # Seconds below which a way is repeated.
 SHORT = 0.02
 

@@ -30,6 +30,15 @@ def shared_dir():
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_photos(tmp_path_factory):
+    """What is remembered of photos stays out of the home of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("known_photos")
+        patch.setattr("sbce_hf.data.known_photos.FOLDER", folder)
+        yield folder
+
+
 TINY_RECIPE = """
 data: {source: shapes, train_split: train, score_split: train, shapes_images: 12, shapes_size: 48}
 trunk_weights: random

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sbce_hf.cli import main
-from sbce_hf.files import is_running, read_json, remove_leftovers, rename, write_atomic
+from sbce_hf.files import Folder, is_inside, is_running, read_json, remove_leftovers, rename, write_atomic
 from sbce_hf.labels.store import LabelStore
 
 
@@ -99,3 +99,23 @@ def test_a_run_clears_up_after_kills_and_remembers_every_version(tiny_recipe, tm
     assert len(starts) == 2 and starts[1]["versions"] == {"torch": "0.1"} != starts[0]["versions"]
     assert main([*command, "--set", "rounds=2"]) == 0
     assert len(read_json(run_dir / "run.json")["starts"]) == 2
+
+
+def test_a_folder_has_what_is_inside_it(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for path in (folder / "a" / "b", other):
+        path.mkdir(parents=True)
+    for path in (folder / "x.jpg", folder / "a" / "b" / "y.jpg", other / "z.jpg"):
+        path.write_text("")
+    (folder / "a" / "in.jpg").symlink_to(folder / "x.jpg")
+    (folder / "a" / "out.jpg").symlink_to(other / "z.jpg")
+    (folder / "away").symlink_to(other, target_is_directory=True)
+    (other / "back").symlink_to(folder, target_is_directory=True)
+    names = ["x.jpg", "a/b/y.jpg", "a/in.jpg", "a/out.jpg", "away/z.jpg", "../other/z.jpg", "../other/back/x.jpg"]
+    names += ["a/..", ".", "..", "missing.jpg", "away/missing.jpg", "a/../../other/z.jpg", "a\0b", "x\0.jpg"]
+    own = Folder(folder)
+    paths = [f"{folder}/{name}" for name in names]
+    # Twice: what is remembered must not change an answer.
+    for path in paths + paths[::-1]:
+        assert own.has(path) == is_inside(path, folder), path
+    assert own.has(folder / "x.jpg") and not own.has(folder / "a" / "out.jpg")

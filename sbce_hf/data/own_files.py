@@ -10,7 +10,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..config.yaml_text import read_yaml
 from ..errors import UserError
-from ..files import is_inside, parse_json, read_text
+from ..files import Folder, parse_json, read_text
 
 
 def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path) -> None:
@@ -23,8 +23,9 @@ def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path
     Raises:
         UserError: names the file and the option that allows it.
     """
+    own = Folder(root)
     for path in paths:
-        if path is not None and not is_inside(path, root):
+        if path is not None and not own.has(path):
             raise UserError(
                 f"{path}: is {os.path.realpath(path)}, expected a file inside of {root}. If these data are your own, "
                 "set data.outside_files=true"
@@ -97,12 +98,13 @@ def require_own_files(dataset: Dataset, root: Path, columns: Iterable[str] = ("i
     Raises:
         UserError: names the image, its file and the option that allows it.
     """
+    own = Folder(root)
     for column in columns:
         if column not in dataset.column_names:
             continue
         for image_id, source in zip(dataset["image_id"], dataset[column], strict=True):
             path = source["path"] if source is not None and source["bytes"] is None else None
-            if path is not None and not is_inside(path, root):
+            if path is not None and not own.has(path):
                 lies = "no path" if "\0" in path else os.path.realpath(path)
                 raise UserError(
                     f"{column} of image {image_id!r}: got {path} ({lies}), expected the file's "

@@ -134,7 +134,7 @@ class TaggedImages:
     @property
     def image_ids(self) -> list[str]:
         """Unique names, usable as relative file paths without suffix."""
-        return list(self.dataset["image_id"])
+        return self.dataset["image_id"][:]
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
         """Decode image `index`; see [`decode_image`].
@@ -163,7 +163,7 @@ class TaggedImages:
     def label_matrix(self) -> NDArray[np.float32]:
         """All label vectors, of shape `(n, C)`."""
         matrix = np.zeros((len(self), self.num_classes), dtype=np.float32)
-        for row, present in zip(matrix, self.dataset["labels"], strict=True):
+        for row, present in zip(matrix, self.dataset["labels"][:], strict=True):
             row[present] = 1
         return matrix
 
