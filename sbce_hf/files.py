@@ -46,12 +46,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def rename(temporary: Path, path: Path) -> None:
     """Give a file, or a folder with all that is in it, its name once it is on the disk itself."""
     for part in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-        _sync(part)
+        sync(part)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk itself."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

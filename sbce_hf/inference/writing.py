@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..config import LabellingConfig, PredictionConfig
 from ..data.decoding import UnreadableError
 from ..data.schema import TaggedImages
-from ..labels.store import NOTHING_SURE, LabelStore
+from ..labels.store import GROUP, NOTHING_SURE, LabelStore
 from ..postprocess.crf_pool import CrfPool
 from ..processes import Share
 
@@ -107,6 +107,7 @@ def write_stores(
             num_images=len(images),
             details={**details, "crf": config.crf is not None and directory == last},
             rank=share.rank,
+            group=GROUP,
         )
         for directory, details in stores.items()
     ]
@@ -114,7 +115,10 @@ def write_stores(
     if todo:
         progress = tqdm(total=sum(map(len, todo)), desc=what, unit="image", disable=None)
         pool = CrfPool(config.crf, config.crf_workers, device) if config.crf else contextlib.nullcontext()
-        with progress, pool as crf:
+        with progress, pool as crf, contextlib.ExitStack() as flushed:
+            # Of what ends with an error, everything that was made is kept.
+            for store in opened:
+                flushed.callback(store.flush)
             # What may wait in memory, so that the CRF has work while the next group is computed.
             room = group_size + crf.room if crf else 0
             for image_id, labelled in _delayed(_label_groups(images, todo, config.threads, strict, label, crf), room):

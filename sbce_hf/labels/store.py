@@ -20,7 +20,7 @@ from PIL import Image
 from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
 from ..files import explained, is_inside
-from .disk import flush, replace, truncate, whole_lines
+from .disk import Journal, replace, whole_lines
 from .records import checked_meta, checked_record
 
 META, MAPS = "meta.json", "label_maps"
@@ -28,6 +28,7 @@ META, MAPS = "meta.json", "label_maps"
 NOTHING_SURE = "nothing is sure"
 # Label maps are uint8 and 255 stays free for "ignore".
 MAX_CLASSES = 254
+GROUP = 32  # Label maps that are brought to the disk together where many are made.
 _PALETTE = palette()
 
 
@@ -57,7 +58,7 @@ class LabelStore:
             raise ValueError(
                 f"label store {self.directory}: has classes {list(self.class_names)}, expected {list(class_names)}"
             )
-        self._writer: Path | None = None
+        self._journal: Journal | None = None
         self._rank = 0
         self._records: dict[str, dict[str, Any]] = {}
         for path in sorted(self.directory.glob("records-*.jsonl")):
@@ -75,6 +76,7 @@ class LabelStore:
         num_images: int,
         details: Mapping[str, Any] | None = None,
         rank: int = 0,
+        group: int = 1,
     ) -> "LabelStore":
         """Start a store, or continue one that was interrupted.
 
@@ -85,6 +87,7 @@ class LabelStore:
             num_images: how many label maps a complete store has, skipped images included.
             details: more to keep in `meta.json`, such as method and options.
             rank: of this process; each process appends to its own records.
+            group: label maps that are brought to the disk together; [`flush`] brings what is left.
 
         Raises:
             ValueError: the folder's label maps were made from something else, or there are too many classes.
@@ -100,10 +103,7 @@ class LabelStore:
                 meta = {**wanted, **(details or {}), "complete": False, "skipped": []}
                 replace(directory / META, json.dumps(meta, indent=2).encode(), rank)
             store = cls(directory)
-            store._writer = directory / f"records-{rank:05d}.jsonl"
-            if store._writer.exists():
-                truncate(store._writer, len(whole_lines(store._writer.read_bytes())))
-            store._rank = rank
+            store._journal, store._rank = Journal(directory / f"records-{rank:05d}.jsonl", group), rank
         except OSError as error:
             raise explained(error, f"label store {directory}") from error
         for name, value in wanted.items():
@@ -202,10 +202,10 @@ class LabelStore:
         path = self.path(image_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, encode_png(image), self._rank)
+            replace(path, encode_png(image), self._rank, flushed=False)
         except OSError as error:
             raise explained(error, f"label map of image {image_id!r} in {self.directory}") from error
-        self._append({"image_id": image_id, **record})
+        self._append({"image_id": image_id, **record}, path)
 
     def skip(self, image_id: str, reason: str) -> None:
         """Note that an image gets no label map, and why."""
@@ -218,19 +218,19 @@ class LabelStore:
         if "skipped" not in record or "skipped" in self._records.get(record["image_id"], record):
             self._records[record["image_id"]] = record
 
-    def _append(self, record: dict[str, Any]) -> None:
-        if self._writer is None:
+    def _append(self, record: dict[str, Any], path: Path | None = None) -> None:
+        if self._journal is None:
             raise ValueError(f"label store {self.directory}: open for reading; use LabelStore.create to write")
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        size = self._writer.stat().st_size if self._writer.exists() else 0
+        if self._journal.add(record, path):
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written to the disk itself; see [`write`] for errors."""
         try:
-            with open(self._writer, "ab") as file:
-                file.write(line)
-                flush(file)
+            for record in self._journal.flush() if self._journal else []:
+                self._remember(record)
         except OSError as error:
-            truncate(self._writer, size)
-            raise explained(error, f"records of {self.directory}") from error
-        self._remember(record)
+            raise explained(error, f"label maps and records of {self.directory}") from error
 
     def mark_complete(self) -> bool:
         """Note in `meta.json` that every image is labelled or skipped, if so on disk.
@@ -238,6 +238,7 @@ class LabelStore:
         Returns:
             whether it is; with several processes only the last to finish sees it.
         """
+        self.flush()
         fresh = LabelStore(self.directory)
         if len(fresh.done_ids()) + len(fresh.skipped) < self.meta["num_images"]:
             return False

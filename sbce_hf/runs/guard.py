@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..config import GuardConfig
 from ..files import digest, read_json, write_json
-from ..labels.store import LabelStore
+from ..labels.store import GROUP, LabelStore
 from ..processes import share_of
 from .bench import Bench
 from .stage import KEPT, Stage
@@ -94,6 +94,7 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
         num_images=len(ids),
         details=details | {"config": details["config"] | {"note": note}},
         rank=share.rank,
+        group=GROUP,
     )
     for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
         if image_id in store:

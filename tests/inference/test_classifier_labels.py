@@ -147,8 +147,9 @@ def test_a_group_goes_through_the_network_whole(tiny_model, images, tmp_path, mo
     assert store.path(images.image_ids[4]).is_file()
 
 
-def test_killed_at_any_moment_and_started_again(tiny_model, make_images, tmp_path):
+def test_killed_at_any_moment_and_started_again(tiny_model, make_images, tmp_path, monkeypatch):
     """`kill -9` with CRF processes at work; the end is the undisturbed run's, byte for byte."""
+    monkeypatch.setattr("sbce_hf.inference.writing.GROUP", 2)
     images = make_images(LABELS * 6, [(80, 96)] * 42)
 
     def label(folder):

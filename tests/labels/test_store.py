@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from PIL import Image
 
 from sbce_hf.data.schema import palette
 from sbce_hf.labels import disk
-from sbce_hf.labels import store as store_module
 from sbce_hf.labels.store import LabelStore
 
 NAMES = ("ant", "bee", "cat")
@@ -198,8 +198,8 @@ def _no_space(*_args, **_kwargs):
 
 def test_full_disk_at_a_label_map(filled, monkeypatch):
     before = sorted(filled.directory.rglob("*"))
-    monkeypatch.setattr(disk, "flush", _no_space)
-    with pytest.raises(OSError, match="'d'.*No space left.*continues where it stopped") as info:
+    monkeypatch.setattr(disk, "sync", _no_space)
+    with pytest.raises(OSError, match="label maps.*No space left.*continues where it stopped") as info:
         filled.write("d", make_map(), make_record(make_map()))
     assert info.value.errno == errno.ENOSPC and str(filled.directory) in str(info.value)
     assert sorted(filled.directory.rglob("*")) == before
@@ -216,7 +216,7 @@ def test_full_disk_at_a_record(filled, monkeypatch):
         if file.name == str(path):
             _no_space()
 
-    monkeypatch.setattr(store_module, "flush", full_for_records)
+    monkeypatch.setattr(disk, "flush", full_for_records)
     with pytest.raises(OSError, match="records.*No space left"):
         filled.write("d", make_map(), make_record(make_map()))
     assert path.read_bytes() == before
@@ -224,6 +224,36 @@ def test_full_disk_at_a_record(filled, monkeypatch):
     monkeypatch.undo()
     filled.write("d", make_map(), make_record(make_map()))
     assert "d" in LabelStore(filled.directory)
+
+
+def test_a_group_is_done_together_and_the_last_one_when_the_store_is_complete(tmp_path):
+    store = LabelStore.create(tmp_path, NAMES, key="k", num_images=5, group=3)
+    for number, name in enumerate("abcd", start=1):
+        store.write(name, make_map(), make_record(make_map()))
+        done = "abc" if number >= 3 else ""
+        assert store.done_ids() == LabelStore(tmp_path).done_ids() == set(done)
+    store.skip("e", "unreadable")
+    assert LabelStore(tmp_path).done_ids() == set("abc")
+    assert store.mark_complete()
+    found = LabelStore(tmp_path)
+    assert found.done_ids() == set("abcd") and found.skipped == {"e": "unreadable"}
+    lines = (tmp_path / "records-00000.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image_id"] for line in lines] == list("abcde")
+
+
+def test_full_disk_at_a_group_leaves_the_groups_before(tmp_path, monkeypatch):
+    store = LabelStore.create(tmp_path, NAMES, key="k", num_images=4, group=2)
+    for name in "abc":
+        store.write(name, make_map(), make_record(make_map()))
+    monkeypatch.setattr(disk, "sync", _no_space)
+    with pytest.raises(OSError, match="No space left"):
+        store.write("d", make_map(), make_record(make_map()))
+    monkeypatch.undo()
+    assert LabelStore(tmp_path).done_ids() == set("ab")
+    assert sorted(path.name for path in (tmp_path / "label_maps").iterdir()) == ["a.png", "b.png"]
+    for name in "cd":
+        store.write(name, make_map(), make_record(make_map()))
+    assert store.mark_complete()
 
 
 def test_full_disk_for_real(tmp_path):
