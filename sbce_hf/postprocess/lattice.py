@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from .lattice_kernels import blurred, embed, find_neighbours, gather, iterate, number, sort, splat
+from .lattice_kernels import blurred, embed, find_neighbours, gather, iterate, number, splat
 
 # pydensecrf adds it before the square root.
 EPSILON = 1e-20
@@ -72,7 +72,7 @@ def _build(features: NDArray[np.float32]) -> Lattice:
     weights = np.empty((dims + 1, padded.shape[1]), np.float32)
     keys = np.empty(weights.shape, np.int64)
     embed(padded, strides, offset, cells, weights, keys)
-    known, vertices = _numbered(keys, (dims + 1) * cells)
+    known, vertices = _numbered(keys, cells)
     neighbours = np.zeros((dims + 1, 2, len(known)), np.uint32)
     find_neighbours(known, strides, cells, neighbours)
     vertices, weights = (np.ascontiguousarray(values[:, :count]) for values in (vertices, weights))
@@ -110,15 +110,15 @@ def packing(features: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, int]
     return strides, -int(steps @ low), cells
 
 
-def _numbered(keys: NDArray[np.int64], end: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+def _numbered(keys: NDArray[np.int64], cells: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """The keys that occur, in order, after one that is nobody's; and for each key its place among them."""
-    if end > 2**_KEY_BITS:
+    if cells > 2**_KEY_BITS:
         known, places = np.unique(keys, return_inverse=True)
         return np.insert(known, 0, -1), (places + 1).astype(np.uint32).reshape(keys.shape)
     vertices, known = np.empty(keys.shape, np.uint32), np.empty(keys.size + 1, np.int64)
-    entries, spare = np.empty((2, keys.size), np.uint64)
-    sort(keys.ravel(), -(-(end - 1).bit_length() // 3), entries, spare)
-    return known[: number(entries, vertices.ravel(), known)].copy(), vertices
+    entries, spare = np.empty((2, keys.shape[1]), np.uint64)
+    bits = -(-(cells - 1).bit_length() // 3)
+    return known[: number(keys, cells, bits, entries, spare, vertices, known)].copy(), vertices
 
 
 def _filtered(lattice: Lattice, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -271,40 +271,44 @@ def embed(features, strides, offset, cells, weights, keys):
 
 
 @compiled
-def sort(keys, bits, entries, spare):
-    """Entries `key * 2 ** 32 + place` in order, by three passes of a radix sort of `bits` bits each."""
-    counts = np.zeros((3, 1 << bits), np.int64)
-    mask = (1 << bits) - 1
-    for n in range(keys.shape[0]):
-        for digit in range(3):
-            counts[digit, (keys[n] >> digit * bits) & mask] += 1
-    for digit in range(3):
-        total = 0
-        for value in range(mask + 1):
-            total, counts[digit, value] = total + counts[digit, value], total
-    for n in range(keys.shape[0]):
-        value = keys[n] & mask
-        entries[counts[0, value]] = np.uint64(keys[n]) << np.uint64(32) | np.uint64(n)
-        counts[0, value] += 1
-    for digit in range(1, 3):
-        shift, low = np.uint64(32 + digit * bits), np.uint64(mask)
-        for n in range(keys.shape[0]):
-            value = np.int64(entries[n] >> shift & low)
-            spare[counts[digit, value]] = entries[n]
-            counts[digit, value] += 1
-        entries, spare = spare, entries
+def number(keys, cells, bits, entries, spare, vertices, known):
+    """Give equal keys one number, from 1 on in their order; how many there are, with nobody's.
 
-
-@compiled
-def number(entries, vertices, known):
-    """Give equal keys one number, from 1 on in their order; how many there are, with nobody's."""
+    Keys of one remainder are sorted at a time, from row to row: entries `(key - remainder * cells) * 2 ** 32 + place`,
+    by three passes of a radix sort of `bits` bits each.
+    """
     known[0], count = -1, 0
-    for entry in entries:
-        key = np.int64(entry >> np.uint64(32))
-        if key != known[count]:
-            count += 1
-            known[count] = key
-        vertices[entry & np.uint64(0xFFFFFFFF)] = count
+    mask = (1 << bits) - 1
+    counts = np.empty((3, mask + 1), np.int64)
+    for remainder in range(keys.shape[0]):
+        counts[:] = 0
+        for n in range(keys.shape[1]):
+            key = keys[remainder, n] - remainder * cells
+            counts[0, key & mask] += 1
+            counts[1, (key >> bits) & mask] += 1
+            counts[2, key >> 2 * bits] += 1
+        for digit in range(3):
+            total = 0
+            for value in range(mask + 1):
+                total, counts[digit, value] = total + counts[digit, value], total
+        for n in range(keys.shape[1]):
+            key = keys[remainder, n] - remainder * cells
+            entries[counts[0, key & mask]] = np.uint64(key) << np.uint64(32) | np.uint64(n)
+            counts[0, key & mask] += 1
+        source, target = entries, spare
+        for digit in range(1, 3):
+            shift, low = np.uint64(32 + digit * bits), np.uint64(mask)
+            for n in range(keys.shape[1]):
+                value = np.int64(source[n] >> shift & low)
+                target[counts[digit, value]] = source[n]
+                counts[digit, value] += 1
+            source, target = target, source
+        for n in range(keys.shape[1]):
+            key = np.int64(source[n] >> np.uint64(32)) + remainder * cells
+            if key != known[count]:
+                count += 1
+                known[count] = key
+            vertices[remainder, source[n] & np.uint64(0xFFFFFFFF)] = count
     return count + 1
 
 
