@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from sbce_hf.models.modeling_trunk import create_trunk
+from sbce_hf.training.device import trunk_of
 
 LABELS = {"id2label": {0: "ant", 1: "bee", 2: "cat"}, "label2id": {"ant": 0, "bee": 1, "cat": 2}}
 
@@ -334,3 +335,19 @@ class CompiledModelTests(CommonModelTests):
         batch, height, width = self.other_sizes()[0]
         image = torch.randn(batch, 3, height, width)
         assert_close(self.outputs(compiled, image), self.outputs(saved.model, image))
+
+    def test_compiled_training_has_the_same_gradients(self, saved, pixels):
+        torch._dynamo.reset()
+        # Random numbers of dropout would differ.
+        gradients, model = [], self.model_class.from_pretrained(saved.folder).eval()
+        for compiled in (False, True):
+            if compiled:
+                trunk_of(model).compile(backend="aot_eager")
+            model.zero_grad()
+            output = model(pixel_values=pixels, **self.targets())
+            (output.loss if "loss" in output else output[0].square().mean()).backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        assert gradients[0] and gradients[0].keys() == gradients[1].keys()
+        assert list(model.state_dict()) == list(saved.model.state_dict())
+        for name, gradient in gradients[0].items():
+            assert (gradients[1][name] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-7, name

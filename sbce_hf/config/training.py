@@ -34,7 +34,11 @@ class LoopConfig(Checked):
         weight_decay: see the stage's parameter groups for what is left out.
         poly_power: learning rate times `(1 - iteration / iterations) ** poly_power`, per iteration.
         max_grad_norm: gradient clipping; `None` is off.
-        mixed_precision: precision of the forward pass; losses are always float32.
+        mixed_precision: precision of the forward pass; losses are always float32. `"auto"` is `"bf16"` on CPUs and
+            GPUs that compute in it and `"no"` elsewhere; what it was is saved with the result. It is not the default
+            because it changes results in their last digits, from one machine to another.
+        compile: compile the model's trunk by `torch.compile`, which takes a minute or more before the first steps;
+            `None` is no.
         gradient_accumulation_steps: micro-batches per optimiser step.
         num_workers: processes that load images.
         checkpoint_every: iterations between checkpoints.
@@ -53,7 +57,8 @@ class LoopConfig(Checked):
     weight_decay: float = number(5e-4, at_least=0)
     poly_power: float = number(0.9, at_least=0)
     max_grad_norm: float | None = number(None, above=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    compile: bool | None = added(before=None)
     gradient_accumulation_steps: int = number(1, at_least=1)
     num_workers: int = number(2, decides=False, at_least=0, limit=1024)
     checkpoint_every: int = number(100, decides=False, at_least=1)

@@ -16,7 +16,7 @@ from ..config import LoopConfig, RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json
 from ..training.classifier import FEATURES, create_classifier
-from ..training.device import use_cpu
+from ..training.device import resolved, use_cpu
 from ..training.features import features_size
 from ..training.memory import estimate_memory
 from ..training.optimization import alternation
@@ -181,7 +181,7 @@ class _Planner:
             images = images.with_masks()
             if not images:
                 self.problems.append("segmenter.compare: mask is asked for, but the train split has no masks")
-        size = sample_size(training)
+        shown, size = resolved(training), sample_size(training)
         steps, count = training.gradient_accumulation_steps, None if images is None else len(images)
         options = {"epochs": training.epochs, "min_iterations": training.min_iterations, "seed": 0}
         options |= {"processes": self.processes, "accumulation": steps}
@@ -194,13 +194,13 @@ class _Planner:
             batch = order.batch_size if order else training.batch_size
             # Of transformers' models some use operations that cannot be traced without numbers.
             with contextlib.suppress(RuntimeError):
-                memory = estimate_memory(model, max(batch // (self.processes * steps), 1), size, training)
+                memory = estimate_memory(model, max(batch // (self.processes * steps), 1), size, shown)
         iterations = None if order is None else order.iterations
         if iterations is not None and training is self.config.spatial:
             self._attempt(lambda: alternation(iterations, self.config.spatial))
         epochs = None if order is None else order.epochs
         seconds = self.seconds.get(stage.name)
-        plan = StagePlan(stage.name, count, iterations, epochs, training, size, trained, frozen, memory, seconds)
+        plan = StagePlan(stage.name, count, iterations, epochs, shown, size, trained, frozen, memory, seconds)
         self.stages.append(plan)
 
     def _state(self, images: TaggedImages | None) -> str:

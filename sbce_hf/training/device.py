@@ -1,7 +1,10 @@
 """Where training runs: the accelerator, and what makes a CPU usable."""
 
+import contextlib
 import ctypes
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,6 +69,43 @@ def share_batch_norm(model: nn.Module, processes: int, device: torch.device) -> 
         convert_sync_batchnorm(model)
 
 
+def computes_bfloat16() -> bool:
+    """Whether what training runs on has instructions for bfloat16; where it is emulated, it is slower than float32."""
+    if not use_cpu():
+        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for this; a version without it is taken for a CPU without them.
+    known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported is not None and supported() for supported in known)
+
+
+def resolved(config: LoopConfig) -> LoopConfig:
+    """The same config with a precision in the place of `"auto"`."""
+    if config.mixed_precision != "auto":
+        return config
+    return replace(config, mixed_precision="bf16" if computes_bfloat16() else "no")
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The part of a model in which nearly all of its time goes; the whole where it has no such part."""
+    return getattr(model, "base_model", model)
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, wanted: bool | None) -> Iterator[None]:
+    """Compile a model's trunk for as long as it is trained; names of weights stay, and afterwards all is as before.
+
+    Not the whole: what a phase of the training gives no gradient would get one of 0 in a compiled model, and the
+    optimiser would apply weight decay and momentum to it.
+    """
+    trunk = trunk_of(model)
+    if wanted:
+        trunk.compile()
+    try:
+        yield
+    finally:
+        trunk._compiled_call_impl = None
+
+
 def create_accelerator(config: LoopConfig, project_dir: Path) -> Accelerator:
     """Build the accelerator of one training stage.
 
@@ -76,7 +116,7 @@ def create_accelerator(config: LoopConfig, project_dir: Path) -> Accelerator:
     # Its precision is otherwise fixed by the first stage of a process; the process group stays.
     AcceleratorState._reset_state()
     return Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=resolved(config).mixed_precision,
         # A plugin, not the plain argument, which an environment variable of `accelerate launch` would override.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False

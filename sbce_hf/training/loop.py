@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
 from ..processes import decided
-from .device import create_accelerator, share_batch_norm, tune_allocator, use_cpu
+from .device import compiled, create_accelerator, resolved, share_batch_norm, tune_allocator, use_cpu
 from .folder import FitSummary, Progress, StageFolder, writing
 from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans, brief
@@ -67,7 +67,7 @@ def stage_folder(
     output_dir: Path, config: LoopConfig, *, images: int, seed: int, name: str, inputs: Mapping[str, Any] | None = None
 ) -> StageFolder:
     """The folder in which [`fit`] trains, with its arguments: shows whether the stage is finished."""
-    training = deciding(config)
+    training = deciding(resolved(config))
     settings = {"name": name, "seed": seed, "images": images, "training": training, "inputs": inputs or {}}
     return StageFolder(Path(output_dir), settings)
 
@@ -122,7 +122,8 @@ def fit(
     model.train()
     share_batch_norm(model, accelerator.num_processes, accelerator.device)
     try:
-        return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
+        with compiled(model, config.compile):
+            return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
     finally:
         for tracker in accelerator.trackers:
             # On a full disk its writer was never made, or cannot end.
@@ -229,8 +230,7 @@ class _Stage:
             desc=self.name,
             unit="img",
             unit_scale=True,
-            # None: off where the output is not a terminal.
-            disable=None if self.accelerator.is_main_process else True,
+            disable=None if self.accelerator.is_main_process else True,  # None: off where it is no terminal.
         )
 
     def _log(self, done: int, images_per_second: float) -> dict[str, float]:

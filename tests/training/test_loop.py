@@ -213,6 +213,38 @@ def test_training_leaves_nothing_behind_on_the_model(tmp_path):
     run(tmp_path / "b", model=model, epochs=1, mixed_precision="no")
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_the_precision_that_auto_was_is_saved_with_the_result(tmp_path, monkeypatch, has):
+    monkeypatch.setattr("sbce_hf.training.device.computes_bfloat16", lambda: has)
+    run(tmp_path, epochs=1, mixed_precision="auto")
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert settings["training"]["mixed_precision"] == ("bf16" if has else "no")
+    # Whoever names it continues the same.
+    assert run(tmp_path, epochs=1, mixed_precision="bf16" if has else "no").iterations == 10
+    with pytest.raises(ValueError, match=r"training\.mixed_precision"):
+        run(tmp_path, epochs=1, mixed_precision="no" if has else "bf16")
+
+
+def test_a_compiled_training_gives_the_same_weights_under_the_same_names(tmp_path, monkeypatch):
+    compile_, calls = torch.nn.Module.compile, []
+
+    def without_a_compiler(model):
+        calls.append(model)
+        compile_(model, backend="aot_eager")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", without_a_compiler)
+    for name in ("plain", "compiled"):
+        torch.manual_seed(0)
+        model = TinyModel(dropout=0.0)
+        run(tmp_path / name, model=model, compile=True if name == "compiled" else None)
+    assert calls == [model] and model._compiled_call_impl is None
+    ours, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
+    assert ours.keys() == plain.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5)
+
+
 def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path):
     # Without batch norm and dropout, whose results depend on the micro-batch.
     def model():
