@@ -26,6 +26,17 @@ def test_counting(script):
         script.check(pair)
 
 
+def test_loading(script):
+    # Not half of the photo, which would be decoded at half of its size.
+    for pair in script.loading(photos=3, size=190):
+        script.check(pair)
+
+
+def test_starting(script):
+    for pair in script.starting(photos=3, side=(40, 30)):
+        script.check(pair)
+
+
 def test_a_pair_that_differs_is_no_comparison(script):
     with pytest.raises(AssertionError):
         script.check(script.Pair("", lambda: 1.0, lambda: 1.1))

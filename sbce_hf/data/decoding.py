@@ -117,6 +117,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "RGB":
+        # Converting would copy it.
+        image.load()
+        return image
     return image.convert("RGB")
 
 

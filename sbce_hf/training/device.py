@@ -37,6 +37,15 @@ def tune_allocator() -> bool:
     return all(applied)
 
 
+def start_worker(number: int) -> None:
+    """Prepare a process that loads images: each is of megabytes, which would be new memory every time.
+
+    Args:
+        number: of the process.
+    """
+    tune_allocator()
+
+
 def use_cpu() -> bool:
     """Whether to ask Accelerate for the CPU.
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
 from ..processes import decided
-from .device import compiled, create_accelerator, resolved, share_batch_norm, tune_allocator, use_cpu
+from .device import compiled, create_accelerator, resolved, share_batch_norm, start_worker, tune_allocator, use_cpu
 from .folder import FitSummary, Progress, StageFolder, writing
 from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans, brief
@@ -165,8 +165,7 @@ class _Stage:
         self.means = WindowMeans()
 
     def run(self) -> FitSummary:
-        progress = self._restore()
-        config, order = self.config, self.order
+        progress, config, order = self._restore(), self.config, self.order
         started = time.perf_counter() - progress.seconds
         logged = progress.iteration, time.perf_counter()
         tensorboard = {"tensorboard": {"purge_step": progress.iteration + 1}}
@@ -218,6 +217,7 @@ class _Stage:
             batch_sampler=cast(Any, self.order.batches(start)),
             num_workers=self.config.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=start_worker,
             # Its own generator: the global one, which dropout reads, must not depend on how often training restarted.
             generator=torch.Generator(),
         )

@@ -6,9 +6,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional
 
 from sbce_hf.config import AugmentationConfig, DataConfig
-from sbce_hf.data import features, load_images
+from sbce_hf.data import features, load_images, transforms
 from sbce_hf.data.preprocessing import Preprocessing
 from sbce_hf.data.schema import TaggedImages
 from sbce_hf.data.transforms import _GEOMETRIC, _PHOTOMETRIC, TrainingDataset, augment
@@ -131,6 +132,18 @@ def test_jitter_stays_in_its_range():
     config = AugmentationConfig(flip=False, color_jitter=0.2)
     values = [augment(grey, config, np.random.default_rng(s)).getpixel((0, 0))[0] for s in range(100)]
     assert 79 <= min(values) < 88 and 112 < max(values) <= 121
+
+
+@pytest.mark.parametrize("name", ["adjust_brightness", "adjust_contrast"])
+@pytest.mark.parametrize("factor", [0.0, 0.37, 1.0, 1.21, 1.9, 6.5])
+def test_what_is_looked_up_is_what_torchvision_computes(name, factor):
+    generator = np.random.default_rng(0)
+    photos = [generator.integers(0, 256, (37, 41, 3), np.uint8) // divisor for divisor in (1, 3, 200)]
+    photos.append(np.full((5, 7, 3), 255, np.uint8))
+    for values in photos:
+        image = Image.fromarray(values)
+        ours, theirs = getattr(transforms, name)(image, factor), getattr(functional, name)(image, factor)
+        assert ours.mode == "RGB" and np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def test_large_jpegs_are_decoded_reduced_but_look_the_same():
