@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import MAX_SIDE, Checked, free_text, number, view_scales
+from .ranges import MAX_SIDE, Checked, added, free_text, number, view_scales
 from .training import BoundaryTrainingConfig
 
 
@@ -44,7 +44,7 @@ class CrfConfig(Checked):
     bilateral_compat: float = 10.0
     side: int | None = number(512, at_least=32, limit=MAX_SIDE)
     min_kept: float = number(0.2, at_least=0, below=1)
-    backend: Literal["auto", "numba", "torch", "pydensecrf"] = "auto"
+    backend: Literal["auto", "numba", "torch", "pydensecrf"] = added(before="auto", default="auto")
     batch_photos: int = number(32, decides=False, at_least=1, limit=10_000)
 
 
@@ -71,6 +71,7 @@ class LabellingConfig(Checked):
         crf: dense CRF parameters; `None` skips the CRF.
         crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
         threads: threads that decode photos and resize views while the network works.
+        mixed_precision: precision of the network; `"auto"` is `"bf16"` where there are instructions for it.
         known_classes: `"tags"`, or `"predicted"` from the image-level logits.
         class_threshold: image-level probability above which a class counts as predicted.
     """
@@ -89,6 +90,7 @@ class LabellingConfig(Checked):
     crf: CrfConfig | None = field(default_factory=CrfConfig)
     crf_workers: int = number(2, decides=False, at_least=1, limit=1024)
     threads: int = number(2, decides=False, at_least=1, limit=1024)
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = added(before="no", default="no")
     known_classes: Literal["tags", "predicted"] = "tags"
     class_threshold: float = number(0.5, above=0, below=1)
 

@@ -73,15 +73,16 @@ def free_text(default: str | None = None) -> Any:
     return field(default=default, metadata={"decides": False})
 
 
-def added(*, before: Any, **bounds: float) -> Any:
-    """A field that older versions lack, `None` unless it is set.
+def added(*, before: Any, default: Any = None, **bounds: float) -> Any:
+    """A field that older versions lack.
 
     Args:
         before: the value that says what they did. With it a config decides what it decided before there was the field,
             so that what they made is taken up; see [`deciding`].
+        default: of the field.
         bounds: of a number, those of [`Range`].
     """
-    return field(default=None, metadata={"before": before} | ({"range": Range(**bounds)} if bounds else {}))
+    return field(default=default, metadata={"before": before} | ({"range": Range(**bounds)} if bounds else {}))
 
 
 # The longest side of an image, view or window that anybody can have meant, in pixels.

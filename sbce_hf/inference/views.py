@@ -15,6 +15,7 @@ from ..config import LabellingConfig
 from ..data.preprocessing import IMAGENET, Preprocessing
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.rules import ClassMaps
+from ..training.device import autocast
 
 # Below this a trunk of stride 32 has no feature map left to speak of.
 MIN_SIDE = 32
@@ -172,7 +173,9 @@ def _forward_views(
     with ThreadPoolExecutor(config.threads) as pool:
         for (_, chunk), ready in zip(chunks, pool.map(lambda item: pixels(*item), chunks), strict=True):
             batch = preprocessing(ready.to(model.device, non_blocking=True)).to(model.dtype)
-            for i, view in zip(chunk, _forward(model, batch, config.flip), strict=True):
+            with autocast(config.mixed_precision, model.device.type):
+                output = _forward(model, batch, config.flip)
+            for i, view in zip(chunk, output, strict=True):
                 views[i].append(view)
     return views
 

@@ -35,7 +35,7 @@ from ..models.modeling_irn import IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
-from ..training.device import resolved, tune_allocator, use_cpu
+from ..training.device import autocast, tune_allocator, use_cpu
 from ..training.features import View, feature_shape, training_views
 from ..training.sampler import BatchOrder
 from .settings import labelling_of
@@ -166,10 +166,9 @@ class Clock:
         inputs = self._inputs(model, config, size, count)
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
         model.train()
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(resolved(config).mixed_precision)
 
         def step() -> None:
-            with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
+            with autocast(config.mixed_precision, self.device.type):
                 loss = model(**inputs).loss
             loss.backward()
             model.zero_grad()

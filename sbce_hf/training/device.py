@@ -87,6 +87,14 @@ def computes_bfloat16() -> bool:
     return any(supported is not None and supported() for supported in known)
 
 
+def autocast(precision: str, device: str) -> torch.autocast:
+    """The context in which a network has a precision, `"no"`, `"bf16"`, `"fp16"` or `"auto"`, on a kind of device."""
+    if precision == "auto":
+        precision = "bf16" if computes_bfloat16() else "no"
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype, enabled=precision != "no")
+
+
 def resolved(config: LoopConfig) -> LoopConfig:
     """The same config with a precision in the place of `"auto"`."""
     if config.mixed_precision != "auto":

@@ -162,3 +162,13 @@ def test_maps_at_the_images_size_are_made_one_image_at_a_time(tiny_model, monkey
     photos = [make_photo(seed) for seed in range(3)]
     for count, maps in enumerate(views.iterate_class_maps(tiny_model, photos, np.ones((3, 3)), ONE), start=1):
         assert len(made) == count and maps.logits.shape[1:] == (photos[0].height, photos[0].width)
+
+
+def test_half_precision_changes_little_and_only_when_asked_for(tiny_model):
+    photos, config = [Image.effect_noise((64, 64), 90).convert("RGB")], LabellingConfig(crf=None, scales=(1.0,))
+    plain, half = (
+        class_maps(tiny_model, photos, np.ones((1, 3)), replace(config, mixed_precision=precision))[0].logits
+        for precision in ("no", "bf16")
+    )
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - plain).max() < 0.05 * np.abs(plain).max()
