@@ -5,11 +5,13 @@ are spread to vertices by a sparse matrix in sorted order, so nothing depends on
 add.
 """
 
+import importlib
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,35 +56,66 @@ class TorchLattice:
         vertices: `(P, d + 1)` int32, of each one's simplex.
         weights: `(P, d + 1)` float32, barycentric coordinates, times `1 / sqrt(K 1)` of the kernel `K`.
         neighbours: `(d + 1, 2, M + 1)` int32, of each vertex both ways along each axis, 0 where there is none.
-        entries: sparse CSR `(M + 1, P)`, the weights again, by vertex.
+        starts: `(M + 2,)` int32, where the entries of each vertex begin.
+        pixels: `(P * (d + 1),)` int32, the pixels of the entries.
+        order: `(P * (d + 1),)` int64, the entries' places in `weights`.
     """
 
     vertices: Tensor
     weights: Tensor
     neighbours: Tensor
-    entries: Tensor
+    starts: Tensor
+    pixels: Tensor
+    order: Tensor
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """The kernel's answer to values, `(P, C)`, up to the factor that makes its answer to ones near 1."""
-        lattice = self.entries @ values
-        for before, after in self.neighbours:
-            lattice = _blurred(lattice, before, after)
-        return _gathered(lattice, self.vertices, self.weights)
+    @cached_property
+    def sorted_weights(self) -> Tensor:
+        """Those of the entries."""
+        return self.weights.flatten()[self.order]
+
+    @cached_property
+    def entries(self) -> Tensor:
+        """The same as a sparse CSR matrix `(M + 1, P)`."""
+        size = torch.Size((len(self.starts) - 1, len(self.vertices)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(self.starts, self.pixels, self.sorted_weights, size, check_invariants=False)
 
     @property
     def scale(self) -> float:
-        """That factor."""
+        """What makes the blurred lattice's answer to ones near 1."""
         return 1 / (1 + 2.0 ** (1 - self.vertices.shape[1]))
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of pixels, `(P, C)`, on the blurred lattice, `(M + 1, C)`."""
+        kernels = _kernels(values.device)
+        if kernels:
+            lattice = kernels.splat(self.starts, self.pixels, self.sorted_weights, values)
+            return kernels.blur(lattice, self.neighbours)
+        lattice = self.entries @ values
+        for before, after in self.neighbours:
+            lattice = lattice + 0.5 * (lattice[before] + lattice[after])
+        return lattice
 
-def _blurred(lattice: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    return lattice + 0.5 * (lattice[before] + lattice[after])
+    def gather(self, lattice: Tensor) -> Tensor:
+        """What the pixels get, `(P, C)`."""
+        found = lattice[self.vertices[:, 0]] * self.weights[:, :1]
+        for k in range(1, self.vertices.shape[1]):
+            found += lattice[self.vertices[:, k]] * self.weights[:, k, None]
+        return found
+
+    def mass(self) -> Tensor:
+        """The kernel's answer to ones, `(P,)`."""
+        ones = torch.ones(len(self.vertices), 1, device=self.weights.device)
+        return self.gather(self.spread(ones))[:, 0] * self.scale
 
 
-def _gathered(lattice: Tensor, vertices: Tensor, weights: Tensor) -> Tensor:
-    return sum(
-        (lattice[vertices[:, k]] * weights[:, k, None] for k in range(vertices.shape[1])), lattice.new_zeros(())
-    )
+@lru_cache(maxsize=8)
+def _kernels(device: torch.device) -> Any:
+    """`lattice_triton`, where it can run; elsewhere the same is done by torch's own operations."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module(f"{__package__}.lattice_triton")
 
 
 def _build(features: Tensor, photo: Tensor, real: Tensor, ends: np.ndarray) -> TorchLattice:
@@ -91,15 +124,15 @@ def _build(features: Tensor, photo: Tensor, real: Tensor, ends: np.ndarray) -> T
     Args:
         features: `(d, P)` float32.
         photo: `(P,)` int64, which photo each is of.
-        real: `(P,)`, 0 for what only adds vertices, 1 for pixels.
+        real: `(P,)` float32, 0 for what only adds vertices, 1 for pixels.
         ends: `(d, 2)`, the least and largest that there may be of each feature.
     """
-    strides, offset, cells = packing(ends)
-    weights, keys = _embedded(features, torch.as_tensor(strides, device=features.device), offset, cells)
-    weights = weights * real
-    size, count = weights.shape
-    limit = size * cells
-    ordered, order = (keys + photo * limit).flatten().sort()
+    steps, offset, cells = packing(ends)
+    strides, scales = (torch.as_tensor(values, device=features.device) for values in (steps, _scales(len(features))))
+    embed = getattr(_kernels(features.device), "embed", _embedded)
+    weights, keys = embed(features, scales, strides, photo, real, offset, cells)
+    size, count = keys.shape
+    ordered, order = keys.flatten().sort()
     first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=first[1:])
     numbers = first.cumsum(0, dtype=torch.int32)
@@ -107,37 +140,38 @@ def _build(features: Tensor, photo: Tensor, real: Tensor, ends: np.ndarray) -> T
     known = ordered[starts]
     vertices = torch.empty_like(numbers)
     vertices[order] = numbers
-    vertices = vertices.view(size, count).T.contiguous()
-    neighbours = _neighbours(known, torch.as_tensor(strides, device=known.device), cells, limit)
-    pixels = (order % count).int()
-    ends_of_rows = torch.cat([starts.new_zeros(1), starts, starts.new_full((1,), len(order))]).int()
-
-    def entries(weights: Tensor) -> Tensor:
-        rows = torch.Size((len(known) + 1, count))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-            return torch.sparse_csr_tensor(
-                ends_of_rows, pixels, weights.flatten()[order], rows, check_invariants=False
-            )
-
-    plain = TorchLattice(vertices, weights.T.contiguous(), neighbours, entries(weights))
-    mass = plain(torch.ones(count, 1, device=weights.device))[:, 0] * plain.scale
-    weights = weights / (mass + EPSILON).sqrt()
-    return TorchLattice(vertices, weights.T.contiguous(), neighbours, entries(weights))
+    pixels = order % count
+    lattice = TorchLattice(
+        vertices=vertices.view(size, count).T.contiguous(),
+        weights=weights,
+        neighbours=_neighbours(known, strides, cells, size * cells),
+        starts=torch.cat([starts.new_zeros(1), starts, starts.new_full((1,), len(order))]).int(),
+        pixels=pixels.int(),
+        order=pixels * size + order // count,
+    )
+    return replace(lattice, weights=weights / (lattice.mass()[:, None] + EPSILON).sqrt())
 
 
-def _embedded(features: Tensor, strides: Tensor, offset: int, cells: int) -> tuple[Tensor, Tensor]:
-    """Barycentric weights and keys of the vertices of each feature's simplex, `(d + 1, P)`; as `lattice._embed`."""
+def _scales(dims: int) -> np.ndarray:
+    """What features are multiplied with, from the second place on."""
+    deviation = float(np.float32(math.sqrt(2.0 / 3.0) * (dims + 1)))
+    return np.array([0, *(1.0 / math.sqrt(float(j + 1) * j) * deviation for j in range(1, dims + 1))], np.float32)
+
+
+def _embedded(
+    features: Tensor, scales: Tensor, strides: Tensor, photo: Tensor, real: Tensor, offset: int, cells: int
+) -> tuple[Tensor, Tensor]:
+    """As `lattice_kernels.embed`: weights, `(P, d + 1)`, and keys, `(d + 1, P)`, each photo's in a range of its own."""
     dims = len(features)
     size = dims + 1
-    deviation = float(np.float32(math.sqrt(2.0 / 3.0) * size))
     total, elevated = torch.zeros_like(features[0]), []
     for j in range(dims, 0, -1):
-        value = features[j - 1] * float(np.float32(1.0 / math.sqrt(float(j + 1) * j) * deviation))
+        value = features[j - 1] * scales[j]
         elevated.append(total - j * value)
         total = total + value
     coordinates = torch.stack([total, *reversed(elevated)])
-    cell = (coordinates * float(np.float32(1.0 / size))).round()
+    inverse = float(np.float32(1.0 / size))
+    cell = (coordinates * inverse).round()
     rest = coordinates - cell * size
     rank = torch.zeros_like(cell, dtype=torch.int64)
     for i in range(dims):
@@ -149,16 +183,16 @@ def _embedded(features: Tensor, strides: Tensor, offset: int, cells: int) -> tup
     back = (rank < 0).long() - (rank >= size).long()
     rank += size * back
     cell += back
-    rest = (coordinates - cell * size) * float(np.float32(1.0 / size))
+    rest = (coordinates - cell * size) * inverse
     by_rank = torch.empty_like(rest).scatter_(0, rank, rest)
     steps = torch.empty_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))
     weights = torch.empty_like(rest)
     weights[0] = by_rank[dims] + (1 - by_rank[0])
     weights[1:] = by_rank[:dims].flip(0) - by_rank[1:].flip(0)
     keys = torch.empty_like(rank)
-    keys[0] = offset + (strides[:, None] * cell.long()).sum(0)
+    keys[0] = offset + (strides[:, None] * cell.long()).sum(0) + photo * (size * cells)
     keys[1:] = cells - steps[1:].flip(0)
-    return weights, keys.cumsum(0)
+    return (weights * real).T.contiguous(), keys.cumsum(0)
 
 
 def _neighbours(known: Tensor, strides: Tensor, cells: int, limit: int) -> Tensor:
@@ -212,9 +246,11 @@ def mean_field(
     photo = torch.repeat_interleave(torch.arange(len(images), device=device), torch.tensor(counts, device=device))
     colours = torch.cat([pad(image.reshape(-1, 3).T, (0, n)) for image, n in zip(images, missing, strict=True)], 1)
     real = torch.cat(
-        [pad(torch.ones_like(image[..., 0]).flatten(), (0, n)) for image, n in zip(images, missing, strict=True)]
+        [pad(torch.ones(count - n, device=device), (0, n)) for count, n in zip(counts, missing, strict=True)]
     )
     channels = max(len(values) for values in energies) - 1
+    if _kernels(device):
+        channels = 1 << (channels - 1).bit_length()
     # Labels that a photo does not have, and pixels that it does not, never get anything.
     relative = torch.cat(
         [
@@ -231,23 +267,35 @@ def mean_field(
             ends = ends + [[0, 255 / colour]] * 3
         lattice = _build(features, photo, real, np.array(ends))
         lattices.append((lattice, weight * lattice.scale))
-    ones = torch.ones(len(photo), 1, device=device)
-    mass = sum((scale * lattice(ones) for lattice, scale in lattices), torch.zeros((), device=device))
+    # The factor that makes a lattice's answer to ones near 1 is part of its mass already.
+    mass = sum((scale / own.scale * own.mass() for own, scale in lattices), torch.zeros((), device=device))
     marginals = _softmax(relative)
     for _ in range(iterations):
-        (first, scale), (second, other) = lattices
-        marginals = _update(scale * first(marginals[:, 1:]) + other * second(marginals[:, 1:]), mass, relative)
+        marginals = _updated(lattices, [lattice.spread(marginals) for lattice, _ in lattices], mass, relative)
+    marginals = torch.cat([1 - marginals.sum(1, keepdim=True), marginals], 1)
     return [
         values[: image[..., 0].numel(), : len(own)].T.reshape(len(own), *image.shape[:2])
         for values, image, own in zip(marginals.split(counts), images, energies, strict=True)
     ]
 
 
-def _update(found: Tensor, mass: Tensor, relative: Tensor) -> Tensor:
+def _updated(
+    lattices: Sequence[tuple[TorchLattice, float]], spread: Sequence[Tensor], mass: Tensor, relative: Tensor
+) -> Tensor:
+    kernels = _kernels(mass.device)
+    if kernels:
+        marginals = torch.empty_like(relative)
+        given = [
+            (found, own.vertices, own.weights, scale) for found, (own, scale) in zip(spread, lattices, strict=True)
+        ]
+        kernels.update(*given, mass, relative, marginals)
+        return marginals
+    parts = [scale * own.gather(found) for found, (own, scale) in zip(spread, lattices, strict=True)]
+    found = parts[0] + parts[1]
     # What the first label gets is what the others leave.
-    return _softmax(found + found.sum(1, keepdim=True) - mass + relative)
+    return _softmax(found + found.sum(1, keepdim=True) - mass[:, None] + relative)
 
 
 def _softmax(relative: Tensor) -> Tensor:
-    """Of logits less the first label's: probabilities with the first label's, `(P, L)`."""
-    return pad(relative, (1, 0)).softmax(1)
+    """Of logits less the first label's: probabilities of the other labels, `(P, L - 1)`."""
+    return pad(relative, (1, 0)).softmax(1)[:, 1:].contiguous()

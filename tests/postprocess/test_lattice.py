@@ -1,7 +1,13 @@
 """The two implementations of the CRF against the definition and against pydensecrf."""
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +143,30 @@ def test_photos_of_one_colour_and_of_one_pixel():
         expected = crf._pydensecrf(image, energies, CONFIG, np.zeros(0, np.int64)).reshape(2, height, width)
         assert np.abs(_numba(image, energies) - expected).max() < 2e-4
         assert np.abs(_torch([image], [energies])[0] - expected).max() < 1e-3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="torch came without triton")
+def test_kernels_for_cuda_answer_like_torch():
+    """On the CPU, by Triton's interpreter, which has to be asked for before it is imported."""
+    code = """
+        import sys; sys.path.insert(0, {folder!r})
+        import torch
+        from test_lattice import _energies, _photo, _torch, lattice_torch
+        from sbce_hf.postprocess import lattice_triton
+
+        images = [_photo(9, 11), _photo(8, 8, 1), _photo(5, 7, 2)]
+        energies = [_energies(labels, *image.shape[:2]) for labels, image in zip((3, 4, 2), images)]
+        plain = _torch(images, energies)
+        lattice_torch._kernels = lambda device: lattice_triton
+        for own, kernels in zip(plain, _torch(images, energies), strict=True):
+            assert abs(own - kernels).max() < 1e-5
+        print("same")
+    """
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code.format(folder=folder))],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "same\n", done.stderr
