@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trunk", default="mobilenetv2_100")
+    parser.add_argument("--size", type=int, default=256, help="of the first view")
     parser.add_argument("--photos", type=int, default=32, help="to be labelled, and in a batch of the GPU's CRF")
     options = parser.parse_args()
 
@@ -48,7 +49,7 @@ def main() -> None:
         if torch.cuda.is_available():
             _crf_on_the_gpu(options.photos, options.repeats)
     if "labelling" in options.only:
-        _labelling(options.trunk, options.photos, options.repeats)
+        _labelling(options.trunk, options.size, options.photos, options.repeats)
 
 
 def _photo(seed: int = 0) -> np.ndarray:
@@ -117,7 +118,7 @@ def wall(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def _labelling(trunk: str, photos: int, repeats: int) -> None:
+def _labelling(trunk: str, size: int, photos: int, repeats: int) -> None:
     """Wall and CPU time of labelling beside those of the bare forward passes, and of the CRF alone."""
     import torch
 
@@ -130,8 +131,8 @@ def _labelling(trunk: str, photos: int, repeats: int) -> None:
     model = create_classifier({"trunk": trunk}, list(images.class_names)).to(device).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     cores = os.cpu_count() or 1
-    plain = LabellingConfig(image_size=368, scales=(1.0, 1.5), crf=None, threads=min(8, cores))
-    sides = [round(368 * scale) for scale in plain.scales]
+    plain = LabellingConfig(image_size=size, scales=(1.0, 1.5), crf=None, threads=min(8, cores))
+    sides = [round(size * scale) for scale in plain.scales]
     batches = [torch.randn(plain.batch_size, 3, side, side, device=device) for side in sides]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
 
