@@ -37,6 +37,11 @@ def test_starting(script):
         script.check(pair)
 
 
+def test_precision(script):
+    for pair in script.precision("test_resnet", size=64, batch=2):
+        script.check(pair)
+
+
 def test_a_pair_that_differs_is_no_comparison(script):
     with pytest.raises(AssertionError):
         script.check(script.Pair("", lambda: 1.0, lambda: 1.1))
