@@ -6,6 +6,7 @@
 Nothing here reads a mask: what counts is how often a class is lost, and how much of its images it covers.
 """
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -96,18 +97,21 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
         rank=share.rank,
         group=GROUP,
     )
-    for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
-        if image_id in store:
-            continue
-        record = after.record(image_id)
-        if "skipped" in record:
-            store.skip(image_id, record["skipped"])
-            continue
-        label_map = after.read(image_id)
-        if image_id in before:
-            label_map = merge(before.read(image_id), label_map, values)
-        shares = [float((label_map == index + 1).mean()) for index in record["classes"]]
-        store.write(image_id, label_map, {**record, "proportions": shares})
+    with contextlib.ExitStack() as flushed:
+        # Of what ends with an error, everything that was made is kept.
+        flushed.callback(store.flush)
+        for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
+            if image_id in store:
+                continue
+            record = after.record(image_id)
+            if "skipped" in record:
+                store.skip(image_id, record["skipped"])
+                continue
+            label_map = after.read(image_id)
+            if image_id in before:
+                label_map = merge(before.read(image_id), label_map, values)
+            shares = [float((label_map == index + 1).mean()) for index in record["classes"]]
+            store.write(image_id, label_map, {**record, "proportions": shares})
     store.mark_complete()
 
 

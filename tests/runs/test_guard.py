@@ -124,7 +124,7 @@ def test_a_killed_guard_goes_on(tiny_recipe, tmp_path, monkeypatch):
     write = LabelStore.write
 
     def killed_at_the_fifth(store, image_id, *arguments):
-        if store.directory.name == "kept" and len(store.done_ids()) == 5:
+        if store.directory.name == "kept" and len(list(store.directory.rglob("*.png"))) == 5:
             raise KeyboardInterrupt
         write(store, image_id, *arguments)
 
@@ -132,6 +132,7 @@ def test_a_killed_guard_goes_on(tiny_recipe, tmp_path, monkeypatch):
         patch.setattr(LabelStore, "write", killed_at_the_fifth)
         run(config, tmp_path / "run")
     assert not read_json(tmp_path / "run" / "round_1" / "stage.json")["finished"]
+    assert len(LabelStore(tmp_path / "run" / "round_1" / "labels" / "kept").done_ids()) == 5
     run(config, tmp_path / "run")
     files = [path for path in (tmp_path / "straight" / "round_1" / "labels" / "kept").rglob("*") if path.is_file()]
     # One per image, records and description.
