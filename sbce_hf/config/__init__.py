@@ -4,6 +4,7 @@ Nothing in this room imports anything heavy, so that a wrong key is reported bef
 takes the part that concerns it; only the files that see a run as a whole take a [`RunConfig`].
 """
 
+from .affinity import AffinityConfig
 from .data import AugmentationConfig, DataConfig
 from .labelling import (
     CrfConfig,
@@ -28,6 +29,7 @@ from .training import (
 __all__ = [
     "OFFICIAL",
     "RECIPES",
+    "AffinityConfig",
     "AugmentationConfig",
     "BoundaryTrainingConfig",
     "CrfConfig",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
+from .affinity import AffinityConfig
 from .data import DataConfig
 from .labelling import GuardConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
 from .ranges import Checked, number, view_scales
@@ -92,6 +93,8 @@ class RunConfig(Checked):
         proportions: see [`ProportionConfig`].
         guard: keeps a class's label maps from before where a round or a refinement has harmed it, see
             [`GuardConfig`]; `None` takes whatever comes.
+        affinity: refinement of the last round's class maps by what its network finds alike, see [`AffinityConfig`];
+            `None` leaves them as they are. Instead of `irn`, which starts from the same class maps.
         irn: refinement of the last round's label maps, see [`IrnRefinementConfig`]; `None` leaves them as they are.
         saliency: refinement by saliency maps, after `irn`, see [`SaliencyConfig`]; `None` uses none.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
@@ -112,7 +115,16 @@ class RunConfig(Checked):
     final_scales: tuple[float, ...] | None = view_scales(None)
     proportions: ProportionConfig = field(default_factory=ProportionConfig)
     guard: GuardConfig | None = field(default_factory=GuardConfig)
+    affinity: AffinityConfig | None = None
     irn: IrnRefinementConfig | None = None
     saliency: SaliencyConfig | None = None
     segmenter: SegmenterConfig | None = None
     contact_images: int = number(8, decides=False, at_least=0, limit=10_000)
+
+    def validate_refinements(self) -> None:
+        """What refines the class maps is one thing: the other's label maps would be lost."""
+        if self.affinity is not None and self.irn is not None:
+            raise UserError(
+                "affinity and irn: got both, expected one of them, because each starts from the last round's class "
+                "maps; say irn=null or affinity=null"
+            )

@@ -27,7 +27,7 @@ from .needs import Needs
 from .planned import Plan, StagePlan
 from .rehearsal import rehearse
 from .stage import RECORD, Stage, require_same
-from .stages import REFINEMENTS, outside_of, stages_of
+from .stages import REFINEMENTS, check_refinements, outside_of, stages_of
 from .timing import sample_size, stage_seconds, training_of
 
 T = TypeVar("T")
@@ -77,6 +77,8 @@ class _Planner:
         models = {stage.name: self._model(stage, classifier, segmenter) for stage in stages}
         if images is not None and not self.problems:
             self._attempt(lambda: rehearse(self.config, stages, models, images))
+        if classifier is not None and not self.problems:
+            self._attempt(lambda: check_refinements(self.config, classifier))
         if images is not None and classifier is not None and not cast(Any, classifier.config).train_trunk:
             size = features_size(classifier, len(images), [self.config.bce, self.config.spatial])
             self.needs.space("features of the frozen trunk", size, self.run_dir / FEATURES)

@@ -27,7 +27,7 @@ from .rehearsal import rehearse
 from .report import find_concerns, write_report
 from .scoring import LABELLED, measure, read_quality, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
-from .stages import REFINEMENTS, classifier_of, labels_of, outside_of, segmenter_of, stages_of
+from .stages import REFINEMENTS, check_refinements, classifier_of, labels_of, outside_of, segmenter_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     by_kind = {"classifier": classifier, "segmenter": segmenter}
     stages = stages_of(config, bench.outside)
     rehearse(config, stages, {one.name: refining.get(one.name, by_kind.get(one.kind)) for one in stages}, bench.images)
+    check_refinements(config, classifier)
     if bench.process.is_main_process:
         require_same(bench.run_dir, stages, bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)

@@ -70,12 +70,15 @@ class Refinement:
             find what does not fit.
         outside: checks what it reads from outside the run besides the images, before a run starts, and hashes it,
             given the config, the section and the training images; `None` if there is nothing.
+        check: raises for a section that does not fit the classifier, given the config, the section and it, before a
+            run starts; `None` if every section does.
     """
 
     make: Callable[[Bench, Stage], None]
     note: str
     network: Callable[[RunConfig, Any], PreTrainedModel] | None = None
     outside: Callable[[RunConfig, Any, TaggedImages], str] | None = None
+    check: Callable[[RunConfig, Any, PreTrainedModel], None] | None = None
 
 
 def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:

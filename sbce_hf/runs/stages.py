@@ -3,6 +3,7 @@
     bce                  a classifier on image tags alone, and its label maps
     round_1, round_2     Spatial-BCE with the proportions of the stage before
     leak_best_constant   a yardstick: stage 0 at the constant that is best on ground truth, where there are masks
+    affinity             the last class maps spread over what is alike, if the recipe has that section
     irn                  the last label maps refined, if the recipe has that section
     saliency             the last label maps refined by saliency maps, if the recipe has that section
     segmenter/adaptive   a segmentation network on the last label maps, if the recipe has that section
@@ -17,12 +18,15 @@ from functools import partial
 from pathlib import Path
 
 import yaml
+from transformers import PreTrainedModel
 
 from ..config import RunConfig, deciding, from_mapping
 from ..data import TaggedImages
+from ..inference.affinity import AFFINITY
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
 from ..postprocess.methods import SHARE
+from .affinity import REFINEMENT as AFFINITY_REFINEMENT
 from .classify import train_and_label
 from .layout import CONFIG, is_run
 from .proportions import given_proportions
@@ -36,7 +40,11 @@ from .stage import OUTSIDE, RECORD, Refinement, Stage
 from .yardstick import best_constant
 
 # By the section of the recipe that asks for it, in the order in which they refine.
-REFINEMENTS: Mapping[str, Refinement] = {IRN: IRN_REFINEMENT, SALIENCY: SALIENCY_REFINEMENT}
+REFINEMENTS: Mapping[str, Refinement] = {
+    AFFINITY: AFFINITY_REFINEMENT,
+    IRN: IRN_REFINEMENT,
+    SALIENCY: SALIENCY_REFINEMENT,
+}
 LEAK, SEGMENTER = "leak_best_constant", "segmenter"
 # The section of the recipe that may name a table.
 PROPORTIONS = "proportions"
@@ -61,6 +69,17 @@ def outside_of(config: RunConfig, images: TaggedImages) -> dict[str, str]:
     }
     given = given_proportions(config, images)
     return found if given is None else {**found, PROPORTIONS: given[1]}
+
+
+def check_refinements(config: RunConfig, classifier: PreTrainedModel) -> None:
+    """See that every refinement of a recipe fits the classifier.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, refinement in REFINEMENTS.items():
+        if (section := getattr(config, name)) is not None and refinement.check is not None:
+            refinement.check(config, section, classifier)
 
 
 def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> list[Stage]:
