@@ -14,8 +14,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="the released program's checkpoint (.pth), ResNet-38's ImageNet weights (MXNet .params), or with --trunk "
-        "a checkpoint of that network (.safetensors, .pth, .bin)",
+        help="the released program's checkpoint (.pth), ResNet-38's ImageNet weights (MXNet .params), with --trunk "
+        "a checkpoint of that network (.safetensors, .pth, .bin, .ckpt) by timm's or torchvision's names, or a folder "
+        "of timm's from the Hub",
     )
     parser.add_argument(
         "--output",
@@ -24,6 +25,9 @@ def add(commands: Any) -> None:
         help="a folder for the released program's checkpoint; FILE.safetensors for a trunk (--trunk-weights reads it)",
     )
     parser.add_argument("--trunk", metavar="NAME", help="read FILE as weights of this timm model, or of resnet38")
+    parser.add_argument(
+        "--prefix", metavar="NAME", help="of a trunk: what its names start with, where a file holds it more than once"
+    )
     parser.add_argument(
         "--image-mean",
         metavar="R,G,B",
@@ -40,24 +44,26 @@ def add(commands: Any) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     source = Path(options.file)
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"{source}: no such file")
 
     from ..importers.mxnet_params import is_params
     from ..importers.writing import check_output, write_classifier, write_trunk
 
-    is_trunk = options.trunk is not None or is_params(source)
+    is_trunk = options.trunk is not None or source.is_dir() or is_params(source)
     if is_trunk and options.classes is not None:
         raise UserError("--classes: got class names, expected none, as a trunk has no classes")
     record = _record(options)
+    if options.prefix is not None and not is_trunk:
+        raise UserError("--prefix: is for a trunk; name its network with --trunk")
     if record is not None and not is_trunk:
         raise UserError("--image-mean, --image-std: are for a trunk; the released program has ImageNet's")
     output = check_output(options.output, is_trunk)
     if is_trunk:
         from ..importers.trunks import import_trunk
 
-        state, report = import_trunk(source, options.trunk)
-        write_trunk(state, output, record)
+        state, report = import_trunk(source, options.trunk, options.prefix)
+        write_trunk(state, output, record or report.preprocessing)
     else:
         from ..importers.released import import_released
 

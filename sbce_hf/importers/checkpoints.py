@@ -1,5 +1,6 @@
 """Reads state dicts of PyTorch files and safetensors files without trusting them."""
 
+import argparse
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from torch import Tensor
 
 # What training scripts put around a state dict, in the order of preference.
 WRAPPERS = ("state_dict", "model")
+# The two copies of a network that DINO and its followers save side by side.
+COPIES = ("teacher", "student")
 # The pickle holds names and shapes only; that of a network with a thousand arrays has about 150 kB.
 MAX_PICKLE = 32 * 2**20
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
@@ -23,6 +26,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict; nothing in the file is executed, and no memory is taken that the file does not fill.
 
     Prefixes of DataParallel and `torch.compile` are removed from the names, and so is a mapping around the state dict.
+    Where there are a `teacher` and a `student`, names start with these words.
 
     Args:
         path: a safetensors file, or what `torch.save` wrote.
@@ -61,7 +65,9 @@ def _read_torch(path: Path, is_zip: bool) -> Any:
         _check_zip(path)
     try:
         # Restricted to tensors and plain containers: unlike a bare torch.load it runs no code of the file.
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)  # noqa: TID251
+        # A Namespace, which many training scripts save as their `args`, is a container as plain as a dict.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)  # noqa: TID251
     except OSError:
         raise
     # A damaged pickle can make torch raise anything.
@@ -106,6 +112,8 @@ def _check_zip(path: Path) -> None:
 def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+        if copies := {key: content[key] for key in COPIES if isinstance(content.get(key), Mapping)}:
+            content = {f"{key}.{_bare(name)}": tensor for key, one in copies.items() for name, tensor in one.items()}
     if not isinstance(content, Mapping) or not content:
         entries = f" of {len(content)} entries" if isinstance(content, Mapping) else ""
         raise ValueError(f"{path}: got a {type(content).__name__}{entries}, expected a state dict: tensors by name")
@@ -124,6 +132,11 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     if len(state) != len(content):
         raise ValueError(f"{path}: some names differ only in the prefix that DataParallel adds, expected one of each")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _bare(name: Any) -> str:
+    """A name without the prefixes of DataParallel and `torch.compile`."""
+    return next(iter(clean_state_dict({str(name): None})))
 
 
 def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -17,12 +17,14 @@ class ImportReport:
         unused: names in the file of those that it does not.
         missing: names in the model of what the file does not have and the model does not need.
         notes: what was assumed.
+        preprocessing: what the weights are to be fed with, if the file says; see `write_trunk`.
     """
 
     mapped: tuple[str, ...]
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         lines = [f"mapped:  {len(self.mapped)} arrays"]

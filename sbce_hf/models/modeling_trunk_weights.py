@@ -39,7 +39,7 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
 
     Raises:
         FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
-        ValueError: the file is no safetensors file or holds other weights, or timm has none.
+        ValueError: the file is no safetensors file or holds other weights or NaN, or timm has none.
     """
     base: Any = model.base_model
     config = cast(Any, model.config)
@@ -50,9 +50,19 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
         load(base.trunk, config, weights)
     except RuntimeError as error:
         raise ValueError(f"trunk weights {weights}: are not those of {config.trunk!r}: {error}") from error
+    _require_finite(base.trunk, weights)
     for name, value in record.items():
         if getattr(config, name) is None:
             setattr(config, name, value)
+
+
+def _require_finite(trunk: nn.Module, weights: str) -> None:
+    """Raise a `ValueError` that names the first weight that is no number."""
+    for name, tensor in trunk.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"trunk weights {weights}: {name!r}: got NaN or infinity, expected finite values; fetch the file again"
+            )
 
 
 def _load_timm(trunk: nn.Module, config: Any, weights: str) -> None:
@@ -86,7 +96,7 @@ def preprocessing_record(trunk: str, weights: str) -> dict[str, Any]:
     Raises:
         ValueError: the file's record is damaged.
     """
-    found = _file_record(weights) or _processor_record(trunk, weights)
+    found = _file_record(weights) or _processor_record(trunk, weights) or _folder_record(weights)
     if found is None:
         known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.partition(".")[0]) else None
         if known is None:
@@ -134,6 +144,33 @@ def _processor_record(trunk: str, weights: str) -> dict[str, Any] | None:
         return None
     found["interpolation"] = names.get(values.get("resample", 2), "bilinear")
     check_preprocessing(found, str(path))
+    return found
+
+
+def _folder_record(weights: str) -> dict[str, Any] | None:
+    """What timm's `config.json` beside a file says."""
+    path = Path(weights).parent / "config.json"
+    if not os.path.isfile(weights) or not path.is_file():
+        return None
+    return folder_record(path, read_json(path))
+
+
+def folder_record(path: Path, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a `config.json` of timm's says that its weights are to be fed with; `None` where it says nothing.
+
+    Raises:
+        ValueError: it says something else than three numbers, twice, and a filter.
+    """
+    known = values.get("pretrained_cfg")
+    if not isinstance(known, Mapping) or not {"mean", "std"} <= known.keys():
+        return None
+    filter_name = known.get("interpolation")
+    found = {
+        "image_mean": known["mean"],
+        "image_std": known["std"],
+        "interpolation": filter_name if filter_name in get_args(Interpolation) else None,
+    }
+    check_preprocessing(found, f"{path}: pretrained_cfg")
     return found
 
 

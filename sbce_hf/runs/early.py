@@ -74,6 +74,8 @@ def check_weights(what: str, weights: str) -> None:
     if weights in _NO_FILE:
         return
     path = Path(weights)
+    if path.is_dir():
+        raise FileNotFoundError(f"{what}: {path} is a folder; name the file in it, {path / 'model.safetensors'}")
     if not path.is_file():
         raise FileNotFoundError(f"{what}: no file {path}; give a checkpoint file, 'pretrained' or 'random'")
     _check_header(path)
