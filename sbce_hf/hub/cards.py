@@ -12,6 +12,7 @@ from ..config import RunConfig
 from ..evaluation.report import ScoreRow, SegmenterRow, markdown_table, percent
 from ..evaluation.scan import LEAK_MARK
 from ..text import code_block, code_span, markdown
+from .licenses import License
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "unknown"
@@ -48,7 +49,8 @@ class ModelCardContext:
         warnings: of the quality report, those of this model's stage, as Markdown.
         label_free: the quality report's table of stages.
         sheet: file of the contact sheet in the repository.
-        license: of the weights, an id that the Hub knows.
+        license: of the weights; `None` where nobody has said.
+        trunk_license: what the weights came under that the training started from; `None` where that is not known.
         tags: more tags.
         tag: git tag that the commit will get; `None` if it gets none.
         files: what else is in the repository.
@@ -71,7 +73,8 @@ class ModelCardContext:
     warnings: str = ""
     label_free: str = ""
     sheet: str | None = None
-    license: str | None = None
+    license: License | None = None
+    trunk_license: License | None = None
     tags: Sequence[str] = ()
     tag: str | None = None
     files: Sequence[str] = ()
@@ -80,8 +83,11 @@ class ModelCardContext:
 def render_model_card(context: ModelCardContext) -> str:
     """A model's `README.md`."""
     config = context.config
+    license = context.license or License(UNKNOWN)
     data = ModelCardData(
-        license=context.license or UNKNOWN,
+        license=license.id,
+        license_name=license.name,
+        license_link=license.link,
         library_name="transformers",
         pipeline_tag="image-classification" if context.kind == "classifier" else "image-segmentation",
         tags=["sbce_hf", "weakly-supervised-semantic-segmentation", *context.tags],

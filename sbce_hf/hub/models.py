@@ -21,6 +21,7 @@ from ..runs.scoring import read_quality, score_rows
 from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, stages_of
 from ..text import markdown
 from .cards import ModelCardContext, render_model_card
+from .licenses import License, chosen_license, license_of_run, trunk_license
 from .publish import check_repo_id, folder_digest, folder_files
 
 Kind = Literal["classifier", "segmenter"]
@@ -144,18 +145,20 @@ def render_model_folder(
         source: see [`find_model`].
         repo_id: `user/name`, which the card's examples load.
         folder: an empty one.
-        license: of the weights, an id that the Hub knows.
+        license: of the weights, an id that the Hub knows; by default that of the trunk's weights, if it is known.
         tags: more tags for the card.
         contact_sheet: show photos of the training data. By default only those that the program has drawn itself.
         with_tag: let the card name a git tag, made from the folder's hash, for the publisher to set.
 
     Raises:
-        ValueError: a model of another kind, or a name that is no repository's.
+        ValueError: a model of another kind, a name that is no repository's, or a licence that contradicts that of the
+            trunk's weights.
         FileNotFoundError: a contact sheet that is asked for is not there, or a file of the model is missing.
     """
     check_repo_id(repo_id)
     context = _add_training(_copy_model(source.model_dir, folder, repo_id), source, folder)
-    context = replace(context, license=license, tags=tags)
+    trunk = _trunk_license(context, source)
+    context = replace(context, license=chosen_license(license, trunk), trunk_license=trunk, tags=tags)
     if _copy_sheet(source, context, folder, contact_sheet):
         context = replace(context, sheet=SHEET)
     context = replace(context, files=[name.as_posix() for name in folder_files(folder)])
@@ -238,6 +241,14 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         label_free=summary_table(qualities) if qualities else "",
         warnings="\n".join(warnings) or "None.",
     )
+
+
+def _trunk_license(context: ModelCardContext, source: ModelSource) -> License | None:
+    """Of the run, or of a model outside of one by the trunk's name alone."""
+    if source.run_dir is not None:
+        return license_of_run(read_config(source.run_dir), context.kind)
+    trunk = read_json(source.model_dir / "config.json", {}).get("trunk")
+    return trunk_license(trunk, "a file") if isinstance(trunk, str) else None
 
 
 def _copy_sheet(source: ModelSource, context: ModelCardContext, folder: Path, wanted: bool | None) -> bool:
