@@ -20,14 +20,12 @@ from .configuration_checks import Interpolation, check_trunk
 from .modeling_initialization import fill_missing, is_empty, lacks_values
 from .modeling_resnet38 import resnet38  # noqa: F401 - enters timm's registry
 from .modeling_trunk_adapters import adapter_for, any_size, has_one_stride
-from .modeling_trunk_backbone import PREFIX, BackboneTrunk
+from .modeling_trunk_backbone import MAX_PARAMETERS, PREFIX, BackboneTrunk
 from .modeling_trunk_freezing import batch_norms, count_frozen, count_share, names_of
 from .modeling_vgg16 import dilate_vgg
 
 # Of its layers, what a plain transformer has frozen unless the config says how much.
 FROZEN_SHARE = 0.25
-# Of a trunk; ViT-g has 1.1e9.
-MAX_PARAMETERS = 1_500_000_000
 # Of its buffers, which may be tables that grow faster than its weights.
 MAX_BUFFERS = 2**26
 # Of a feature level, channels per pixel of the image: a level of ResNet-38 or VGG16 has 64.

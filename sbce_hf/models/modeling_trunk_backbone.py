@@ -18,6 +18,10 @@ from .modeling_trunk_adapters import fit, spread
 PREFIX = "hf:"
 # A wrapper of timm's, whose models are trunks by their own names.
 _NOT_THESE = ("timm_backbone",)
+# Of a trunk; ViT-g has 1.1e9.
+MAX_PARAMETERS = 1_500_000_000
+# Of all stages. ResNet-152 has 50 blocks, ViT-22B has 48; each takes a few hundredths of a second to build.
+MAX_BLOCKS = 100
 # Of the image at which strides are measured.
 _SIDE = 224
 
@@ -31,7 +35,7 @@ class BackboneTrunk(nn.Module):
             transformer as many at equal distances as of timm's.
 
     Raises:
-        ValueError: transformers has no such backbone, or the values make none.
+        ValueError: transformers has no such backbone, or the values make none, or one that is too large.
     """
 
     def __init__(self, backbone_config: Mapping[str, Any], out_indices: Sequence[int] | None = (-1,)) -> None:
@@ -43,6 +47,7 @@ class BackboneTrunk(nn.Module):
             raise ValueError(f"backbone_config.model_type: got {kind[:80]!r}, expected one of {known}")
         values = {key: value for key, value in backbone_config.items() if key not in ("out_indices", "out_features")}
         config: Any = CONFIG_MAPPING[kind].from_dict(values)
+        check_backbone_size(config)
         stages = list(config.stage_names[1:])
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             levels = _measured(config, stages)
@@ -62,6 +67,65 @@ class BackboneTrunk(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Map `pixel_values` of shape `(B, 3, H, W)` to the stages, each `(B, D, h, w)`."""
         return list(self.model(fit(pixel_values, self.multiple), return_dict=True).feature_maps)
+
+
+def check_backbone_size(config: Any) -> None:
+    """Refuse a backbone that is too deep or too large, by its configuration alone: to build one takes its time.
+
+    What passes may still be too large; then it is counted, once it is built without numbers.
+
+    Args:
+        config: of a backbone of transformers.
+
+    Raises:
+        ValueError: too many blocks, or too many weights at the very least.
+    """
+    for key, value in config.to_dict().items():
+        if any(word in key for word in ("layers", "depth", "blocks", "configs", "conv_layer")):
+            blocks = _count_blocks(value)
+            if blocks > MAX_BLOCKS:
+                raise ValueError(f"{key}: got {blocks} in all, expected at most {MAX_BLOCKS}")
+    repeats = zip(getattr(config, "stage_num_blocks", ()), getattr(config, "stage_numb_of_layers", ()), strict=False)
+    if (layers := sum(blocks * each for blocks, each in repeats)) > 4 * MAX_BLOCKS:
+        raise ValueError(
+            f"stage_num_blocks times stage_numb_of_layers: got {layers}, expected at most {4 * MAX_BLOCKS}"
+        )
+    if (weights := _least_weights(config)) > MAX_PARAMETERS:
+        raise ValueError(f"has at least {weights:.3g} parameters, expected at most {MAX_PARAMETERS:.3g}")
+
+
+def _count_blocks(value: Any) -> int:
+    """A number of blocks, the sum of those of all stages, or how many are described one by one."""
+    if isinstance(value, int):
+        return abs(value)
+    if not isinstance(value, list | tuple):
+        return 0
+    if any(isinstance(part, list | tuple) for part in value):
+        inner = [part for part in value if isinstance(part, list | tuple)]
+        return sum(_count_blocks(part) if any(isinstance(one, list | tuple) for one in part) else 1 for part in inner)
+    return sum(abs(part) for part in value if isinstance(part, int))
+
+
+def _least_weights(config: Any) -> float:
+    """How many weights a backbone has at the very least.
+
+    A transformer's block has four square matrices, and two with the ratio of its MLP; a block of a pyramid, be it of
+    ResNet's or ConvNeXt's kind, has at least as many weights as one square matrix of the channels that it gives.
+    """
+    depths, widths = getattr(config, "depths", None), getattr(config, "hidden_sizes", None)
+    # HGNet's are left over from ResNet, and say nothing.
+    if hasattr(config, "stage_num_blocks"):
+        depths, widths = config.stage_num_blocks, config.stage_out_channels
+    if depths and widths is None and isinstance(getattr(config, "embed_dim", None), int):
+        widths = [config.embed_dim * 2**stage for stage in range(len(depths))]
+    if depths and widths:
+        pairs = zip(reversed(depths), reversed(widths), strict=False)
+        return float(sum(depth * width**2 for depth, width in pairs))
+    depth, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if not isinstance(depth, int) or not isinstance(width, int):
+        return 0.0
+    ratio = getattr(config, "mlp_ratio", 0) or getattr(config, "intermediate_size", 0) / max(width, 1)
+    return float(depth * width**2 * (4 + 2 * ratio))
 
 
 def _patch(config: Any) -> int:

@@ -1,19 +1,22 @@
 """Backbones of transformers as trunks."""
 
 import json
+import re
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
+from transformers import AutoBackbone, AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from sbce_hf.config import SegmenterConfig
 from sbce_hf.data.preprocessing import Preprocessing
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.modeling_irn import IrnModel
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
-from sbce_hf.models.modeling_trunk_backbone import BackboneTrunk
+from sbce_hf.models.modeling_trunk_backbone import BackboneTrunk, _least_weights, check_backbone_size
 from sbce_hf.training.boundary import create_boundary_network
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.segmenter import create_segmenter
@@ -204,3 +207,42 @@ def test_timm_and_transformers_agree_on_what_a_patch_is():
         "vit_small_patch14_dinov2", embed_dim=32, depth=1, num_heads=2
     ).patch_embed.patch_size == (14, 14)
     assert build("dinov2").spatial_bce.trunk.multiple == 14
+
+
+DEEP = {
+    "transformer": ("dinov2", {**TINY, "num_hidden_layers": 512}, "num_hidden_layers: got 512 in all"),
+    "pyramid": ("resnet", {"depths": [128] * 4}, "depths: got 512 in all"),
+    "blocks one by one": ("pp_lcnet", {"block_configs": [[[3, 16, 32, 1, False]] * 100] * 5}, "configs: got 500"),
+    "layers in blocks": ("hgnet_v2", {"stage_num_blocks": [20] * 4, "stage_numb_of_layers": [20] * 4}, "got 1600"),
+    "wide": ("dinov2", {"hidden_size": 16384, "num_hidden_layers": 90, "num_attention_heads": 64}, "least 2.9e+11"),
+    "wide pyramid": ("swin", {"embed_dim": 4096, "depths": [2] * 4, "num_heads": [4] * 4}, "least 2.85e+09"),
+    "wide convolutions": ("convnextv2", {"hidden_sizes": [16384] * 4, "depths": [20] * 4}, "least 2.15e+10"),
+}
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), DEEP.values(), ids=DEEP)
+def test_one_that_is_too_large_is_refused_before_anything_is_built(kind, values, message, monkeypatch):
+    def built(*_, **__):
+        pytest.fail("built")
+
+    monkeypatch.setattr("sbce_hf.models.modeling_trunk_backbone.AutoBackbone.from_config", built)
+    fields = {"trunk": f"hf:{kind}", "backbone_config": values, "output_stride": None}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_classifier(fields, ("a",), "random", 0)
+
+
+def test_what_is_refused_is_no_more_than_what_is_there():
+    """Of every kind that transformers has, at its own size: fewer weights are counted than it has, none is refused."""
+    seen = 0
+    for kind in sorted(set(MODEL_FOR_BACKBONE_MAPPING_NAMES) - {"timm_backbone"}):
+        with torch.device("meta"):
+            try:
+                config = CONFIG_MAPPING[kind].from_dict(json.loads(CONFIG_MAPPING[kind]().to_json_string()))
+                model = AutoBackbone.from_config(config)
+            except (ImportError, ValueError):
+                # Some need packages that are not installed, or name the parts that they are made of.
+                continue
+        check_backbone_size(config)
+        assert _least_weights(config) <= sum(weight.numel() for weight in model.parameters()), kind
+        seen += _least_weights(config) > 0
+    assert seen > 15
