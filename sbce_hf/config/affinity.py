@@ -19,7 +19,8 @@ class AffinityConfig(Checked):
     Args:
         source: `"attention"`: what each patch of a transformer attends to, averaged over heads and layers, as
             MCTformer (Xu et al., CVPR 2022) and CLIP-ES (Lin et al., CVPR 2023) take it; `"features"`: the cosine of
-            the trunk's last features, of any trunk, as TokenCut (Wang et al., CVPR 2022) takes that of keys.
+            the trunk's last features, of any trunk, as TokenCut (Wang et al., CVPR 2022) takes that of keys. Those of
+            a small convolutional network have made label maps worse; see the recipes' README.
         layers: of `attention`: how many of the last layers, at most all that the trunk has (CLIP-ES: 8 of 12).
         threshold: of `features`: a cosine below this counts as 0.
         power: exponent of the weights, entry by entry, before each row is divided by its sum. `None` is 1 for
