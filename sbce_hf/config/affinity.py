@@ -22,7 +22,7 @@ class AffinityConfig(Checked):
             the trunk's last features, of any trunk, as TokenCut (Wang et al., CVPR 2022) takes that of keys. Those of
             a small convolutional network have made label maps worse; see the recipes' README.
         layers: of `attention`: how many of the last layers, at most all that the trunk has (CLIP-ES: 8 of 12).
-        threshold: of `features`: a cosine below this counts as 0.
+        threshold: of `features`: a cosine below this counts as 0 (TokenCut: 0.2, of keys).
         power: exponent of the weights, entry by entry, before each row is divided by its sum. `None` is 1 for
             `attention`, as published, and 8 for `features`, as AffinityNet (Ahn and Kwak, CVPR 2018) has it for
             learned ones.
