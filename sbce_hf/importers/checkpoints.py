@@ -113,7 +113,7 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
         if copies := {key: content[key] for key in COPIES if isinstance(content.get(key), Mapping)}:
-            content = {f"{key}.{_bare(name)}": tensor for key, one in copies.items() for name, tensor in one.items()}
+            content = {f"{key}.{name}": tensor for key, one in copies.items() for name, tensor in one.items()}
     if not isinstance(content, Mapping) or not content:
         entries = f" of {len(content)} entries" if isinstance(content, Mapping) else ""
         raise ValueError(f"{path}: got a {type(content).__name__}{entries}, expected a state dict: tensors by name")
@@ -128,15 +128,17 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     # Tensors can be views that repeat a few bytes.
     if claimed > size:
         raise ValueError(f"{path}: its tensors have {claimed} bytes, expected at most the file's {size}")
-    state = clean_state_dict(dict(content))
+    state = {_bare(name): tensor for name, tensor in content.items()}
     if len(state) != len(content):
         raise ValueError(f"{path}: some names differ only in the prefix that DataParallel adds, expected one of each")
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def _bare(name: Any) -> str:
-    """A name without the prefixes of DataParallel and `torch.compile`."""
-    return next(iter(clean_state_dict({str(name): None})))
+def _bare(name: str) -> str:
+    """A name without the prefixes of DataParallel and `torch.compile`, also behind that of a copy."""
+    copy, _, rest = name.partition(".")
+    start, rest = (f"{copy}.", rest) if rest and copy in COPIES else ("", name)
+    return start + next(iter(clean_state_dict({rest: None})))
 
 
 def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -79,6 +79,15 @@ def test_a_trunk_is_found_wherever_it_is(make, plain, write, tmp_path):
     assert torch.equal(loaded["model.blocks.0.attn.qkv.weight"], plain["blocks.0.attn.qkv.weight"])
 
 
+def test_copies_whose_names_differ_in_a_wrapper_s_prefix_only_are_refused(plain, write):
+    path = write({"teacher": {**plain, "module.norm.weight": plain["norm.weight"]}})
+    with pytest.raises(ValueError, match="differ only in the prefix that DataParallel adds"):
+        import_trunk(path, TRUNK)
+    path = write({"teacher": {**plain, 3: plain["norm.weight"]}, "student": {**plain, "epoch": 3}})
+    with pytest.raises(ValueError, match=r"entry 'student\.epoch': got a int"):
+        import_trunk(path, TRUNK)
+
+
 def test_what_was_taken_is_said(plain, write, capsys):
     path = write(FILES["DINO"](plain))
     _, report = import_trunk(path, TRUNK)
