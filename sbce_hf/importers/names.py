@@ -1,5 +1,6 @@
 """Which of a file's tensors are the trunk's, and what timm calls them: prefixes, torchvision, timm's own filters."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -38,10 +39,10 @@ def with_timm_names(
     Raises:
         ValueError: no tensor has the prefix, or two parts of the file may be meant.
     """
-    chosen = _prefix(path, state, model) if prefix is None else prefix
+    chosen = _prefix(path, state, model) if prefix is None else f"{prefix.rstrip('.')}."
     found = {name.removeprefix(chosen): tensor for name, tensor in state.items() if name.startswith(chosen)}
     if not found:
-        shown = ", ".join(sorted({name.partition(".")[0] for name in state})[:8])
+        shown = ", ".join(sorted({name.partition(".")[0][:40] for name in state})[:8])
         raise ValueError(f"{path}: --prefix: no tensor's name starts with {chosen!r}; they start with {shown}")
     notes = [f"took the {len(found)} arrays of {chosen!r}, without this prefix"] if chosen else []
     if not missing_weights(model, found):
@@ -68,10 +69,10 @@ def _prefix(path: Path, state: Mapping[str, Tensor], model: torch.nn.Module) -> 
     if "" in found or not found:
         return ""
     if len(found) > 1:
-        found = [one for one in found if any(word in one for word in _PREFERRED)] or found
+        found = [one for one in found if set(re.split("[._]", one)) & set(_PREFERRED)] or found
     if len(found) > 1:
         raise ValueError(
-            f"{path}: holds the network more than once, as {', '.join(map(repr, sorted(found)[:8]))}; say which one: "
+            f"{path}: holds the network more than once, as {', '.join(repr(one[:80]) for one in sorted(found)[:8])}; say which one: "
             "--prefix NAME"
         )
     return found[0]

@@ -63,6 +63,7 @@ FILES = {
         "epoch": 100,
     },
     "DINO, the teacher alone": lambda s: {"teacher": under("backbone.", s)},
+    "a mean by name": lambda s: {**under("schema.net.", others(s)), **under("ema_model.net.", s)},
     "copies by name": lambda s: {**under("student.", others(s)), **under("teacher.", s)},
 }
 
@@ -100,7 +101,7 @@ def test_two_of_the_same_need_a_name(plain, write):
     path = write({**under("left.", plain), **under("right.", others(plain))})
     with pytest.raises(ValueError, match=r"more than once, as 'left\.', 'right\.'; say which one: --prefix"):
         import_trunk(path, TRUNK)
-    state, _ = import_trunk(path, TRUNK, "right.")
+    state, _ = import_trunk(path, TRUNK, "right")
     assert torch.equal(state["norm.weight"], plain["norm.weight"] + 1)
     with pytest.raises(
         ValueError, match=r"--prefix: no tensor's name starts with 'up\.'; they start with left, right"
