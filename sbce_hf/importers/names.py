@@ -71,10 +71,8 @@ def _prefix(path: Path, state: Mapping[str, Tensor], model: torch.nn.Module) -> 
     if len(found) > 1:
         found = [one for one in found if set(re.split("[._]", one)) & set(_PREFERRED)] or found
     if len(found) > 1:
-        raise ValueError(
-            f"{path}: holds the network more than once, as {', '.join(repr(one[:80]) for one in sorted(found)[:8])}; say which one: "
-            "--prefix NAME"
-        )
+        shown = ", ".join(repr(one[:80]) for one in sorted(found)[:8])
+        raise ValueError(f"{path}: holds the network more than once, as {shown}; say which one: --prefix NAME")
     return found[0]
 
 
