@@ -64,6 +64,14 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as `"4.2 s"`, `"3 min 12 s"` or `"1 h 02 min"`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def markdown(text: object) -> str:
     """Text within Markdown, on one line: no markup, no HTML, and no address becomes a link.
 

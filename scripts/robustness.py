@@ -151,7 +151,7 @@ def _score(store: "LabelStore", images: "TaggedImages", truth: "NDArray[np.float
 
 
 def _table(runs: list[dict[str, Score]]) -> str:
-    from sbce_hf.evaluation.report import markdown_table, percent
+    from sbce_hf.evaluation.tables import markdown_table, percent
 
     rows = []
     names = list(runs[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
+from .console import quiet_loading
 
 
 def add(commands: Any) -> None:
@@ -41,6 +42,7 @@ def _label(options: argparse.Namespace) -> int:
 
     from ..runs.single import label_split
 
+    quiet_loading()
     summary = label_split(config, checkpoint, Path(options.output_dir), options.split)
     say(f"label maps: {summary.directories[-1]}")
     say(f"{summary.num_labelled} labelled now, {summary.num_images} in all, {len(summary.skipped)} skipped")
@@ -55,7 +57,7 @@ def _proportions(options: argparse.Namespace) -> int:
     labels = None if options.labels is None else check_labels(options.labels)
     check_run(config)
 
-    from ..evaluation.report import percent
+    from ..evaluation.tables import percent
     from ..runs.proportions import write_proportions
 
     table = write_proportions(config, Path(options.output), labels)
@@ -78,7 +80,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     labels = check_labels(options.labels)
     check_data(config.data)
 
-    from ..evaluation.report import percent
+    from ..evaluation.tables import percent
     from ..runs.single import evaluate_labels
 
     result = evaluate_labels(config, labels, options.split)

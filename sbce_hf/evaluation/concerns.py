@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .quality import StageQuality
+from .quality import MAX_MEDIAN_COVERAGE, MIN_MEDIAN_COVERAGE, StageQuality
+from .tables import percent
 from .tag_counts import tag_concerns
 
 # Of a class's photos: label maps that lose it on more of them deserve a look.
@@ -31,6 +32,11 @@ def concerns(
         for c in worst:
             lost = round(c.lost_share * c.images)
             found.append(f"{c.name}: lost from the label maps on {lost} of its {c.images} photos")
+        odd = [c for c in final.classes if not MIN_MEDIAN_COVERAGE <= c.coverage_median <= MAX_MEDIAN_COVERAGE]
+        for c in odd:
+            # Of a class that is lost this is said above, of one without photos below.
+            if c.lost_share <= LOST_SHARE:
+                found.append(f"{final.stage}: {c.name} covers {_share(c.coverage_median)} of its median photo")
     found += kept
     if len(losses) and len(labels):
         # Of predicting each class with its frequency; the mean over classes, as the loss is.
@@ -45,3 +51,7 @@ def concerns(
     if final is not None:
         found += tag_concerns(labels, [c.name for c in final.classes])
     return found
+
+
+def _share(share: float) -> str:
+    return f"{percent(share, 0 if share > MIN_MEDIAN_COVERAGE else 1)} %"

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.schema import IGNORE_INDEX
 from ..postprocess.rules import SOFT_RANGE
 from .iou import class_iou, count, runs
-from .report import percent
+from .tables import percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # A tagged class without a pixel is expected in a few images (tiny or hidden objects), not in every fifth.

@@ -19,10 +19,10 @@ from .quality import (
     StageQuality,
     mean,
 )
-from .report import markdown_table, percent
+from .tables import Table, markdown_table, percent
 
 
-def summary_table(stages: Sequence[StageQuality]) -> str:
+def summary_table(stages: Sequence[StageQuality]) -> Table:
     """One line per stage, class means: the label-free numbers for the report."""
     rows = []
     for stage in stages:
@@ -33,7 +33,7 @@ def summary_table(stages: Sequence[StageQuality]) -> str:
         ]
         rows.append((stage.stage, stage.num_images, *means, len(stage.warnings)))
     header = ("Stage", "Images", "Lost (%)", "Median coverage (%)", "Soft pixels (%)", "Mean p (%)", "Warnings")
-    return markdown_table(header, rows)
+    return Table(header, rows)
 
 
 def render_quality(
@@ -60,7 +60,7 @@ def render_quality(
         "## Warnings",
         "\n".join(warnings) or "None.",
         "## Stages",
-        summary_table(stages),
+        summary_table(stages).markdown(),
     ]
     if agreements:
         rows = [(*pair, percent(a.mean_iou), percent(a.pixels), a.num_images) for pair, a in agreements.items()]

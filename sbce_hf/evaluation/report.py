@@ -3,14 +3,13 @@
 Every function takes values; where a run keeps its files is known to `runs/` alone.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..data.schema import IGNORE_INDEX, SkippedImage
-from ..text import code_block, code_span, markdown
+from ..text import code_block, code_span, duration, markdown
 from .scan import LEAK_MARK
+from .tables import Strong, Table, markdown_table, percent
 
 SKIPPED_SHOWN = 10
 
@@ -115,53 +114,30 @@ class ReportContext:
     saliency: str = ""
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share of 0-1 in percent, `"-"` when it is missing or NaN."""
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `"4.2 s"`, `"3 min 12 s"` or `"1 h 02 min"`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> str:
-    """A Markdown table; the first `text_columns` columns are set left, the others right."""
-
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
-
-
-def score_table(rows: Sequence[ScoreRow]) -> str:
+def score_table(rows: Sequence[ScoreRow]) -> Table:
     """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
     cells = []
     for row in sorted(rows, key=lambda row: row.uses_ground_truth):
-        note = f"**{LEAK_MARK}**" if row.uses_ground_truth else markdown(row.note)
+        note = Strong(LEAK_MARK) if row.uses_ground_truth else row.note
         crf = "yes" if row.crf else "no"
         cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
-    return markdown_table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
+    return Table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
 
 
-def per_class_table(rows: Sequence[ScoreRow]) -> str:
+def per_class_table(rows: Sequence[ScoreRow]) -> Table:
     """One line per class, one column per score, IoU in percent."""
     ordered = sorted(rows, key=lambda row: row.uses_ground_truth)
     header = [
         f"{row.stage} {row.rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
         for row in ordered
     ]
-    means = ("**mean**", *(percent(row.mean_iou) for row in ordered))
-    return markdown_table(("Class", *header), [*_per_class(ordered), means])
+    means = (Strong("mean"), *(percent(row.mean_iou) for row in ordered))
+    return Table(("Class", *header), [*_per_class(ordered), means])
 
 
 def _per_class(rows: Sequence[ScoreRow | SegmenterRow]) -> list[tuple[str, ...]]:
     names = dict.fromkeys(name for row in rows for name in row.per_class_iou)
-    return [(markdown(name), *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
+    return [(name, *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
 
 
 # What a segmenter's training labels are called in a table.
@@ -172,12 +148,12 @@ _TRAINED_ON = {
 }
 
 
-def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
+def segmenter_table(rows: Sequence[SegmenterRow]) -> Table:
     """One line per segmenter, mIoU in percent, and its share of what the same network reaches on true masks."""
     full = {row.crf: row.mean_iou for row in rows if row.labels == "mask"}
     cells = [
         (
-            _TRAINED_ON.get(row.labels, row.labels) + (f" ({markdown(row.note)})" if row.note else ""),
+            _TRAINED_ON.get(row.labels, row.labels) + (f" ({row.note})" if row.note else ""),
             "yes" if row.crf else "no",
             "yes" if row.labels == "mask" or row.uses_ground_truth else "no",
             percent(row.mean_iou),
@@ -187,7 +163,13 @@ def segmenter_table(rows: Sequence[SegmenterRow]) -> str:
         for row in rows
     ]
     header = ("Trained on", "Dense CRF", "Ground truth used", "mIoU (%)", "Share of true masks' (%)", "Images")
-    return markdown_table(header, cells, text_columns=3)
+    return Table(header, cells, text_columns=3)
+
+
+def segmenter_class_table(rows: Sequence[SegmenterRow]) -> Table:
+    """One line per class, one column per segmenter, IoU in percent."""
+    columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in rows]
+    return Table(("Class", *columns), _per_class(rows))
 
 
 def render_report(context: ReportContext) -> str:
@@ -235,7 +217,7 @@ def _score_section(context: ReportContext) -> list[str]:
     return [
         f"Label maps against the masks of split {code_span(context.score_split)}; each image's classes are known from "
         f"its {'tags' if context.known_classes == 'tags' else 'predicted tags'}.",
-        score_table(context.scores),
+        score_table(context.scores).markdown(),
         "`paper` and `official` use adaptive thresholds learned from tags alone, `peak` a share of each map's highest "
         "probability, `mean` its mean as the share of pixels, `fixed` one constant set beforehand, `objects` one "
         f"where features see an object; a row marked {LEAK_MARK} picked its constant on these very masks, or was "
@@ -243,16 +225,15 @@ def _score_section(context: ReportContext) -> list[str]:
         "mIoU is the mean over the background and all classes of counts summed over images; pixels whose mask says "
         f"{IGNORE_INDEX} do not count, and `-` is a class in neither label maps nor masks.",
         "### IoU per class (%)",
-        per_class_table(context.scores),
+        per_class_table(context.scores).markdown(),
     ]
 
 
 def _segmenter_section(context: ReportContext) -> list[str]:
-    columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in context.segmenters]
     return [
         "One network from one start on different labels, without tags, on split "
         f"{code_span(context.segmenter_split)}.",
-        segmenter_table(context.segmenters),
+        segmenter_table(context.segmenters).markdown(),
         "### IoU per class (%), by training labels",
-        markdown_table(("Class", *columns), _per_class(context.segmenters)),
+        segmenter_class_table(context.segmenters).markdown(),
     ]

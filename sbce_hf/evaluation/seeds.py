@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .quality import StageQuality
-from .report import ScoreRow, markdown_table, percent
+from .report import ScoreRow
+from .tables import Table, percent
 
 
-def seeds_table(scores: Mapping[int, Sequence[ScoreRow]], qualities: Mapping[int, Mapping[str, StageQuality]]) -> str:
+def seeds_table(
+    scores: Mapping[int, Sequence[ScoreRow]], qualities: Mapping[int, Mapping[str, StageQuality]]
+) -> Table:
     """One line per stage's label maps: mean and range over seeds, the class that is worst in the mean, and lost tags.
 
     What used ground truth is left out. Without scores there are lost tags only.
@@ -41,7 +44,7 @@ def seeds_table(scores: Mapping[int, Sequence[ScoreRow]], qualities: Mapping[int
             cells.append((stage, score[0], "yes" if crf else "no", *score[1:], percent(float(np.mean(lost)))))
     mean = f"mIoU (%), mean of {len(scores)} seeds"
     header = ("Stage", "Rule", "Dense CRF", mean, "Range", "Worst class", "Lost tags (%)")
-    return markdown_table(header, cells, text_columns=3)
+    return Table(header, cells, text_columns=3)
 
 
 def _class_means(rows: Sequence[ScoreRow]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, snap
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..data.schema import TaggedImages, label_features
-from ..evaluation.report import markdown_table, percent
+from ..evaluation.tables import markdown_table, percent
 from ..files import write_atomic
 from ..labels.hub_store import INFO, SPLIT
 from ..labels.store import LabelStore

@@ -238,7 +238,7 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         leak=made.leak,
         scores=scores,
         segmenters=segmenters,
-        label_free=summary_table(qualities) if qualities else "",
+        label_free=summary_table(qualities).markdown() if qualities else "",
         warnings="\n".join(warnings) or "None.",
     )
 

@@ -35,6 +35,22 @@ def test_a_lost_class_is_counted_in_photos(lost, said):
 
 
 @pytest.mark.parametrize(
+    ("coverage", "words"), [(0.004, "0.4 %"), (0.01, None), (0.9, None), (0.981, "98 %"), (1.0, "100 %")]
+)
+def test_a_class_that_covers_hardly_anything_or_nearly_all_is_named_with_its_stage(coverage, words):
+    records = [{"image_id": f"i{n}", "classes": [0], "proportions": [coverage]} for n in range(20)]
+    found = concerns(tags(), stage_quality("round_1", NAMES, records))
+    assert found == ([f"round_1: cat covers {words} of its median photo"] if words else [])
+
+
+def test_a_class_that_is_lost_is_not_said_to_be_small_as_well():
+    records = [{"image_id": f"i{n}", "classes": [0], "proportions": [0.0]} for n in range(20)]
+    assert concerns(tags(), stage_quality("round_1", NAMES, records)) == [
+        "cat: lost from the label maps on 20 of its 20 photos"
+    ]
+
+
+@pytest.mark.parametrize(
     ("counts", "message"),
     [
         ({"cows": 0}, "cow: no photo has this tag"),

@@ -192,7 +192,7 @@ def test_page_and_summary():
     assert "![Histogram of the adaptive thresholds per class](thresholds.png)" in text
     assert "| cat | 10 | 0.0 | 0.0 | 95.0 | 95.0 | 30.0 | 25.0 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 |" in text
     assert "| dog | 0 | - | - | - | - | - | - | - | - | - | - | - |" in text
-    assert summary_table(stages).splitlines()[-1] == "| round1 | 10 | 0.0 | 95.0 | 30.0 | 25.0 | 2 |"
+    assert summary_table(stages).markdown().splitlines()[-1] == "| round1 | 10 | 0.0 | 95.0 | 30.0 | 25.0 | 2 |"
     assert "## Agreement" not in render_quality(stages) and "None." not in text
 
 

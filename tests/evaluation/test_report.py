@@ -14,16 +14,15 @@ from sbce_hf.evaluation.curves import plot_curves
 from sbce_hf.evaluation.report import (
     ReportContext,
     ScoreRow,
-    duration,
-    markdown_table,
     per_class_table,
-    percent,
     render_report,
     score_table,
 )
 from sbce_hf.evaluation.scan import LEAK_MARK
+from sbce_hf.evaluation.tables import Table, markdown_table, percent
 from sbce_hf.files import write_atomic
 from sbce_hf.models.configuration_deeplab import voc_palette
+from sbce_hf.text import duration
 
 HONEST = ScoreRow(
     "round1", "paper", True, 0.6234, {"background": 0.9, "cat": 0.5, "dog": math.nan}, 370, False, "best"
@@ -69,15 +68,30 @@ def test_a_cell_cannot_break_its_table():
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | two lines |"]
 
 
+def test_a_table_for_a_terminal_is_aligned_without_empty_columns():
+    table = Table(("Stage", "Note", "mIoU (%)"), [("bce", "", "9.5"), ("round_1", None, "55.0")], text_columns=2)
+    assert table.lines() == [
+        "Stage    mIoU (%)",
+        "-------  --------",
+        "bce           9.5",
+        "round_1      55.0",
+    ]
+
+
+def test_names_in_a_table_are_no_markup():
+    line = Table(("Class",), [("**b** [a](http://x)",)]).markdown().splitlines()[2]
+    assert line == r"| \*\*b\*\* \[a\](http:\//x) |"
+
+
 def test_score_table_marks_leaks_and_puts_them_last():
-    header, _, first, second = cells(score_table([LEAK, HONEST]))
+    header, _, first, second = cells(score_table([LEAK, HONEST]).markdown())
     assert header == ["Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"]
     assert first == ["round1", "paper", "yes", "best", "62.3", "370"]
     assert second == ["round1", "fixed 0.42", "no", f"**{LEAK_MARK}**", "70.0", "370"]
 
 
 def test_per_class_table_keeps_columns_apart():
-    header, _, background, cat, dog, mean = cells(per_class_table([LEAK, HONEST]))
+    header, _, background, cat, dog, mean = cells(per_class_table([LEAK, HONEST]).markdown())
     assert header == ["Class", "round1 paper + CRF", f"round1 fixed 0.42 {LEAK_MARK}"]
     assert [background, cat, dog] == [["background", "90.0", "80.0"], ["cat", "50.0", "60.0"], ["dog", "-", "70.0"]]
     assert mean == ["**mean**", "62.3", "70.0"]
@@ -85,7 +99,7 @@ def test_per_class_table_keeps_columns_apart():
 
 def test_per_class_table_of_scores_with_different_classes():
     other = dataclasses.replace(HONEST, per_class_iou={"background": 0.1, "cow": 0.2})
-    assert ["cow", "-", "20.0"] in cells(per_class_table([HONEST, other]))
+    assert ["cow", "-", "20.0"] in cells(per_class_table([HONEST, other]).markdown())
 
 
 def test_report_says_what_was_run():
@@ -104,7 +118,7 @@ def test_report_says_what_was_run():
         "[config.yaml](config.yaml)",
         "- round1, cat: collapse",
         "| label-free |",
-        score_table(CONTEXT.scores),
+        score_table(CONTEXT.scores).markdown(),
     ):
         assert expected in text, expected
     assert text.endswith("\n")

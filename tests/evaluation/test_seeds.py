@@ -17,7 +17,7 @@ def quality(stage, lost):
 
 
 def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.markdown().splitlines()[2:]]
 
 
 def test_mean_range_worst_class_and_lost_tags():
