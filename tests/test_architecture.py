@@ -13,6 +13,7 @@ ORDER = [
     "models",
     "errors",
     "text",
+    "progress",
     "config",
     "files",
     "processes",

@@ -1,7 +1,10 @@
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +127,37 @@ def test_unreadable_photo_is_skipped_listed_and_counted(tmp_path, tiny_recipe, c
     assert "5.jpg" in report and "no ground truth" in report.lower()
     assert main([*arguments, "--strict", "--output-dir", str(tmp_path / "strict")]) == 1
     assert "5.jpg" in capsys.readouterr().err
+
+
+def test_stages_are_told_where_there_is_no_terminal(tiny_recipe, tmp_path, caplog, capsys):
+    arguments = ["run", "--recipe", str(tiny_recipe), "--set", "rounds=1", "--output-dir", str(tmp_path)]
+    arguments += ["--set", "spatial.targets=labels", "--set", "guard={}"]
+    for said in (r"\d+\.\d s", "finished before"):
+        caplog.clear()
+        assert main(arguments) == 0
+        told = [record.getMessage() for record in caplog.records if record.name == "sbce_hf.progress"]
+        stages = [line for line in told if line.startswith("stage ")]
+        for number, name in enumerate(("bce", "round_1", "leak_best_constant"), start=1):
+            assert re.fullmatch(f"stage {number} of 3, {name}: {said}", stages[number - 1])
+        # On a small screen as on a large one: no Markdown.
+        printed = capsys.readouterr().out
+        assert re.search(r"^Stage +Rule +Dense CRF", printed, re.MULTILINE) and "| Stage" not in printed
+
+
+def test_interrupted_from_the_keyboard(tiny_recipe, tmp_path):
+    arguments = ["run", "--recipe", str(tiny_recipe), "--set", "data.shapes_images=400", "--set", "bce.num_workers=2"]
+    command = [sys.executable, "-m", "sbce_hf.cli", *arguments, "--output-dir", str(tmp_path / "run")]
+    # As a terminal does it: to every process of the group, of which the workers are a part.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_foreground)
+    while not (tmp_path / "run" / "bce" / "metrics.jsonl").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130
+    assert told[-1] == "interrupted; continue with the same command" and not any("Traceback" in line for line in told)
+
+
+def _foreground():
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

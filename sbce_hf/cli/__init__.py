@@ -5,14 +5,12 @@ commands, so that `sbce --help` stays instant.
 """
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 
-from ..text import visible
 from . import check, convert, demo, export, label, predict, prepare, push, run, train
 from .common import say
+from .console import set_up
 from .mistakes import DEFECT, told_in_one_line
 
 
@@ -22,15 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "command"):
         _parser().print_help()
         return 2
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Plain("%(message)s"))
+    set_up(options.verbose)
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        say("interrupted; the same command continues where it stopped", file=sys.stderr)
+        say("interrupted; continue with the same command", file=sys.stderr)
         return 130
     except Exception as error:
         line = told_in_one_line(error)
@@ -40,13 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"sbce: error: {line}", file=sys.stderr)
         return 1
-
-
-class _Plain(logging.Formatter):
-    """Log lines with names from anywhere, which cannot control the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record), kept="\n\t")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from ..text import visible
 
 if TYPE_CHECKING:
     from ..config import RunConfig
+    from ..evaluation.tables import Table
 
 # What a checkpoint and label maps may be, for help texts.
 CHECKPOINT = "a model folder, a run directory, or a Hub id with an optional @revision"
@@ -25,6 +26,11 @@ def say(text: object, file: TextIO | None = None) -> None:
         file: by default standard output.
     """
     print(visible(str(text), kept="\n\t"), file=file)
+
+
+def say_table(table: "Table") -> None:
+    """Print a table between two empty lines."""
+    say("\n".join(["", *table.lines(), ""]))
 
 
 def add_command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:

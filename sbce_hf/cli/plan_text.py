@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..text import duration
+
 if TYPE_CHECKING:
     from ..runs.planned import Plan
 
@@ -43,8 +45,6 @@ def render_plan(plan: "Plan") -> str:
 
 def time_lines(plan: "Plan") -> list[str]:
     """The run's duration in words; nothing where it could not be measured."""
-    from ..evaluation.report import duration
-
     known = [stage.seconds for stage in plan.stages if stage.seconds is not None]
     if not known:
         return []
@@ -55,9 +55,11 @@ def time_lines(plan: "Plan") -> list[str]:
 
 def stage_table(plan: "Plan") -> list[str]:
     """The trainings, one line each below a header."""
+    from ..evaluation.tables import Table
+
     header: tuple[str, ...] = ("stage", "images", "epochs", "iterations", "batch", "size", "precision", "trained")
     header += ("frozen", "memory", "minutes")
-    rows: list[tuple[str, ...]] = [header]
+    rows: list[tuple[str, ...]] = []
     for stage in plan.stages:
         training = stage.training
         cells = (
@@ -74,5 +76,4 @@ def stage_table(plan: "Plan") -> list[str]:
             None if stage.seconds is None else f"{stage.seconds / 60:.1f}",
         )
         rows.append(tuple("?" if cell is None else str(cell) for cell in cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return Table(header, rows).lines()

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from .common import CHECKPOINT, add_command, say
+from .console import quiet_loading
 
 
 def add(commands: Any) -> None:
@@ -53,6 +54,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     from ..runs.single import predict_photos
 
+    quiet_loading()
     output_dir = Path(options.output_dir)
     summary = predict_photos(checkpoint, options.input, values, output_dir, options.strict, not options.no_overlays)
     say(f"label maps: {summary.directories[-1]}")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .common import add_recipe_command, command_line, config_from, say
+from .common import add_recipe_command, command_line, config_from, say, say_table
+from .console import quiet_loading
 from .plan_text import render_plan
 
 # On the console; the report has all.
@@ -81,8 +82,9 @@ def _run(options: argparse.Namespace) -> int:
     if PartialState().is_main_process:
         scores = {seed: summary.scores for seed, summary in found.items()}
         table = seeds_table(scores, {seed: summary.qualities for seed, summary in found.items()})
-        write_atomic(parent / "seeds.md", f"# {options.recipe}, seeds {min(found)} to {max(found)}\n\n{table}\n")
-        say(table)
+        title = f"# {options.recipe}, seeds {min(found)} to {max(found)}"
+        write_atomic(parent / "seeds.md", f"{title}\n\n{table.markdown()}\n")
+        say_table(table)
         say(f"all seeds:  {parent / 'seeds.md'}")
     return 0
 
@@ -103,13 +105,14 @@ def _run_one(options: argparse.Namespace, config: "RunConfig", run_dir: Path) ->
     from ..evaluation.report import score_table, segmenter_table
     from ..runs.run import run
 
+    quiet_loading()
     summary = run(config, run_dir, command_line(options), started=say_classes)
     if not PartialState().is_main_process:
         return summary
     if summary.scores:
-        say(score_table(summary.scores))
+        say_table(score_table(summary.scores))
     if summary.segmenter_scores:
-        say(segmenter_table(summary.segmenter_scores))
+        say_table(segmenter_table(summary.segmenter_scores))
     say(f"label maps: {summary.label_maps} ({summary.num_images} images, {summary.num_skipped} skipped)")
     say(f"classifier: {summary.model_dir}")
     if summary.segmenter_dir is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
+from .console import quiet_loading
 
 
 def add(commands: Any) -> None:
@@ -55,6 +56,7 @@ def _train_classifier(options: argparse.Namespace) -> int:
 
     from ..runs.single import train_stage
 
+    quiet_loading()
     fitted = train_stage(config, options.kind, Path(options.output_dir), checkpoint=checkpoint, labels=labels)
     say(f"classifier: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0
@@ -79,6 +81,7 @@ def _train_segmenter(options: argparse.Namespace) -> int:
 
     from ..runs.segment import train_segmenter_stage
 
+    quiet_loading()
     fitted = train_segmenter_stage(config, labels, Path(options.output_dir), checkpoint=checkpoint)
     say(f"segmenter: {fitted.model_dir} ({fitted.iterations} iterations)")
     return 0

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import replacing
+from ..progress import Bar
 from .decoding import encode_png
 from .schema import TaggedImages, features
 
@@ -62,13 +62,13 @@ def export_parquet(
     masked = set(images.with_masks().image_ids)
     schema = features(images.class_names, bool(masked), decode=True).arrow_schema
     starts = [len(images) * number // num_shards for number in range(num_shards + 1)]
-    with tqdm(total=len(images), desc=f"writing {split}", disable=None, unit="image") as bar:
+    with Bar(f"writing {split}", len(images)) as bar:
         for path, start, stop in zip(paths, starts, starts[1:], strict=False):
             _write(path, schema, (_row(images, index, masked) for index in range(start, stop)), bar)
     return paths
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], bar: tqdm) -> None:
+def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], bar: Bar) -> None:
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while group := list(itertools.islice(rows, ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))

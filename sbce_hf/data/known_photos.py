@@ -14,9 +14,9 @@ from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from PIL import __version__ as pillow_version
-from tqdm import tqdm
 
 from ..files import digest, write_atomic
+from ..progress import Bar
 from .decoding import OWN_RANGE, UnreadableError, decode_image, open_formats, reading
 from .schema import SkippedImage
 
@@ -109,7 +109,7 @@ def look_at_images(dataset: Dataset) -> tuple[dict[int, list[Any]], dict[int, Sk
     identities: dict[int, list[Any]] = {}
     unreadable, stretched = {}, set()
     images = dataset.select_columns(["image_id", "image"])
-    progress = tqdm(total=len(images), desc="checking images", disable=None, unit="image")
+    progress = Bar("checking images", len(images))
     with KnownPhotos(_place(dataset)).opened() as known, ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress:
         # A block at a time: images that lie in the data set itself are read with it.
         for start in range(0, len(images), _BLOCK):

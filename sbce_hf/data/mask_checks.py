@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..progress import tracked
 from .schema import IGNORE_INDEX, TaggedImages
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def check_masks(images: TaggedImages) -> list[str]:
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         looks = pool.map(values, range(len(masked)))
-        shown = np.stack(list(tqdm(looks, "checking masks", len(masked), disable=None, unit="mask")))
+        shown = np.stack(list(tracked(looks, "checking masks", len(masked), "masks")))
     in_mask, tagged = shown[:, 1 : 1 + images.num_classes], masked.label_matrix() > 0
     ignored = bool(shown[:, IGNORE_INDEX].any())
     if not in_mask.any():

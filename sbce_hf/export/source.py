@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.photo_files import walk
 from ..data.schema import IGNORE_INDEX
 from ..errors import UserError
 from ..labels.hub_store import HubLabelMaps
 from ..labels.store import LabelStore
+from ..progress import tracked
 
 Format = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "masks"]
 
@@ -78,7 +78,7 @@ class ExportSource:
 
     def __iter__(self) -> Iterator[Exported]:
         self._undecided = 0
-        for number, image_id in enumerate(tqdm(self.image_ids, desc="export", unit="image", disable=None), start=1):
+        for number, image_id in enumerate(tracked(self.image_ids, "export", len(self)), start=1):
             label_map = self._label_maps.read(image_id)
             unknown = (label_map > len(self.class_names)) & (label_map != IGNORE_INDEX)
             if label_map.ndim != 2 or unknown.any():

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from ..data.decoding import decode_labels, reading
 from ..data.schema import TaggedImages, decode_indices, label_features
 from ..labels.store import LabelStore
+from ..progress import Bar
 
 SHARD_ROWS, SHARD_BYTES = 10_000, 256_000_000
 # Rows that are in memory at a time; readers seek to these groups.
@@ -109,7 +109,7 @@ def write_shards(
     shards: dict[str, str] = {}
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        tqdm(total=len(image_ids), desc="writing label maps", unit="image", disable=None) as bar,
+        Bar("writing label maps", len(image_ids)) as bar,
     ):
         groups = (image_ids[start : start + ROW_GROUP] for start in range(0, len(image_ids), ROW_GROUP))
         tables = (pa.Table.from_pylist(list(pool.map(read, group)), schema) for group in groups)
@@ -121,7 +121,7 @@ def write_shards(
     return shards
 
 
-def _write_shard(path: Path, table: pa.Table, tables: Iterator[pa.Table], bar: tqdm) -> None:
+def _write_shard(path: Path, table: pa.Table, tables: Iterator[pa.Table], bar: Bar) -> None:
     """Write a table and those that follow, until the shard is full."""
     rows = size = 0
     with pq.ParquetWriter(path, table.schema) as writer:

@@ -17,6 +17,7 @@ from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
 from ..processes import ALL, Share
+from ..progress import LABELLING
 from .views import iterate_class_maps
 from .writing import LabelledImage, LabelSummary, write_stores
 
@@ -86,7 +87,7 @@ def label_images(
         share=share,
         strict=strict,
         group_size=config.batch_size,
-        what=f"label ({chosen.name})",
+        what=LABELLING,
         device=model.device,
     )
 

@@ -20,6 +20,7 @@ from ..labels.variants import variants
 from ..models.configuration_checks import label_names
 from ..postprocess.crf_pool import CrfPool
 from ..processes import ALL, Share
+from ..progress import PREDICTION
 from .views import MIN_SIDE, to_pixels
 from .windows import Tile, average_bands, cover
 from .writing import LabelledImage, LabelSummary, write_stores
@@ -132,7 +133,7 @@ def predict_images(
         strict=strict,
         # Images do not share batches.
         group_size=1,
-        what="predict",
+        what=PREDICTION,
         device=model.device,
     )
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ..config import LabellingConfig, PredictionConfig
 from ..data.decoding import UnreadableError
@@ -18,6 +17,7 @@ from ..data.schema import TaggedImages
 from ..labels.store import GROUP, NOTHING_SURE, LabelStore
 from ..postprocess.crf_pool import CrfPool
 from ..processes import Share
+from ..progress import Bar
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def write_stores(
         share: this process's.
         strict: raise at an unreadable image instead of skipping and listing it.
         group_size: images that `label` gets at a time.
-        what: is done, for the progress bar.
+        what: is done, for the progress [`Bar`].
         device: where the networks are, and with torch the CRF.
 
     Raises:
@@ -113,7 +113,7 @@ def write_stores(
     ]
     todo, num_labelled = _groups_to_do(images.image_ids, opened, group_size, share), 0
     if todo:
-        progress = tqdm(total=sum(map(len, todo)), desc=what, unit="image", disable=None)
+        progress = Bar(what, sum(map(len, todo)), shown=share.rank == 0)
         pool = CrfPool(config.crf, config.crf_workers, device) if config.crf else contextlib.nullcontext()
         with progress, pool as crf, contextlib.ExitStack() as flushed:
             # Of what ends with an error, everything that was made is kept.

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.decoding import UnreadableError, is_of_the_file
 from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..data.validation import listing
 from ..errors import UserError
+from ..progress import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[Tagge
     look(kept[0])
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         looks = pool.map(look, kept)
-        for digest in tqdm(looks, total=len(kept), desc="check label maps", unit="image", disable=None):
+        for digest in tracked(looks, "checking label maps", len(kept)):
             content.update(digest)
     return images.select(kept) if missing else images, content.hexdigest()
 

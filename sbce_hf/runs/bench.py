@@ -12,6 +12,7 @@ from ..config import RunConfig
 from ..data import TaggedImages, load_images
 from ..files import read_json, write_atomic
 from ..processes import decided
+from ..progress import Parts
 from ..training.device import use_cpu
 from .layout import IMAGES, NOTES
 
@@ -40,6 +41,7 @@ class Bench:
 
     Attributes:
         outside: hashes of what refinements read from outside the run, by name; see `stages.outside_of`.
+        expected: parts of the stages to come, with the seconds that they are expected to take.
 
     Raises:
         ValueError: the data cannot be used.
@@ -49,6 +51,7 @@ class Bench:
     def __init__(self, config: RunConfig, run_dir: str | Path) -> None:
         self.config, self.run_dir = config, Path(run_dir)
         self.outside: Mapping[str, str] = {}
+        self.expected: Mapping[str, Parts] = {}
         self.process = PartialState(cpu=use_cpu())
         self.images = load_training_images(config, self.run_dir)
         # Of the start: images that can no longer be read later do not make it another run.

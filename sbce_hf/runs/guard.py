@@ -11,12 +11,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..config import GuardConfig
 from ..files import digest, read_json, write_json
 from ..labels.store import GROUP, LabelStore
 from ..processes import share_of
+from ..progress import tracked
 from .bench import Bench
 from .stage import KEPT, Stage
 
@@ -97,10 +97,11 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
         rank=share.rank,
         group=GROUP,
     )
+    own = share.of(ids)
     with contextlib.ExitStack() as flushed:
         # Of what ends with an error, everything that was made is kept.
         flushed.callback(store.flush)
-        for image_id in tqdm(share.of(ids), desc="keep classes", unit="image", disable=None):
+        for image_id in tracked(own, "keeping classes", len(own), shown=share.rank == 0):
             if image_id in store:
                 continue
             record = after.record(image_id)

@@ -86,7 +86,8 @@ class _Planner:
             # Before the estimates of memory, which take the models' weights.
             counts = (len(self.scored or ()), len(self.predicted or ()))
             timed = partial(stage_seconds, self.config, stages, images, models, counts, self.processes)
-            self.seconds = self._attempt(timed) or {}
+            parts = self._attempt(timed) or {}
+            self.seconds = {name: sum(seconds for _, seconds in found) for name, found in parts.items()}
         for stage in stages:
             if training := training_of(self.config, stage):
                 self._add_stage(stage, images, training, models[stage.name])

@@ -74,7 +74,7 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         known_classes=config.labelling.known_classes,
         segmenters=segmenters,
         segmenter_split=None if config.segmenter is None else config.segmenter.score_split,
-        label_free=summary_table(qualities),
+        label_free=summary_table(qualities).markdown(),
         figures=figures,
         skipped=[*bench.images.skipped, *_skipped_later(run_dir, stages)],
         warnings=[

@@ -4,6 +4,7 @@ Every stage finds out by itself what it has already done, so a run that was kill
 same command is given again and ends with the same label maps.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..evaluation.quality import StageQuality
 from ..evaluation.report import ScoreRow, SegmenterRow
 from ..files import remove_leftovers, write_atomic, write_json
 from ..labels.store import LabelStore
+from ..progress import Itinerary
 from ..training.classifier import create_classifier
 from ..training.optimization import alternation
 from ..training.sampler import count_iterations
@@ -28,6 +30,7 @@ from .report import find_concerns, write_report
 from .scoring import LABELLED, measure, read_quality, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
 from .stages import REFINEMENTS, check_refinements, classifier_of, labels_of, outside_of, segmenter_of, stages_of
+from .timing import stage_seconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
         segmenter = create_segmenter(config.segmenter, names, classifier=classifier, seed=config.seed)
     by_kind = {"classifier": classifier, "segmenter": segmenter}
     stages = stages_of(config, bench.outside)
-    rehearse(config, stages, {one.name: refining.get(one.name, by_kind.get(one.kind)) for one in stages}, bench.images)
+    models = {one.name: refining.get(one.name, by_kind.get(one.kind)) for one in stages}
+    rehearse(config, stages, models, bench.images)
     check_refinements(config, classifier)
     if bench.process.is_main_process:
         require_same(bench.run_dir, stages, bench.manifest_hash)
@@ -101,6 +105,14 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
         # What has made a stage may be another version than what makes the next one.
         starts = bench.notes().get("starts", [])
         bench.note(**start, starts=starts if start in starts else [*starts, start], manifest_hash=bench.manifest_hash)
+        keys = keys_of(stages, bench.manifest_hash)
+        if not all(is_finished(bench.run_dir, stage, keys[stage.name]) for stage in stages):
+            counts = (len(bench.scored or ()), len(bench.segmenter_data.scored or ()))
+            # A forecast only: what is wrong is told where it happens.
+            with contextlib.suppress(ValueError, OSError):
+                bench.expected = stage_seconds(
+                    config, stages, bench.images, models, counts, bench.process.num_processes
+                )
     bench.process.wait_for_everyone()
     return bench
 
@@ -130,16 +142,20 @@ def run(
     stages = stages_of(config, bench.outside)
     keys = keys_of(stages, bench.manifest_hash)
     rounds = [stage for stage in stages if stage.kind == "classifier"]
+    itinerary = Itinerary([stage.name for stage in stages], bench.expected, shown=bench.process.is_main_process)
     for number, stage in enumerate(stages):
         folder = bench.run_dir / stage.name
         if not bench.decided(is_finished(bench.run_dir, stage, keys[stage.name])):
             if bench.process.is_main_process:
                 write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=False)
-            stage.make(bench, stage)
+            with itinerary.stage(stage.name):
+                stage.make(bench, stage)
             if bench.process.is_main_process:
                 write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=True)
-        elif stage.kind in LABELLED:
-            bench.leave_out(LabelStore(folder / stage.stores[0]).unreadable)
+        else:
+            itinerary.passed(stage.name)
+            if stage.kind in LABELLED:
+                bench.leave_out(LabelStore(folder / stage.stores[0]).unreadable)
         measure(bench, stage, keys[stage.name])
         # From the last round on after each stage: one that fails must not cost what is known before it.
         if number >= len(rounds) - 1 and bench.process.is_main_process:

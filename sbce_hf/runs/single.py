@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from tqdm import tqdm
 
 from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
@@ -38,6 +37,7 @@ from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
 from ..postprocess.saliency import SaliencyMethod
 from ..processes import share_of
+from ..progress import tracked
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
@@ -192,7 +192,7 @@ def _draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> 
     process = PartialState(cpu=use_cpu())
     ids = images.image_ids
     own = [index for index in share_of(process).of(range(len(ids))) if ids[index] in store]
-    for index in tqdm(own, desc="overlays", unit="image", disable=None):
+    for index in tracked(own, "overlays", len(own), shown=process.is_main_process):
         path, label_map = directory / f"{ids[index]}.jpg", store.path(ids[index])
         if path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime:
             continue

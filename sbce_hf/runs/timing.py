@@ -35,6 +35,7 @@ from ..models.modeling_irn import IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
+from ..progress import LABELLING, PREDICTION, TRAINING, announce
 from ..training.device import autocast, tune_allocator, use_cpu
 from ..training.features import View, feature_shape, training_views
 from ..training.sampler import BatchOrder
@@ -66,8 +67,8 @@ def stage_seconds(
     models: Mapping[str, PreTrainedModel | None],
     counts: tuple[int, int],
     processes: int,
-) -> dict[str, float]:
-    """How long each stage will take, scores and report excepted.
+) -> dict[str, list[tuple[str, float]]]:
+    """How long the parts of each stage will take, scores and report excepted, in their order.
 
     Args:
         config: of the run.
@@ -77,7 +78,9 @@ def stage_seconds(
         counts: of the images that label maps, and that segmenters are scored on.
         processes: that share the work.
     """
-    clock, found, known = Clock(images), dict[str, float](), dict[Any, float]()
+    announce("timing a few steps and photos, to tell how long it will take")
+    clock, known = Clock(images), dict[Any, float]()
+    found: dict[str, list[tuple[str, float]]] = {stage.name: [] for stage in stages}
     seen = set[View]()
     classifier = cast(Any, next(model for model in models.values() if model is not None))
 
@@ -88,21 +91,15 @@ def stage_seconds(
 
     rounds = [stage for stage in stages if stage.kind == "classifier"]
     for stage in stages:
-        model, seconds = cast(Any, models[stage.name]), 0.0
+        model, parts = cast(Any, models[stage.name]), found[stage.name]
         if (training := training_of(config, stage)) is not None and model is not None:
             steps = training.gradient_accumulation_steps
-            order = BatchOrder(
-                len(images),
-                training.batch_size,
-                epochs=training.epochs,
-                min_iterations=training.min_iterations,
-                seed=0,
-                processes=processes,
-                accumulation=steps,
-            )
+            lengths = {"epochs": training.epochs, "min_iterations": training.min_iterations}
+            shared = {"processes": processes, "accumulation": steps}
+            order = BatchOrder(len(images), training.batch_size, seed=0, **lengths, **shared)
             batch = max(order.batch_size // (processes * steps), 1)
             step = once((type(model), id(training)), clock.training, model, training, sample_size(training), batch)
-            seconds += order.iterations * batch * steps * step
+            seconds = order.iterations * batch * steps * step
             if stage.kind == "classifier" and not model.config.train_trunk:
                 # Features that an earlier stage has looked at are kept.
                 views = [view for view in training_views(cast(TrainingConfig, training)) if view not in seen]
@@ -110,23 +107,27 @@ def stage_seconds(
                 seconds += (
                     len(images) / processes * sum(once(view.side, clock.looking, model, view.side) for view in views)
                 )
+            parts.append((TRAINING, seconds))
         if stage.kind == "classifier":
             labelling = labelling_of(config, rounds.index(stage))
             each = once(repr(labelling), clock.labelling, classifier, labelling)
-            seconds += len(images) / processes * each
+            parts.append((LABELLING, len(images) / processes * each))
         elif stage.kind == "yardstick":
             each = clock.scanning(classifier, replace(labelling_of(config, 0), rule="fixed"))
-            seconds += counts[0] / processes * each
+            parts.append((LABELLING, counts[0] / processes * each))
         elif stage.kind == "refinement":
             labelling = labelling_of(config, config.rounds)
             if model is None:
                 each = once(repr(labelling), clock.labelling, classifier, labelling)
             else:
+                # Seeds, each with CRFs of its own, then the network, then the walk.
+                each = clock.labelling(classifier, labelling, crfs=2)
+                parts.insert(0, (LABELLING, len(images) / processes * each))
                 each = clock.walking(classifier, labelling, model, getattr(config, stage.name))
-            seconds += len(images) / processes * each
+            parts.append((LABELLING, len(images) / processes * each))
         elif stage.kind == "segmenter" and config.segmenter is not None and model is not None:
-            seconds += counts[1] / processes * once("predict", clock.predicting, model, config.segmenter)
-        found[stage.name] = seconds
+            each = once("predict", clock.predicting, model, config.segmenter)
+            parts.append((PREDICTION, counts[1] / processes * each))
     return found
 
 
@@ -226,10 +227,10 @@ class Clock:
         network: IrnModel,
         section: IrnRefinementConfig,
     ) -> float:
-        """IRN's seeds and walk, each with views and CRFs of its own."""
+        """IRN's walk, with views and CRF."""
         network.to(self.device)  # type: ignore[arg-type]
         walk = WalkMethod(network, section, config.crf)
-        return self.labelling(model, config, crfs=2) + self.labelling(model, config, walk=walk)
+        return self.labelling(model, config, walk=walk)
 
     def scanning(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> float:
         """The yardstick: the scan for the best constant, and labelling with it."""

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..data.preprocessing import Preprocessing
@@ -29,6 +28,7 @@ from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..files import digest, replacing
 from ..labels.label_maps import LabelMaps
 from ..processes import shared
+from ..progress import tracked
 from .crops import Cut, cut_out
 from .device import use_cpu
 
@@ -167,7 +167,8 @@ def compute_features(
             file.create()
     process.wait_for_everyone()
     groups = [range(start, min(start + GROUP, len(images))) for start in range(0, len(images), GROUP)]
-    numbers = tqdm(shared(len(groups), process), desc="features", total=len(groups), disable=None)
+    shown = process.is_main_process
+    numbers = tracked(shared(len(groups), process), "features", len(groups), unit="groups of photos", shown=shown)
     for group in (groups[number] for number in numbers):
         for view, file in files.items():
             left = [index for index in group if not file.done[index]]

@@ -20,10 +20,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..config import LoopConfig, deciding
 from ..processes import decided
+from ..progress import TRAINING, Bar
 from .device import compiled, create_accelerator, resolved, share_batch_norm, start_worker, tune_allocator, use_cpu
 from .folder import FitSummary, Progress, StageFolder, writing
 from .health import TrainingHealthError
@@ -173,7 +173,8 @@ class _Stage:
             self.accelerator.init_trackers("tensorboard", init_kwargs=tensorboard)
         batches = iter(self._loader(progress.iteration))
         line: dict[str, float] = {}
-        with self._progress_bar(progress.iteration) as bar:
+        total, before = (count * order.batch_size for count in (order.iterations, progress.iteration))
+        with Bar(TRAINING, total, before, shown=self.accelerator.is_main_process) as bar:
             for iteration in range(progress.iteration, order.iterations):
                 self._step(itertools.islice(batches, config.gradient_accumulation_steps), iteration)
                 bar.update(order.batch_size)
@@ -184,7 +185,7 @@ class _Stage:
                     images = (done - logged[0]) * order.batch_size
                     line = self._log(done, images / (time.perf_counter() - logged[1]))
                     logged = done, time.perf_counter()
-                    bar.set_postfix(loss=f"{line.get('loss', math.nan):.3f}", refresh=False)
+                    bar.note(f"loss {line.get('loss', math.nan):.3f}")
                 if save:
                     self._save_checkpoint(done, time.perf_counter() - started)
         return self._finish(time.perf_counter() - started, line)
@@ -220,17 +221,6 @@ class _Stage:
             worker_init_fn=start_worker,
             # Its own generator: the global one, which dropout reads, must not depend on how often training restarted.
             generator=torch.Generator(),
-        )
-
-    def _progress_bar(self, start: int) -> tqdm:
-        order = self.order
-        return tqdm(
-            total=order.iterations * order.batch_size,
-            initial=start * order.batch_size,
-            desc=self.name,
-            unit="img",
-            unit_scale=True,
-            disable=None if self.accelerator.is_main_process else True,  # None: off where it is no terminal.
         )
 
     def _log(self, done: int, images_per_second: float) -> dict[str, float]:

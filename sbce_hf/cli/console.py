@@ -1,0 +1,53 @@
+"""What a terminal shows while a command works: this package's progress and warnings, nothing of others."""
+
+import logging
+import os
+import sys
+
+from tqdm import tqdm
+
+from ..text import visible
+
+# Says of every trunk that its classifier was left out, which is what a trunk is.
+_CHATTY = ("timm",)
+
+
+def set_up(verbose: bool) -> None:
+    """Send log lines to standard error, below the progress bar if there is one.
+
+    Args:
+        verbose: everything that is logged, of other libraries as well; otherwise progress, and warnings of ours.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[_Lines()])
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Plain("%(message)s"))
+    logging.getLogger("sbce_hf.progress").setLevel(logging.INFO)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.ERROR)
+
+
+def quiet_loading() -> None:
+    """No bars of transformers for weights that are read within a second; downloads keep theirs.
+
+    Called once transformers is needed anyway.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+class _Lines(logging.Handler):
+    """Writes lines where a bar that is drawn makes room for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _Plain(logging.Formatter):
+    """Log lines with names from anywhere, which cannot control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), kept="\n\t")
