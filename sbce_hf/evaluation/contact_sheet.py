@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..data.schema import IGNORE_INDEX
 from ..files import write_atomic
-from ..models.configuration_deeplab import voc_palette
-from .overlay import GAP, LINE_HEIGHT, SWATCH, font, legend
+from .overlay import GAP, LINE_HEIGHT, SWATCH, font, legend, shown_colours
 
 # In pixels.
 CELL_WIDTH, CELL_HEIGHT_LIMIT = 280, 330
@@ -67,7 +66,7 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
         raise ValueError("contact sheet: got no rows, expected at least one image")
     for row in rows:
         _check(row, len(class_names))
-    colours = np.array(voc_palette(len(class_names) + 1), np.uint8)
+    colours = shown_colours(len(class_names))
     drawn = [title for title, name in _MAPS.items() if any(getattr(row, name) is not None for row in rows)]
     columns = ["photo", "activation", *drawn]
     strips = [_strip(row, columns, colours) for row in rows]

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from ..files import write_atomic
 
 PANELS_IN_A_ROW = 4
+# Fewer logged values of a stage are points, in which nobody should read a course; fewer thresholds no distribution.
+LEAST_POINTS, LEAST_VALUES = 4, 5
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -76,6 +78,8 @@ class _Curves:
         self.metrics = metrics
         self.spans: dict[str, tuple[float, float]] = {}
         self.end = 0.0
+        # The most values of a stage that a panel shows.
+        self._most: dict[Axes, int] = {}
         for stage, lines in metrics.items():
             start, self.end = self.end, self.end + max(line["iteration"] for line in lines)
             self.spans[stage] = (start, self.end)
@@ -95,7 +99,8 @@ class _Curves:
                 continue
             x, y = np.asarray(points, dtype=float).T
             x += self.spans[stage][0]
-            marker = "." if len(x) == 1 else None
+            self._most[axes] = max(self._most.get(axes, 0), len(x))
+            marker = "." if len(x) < LEAST_POINTS else None
             if fill:
                 axes.fill_between(x, 0, y, label=label, linewidth=0, **style)
             elif smooth:
@@ -107,8 +112,12 @@ class _Curves:
             label = None  # one legend entry for all stages
 
     def finish(self, axes: Axes, title: str, legend: bool = True) -> None:
-        if not axes.has_data():
-            axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="0.5")
+        count, words = self._most.get(axes, 0), ""
+        if not count:
+            words = "not logged"
+        elif count < LEAST_POINTS:
+            words = f"too little to draw: logged {count} time{'s' * (count > 1)} a stage"
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.5", fontsize=8)
         axes.set_title(title, fontsize=10, fontweight="bold", pad=16)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -151,6 +160,10 @@ def plot_histograms(values: Mapping[str, Mapping[str, np.ndarray]], path: Path) 
             panel.hist(
                 found, np.linspace(0, 1, 41), weights=weights, histtype="step", color=f"C{order % 10}", label=stage
             )
+        most = max(classes.get(name, np.empty(0)).size for classes in values.values())
+        if most < LEAST_VALUES:
+            words = f"too little to draw: {most} photo{'s' * (most != 1)}"
+            panel.text(0.5, 0.5, words, transform=panel.transAxes, ha="center", va="center", color="0.5", fontsize=8)
         panel.set_title(name, fontsize=10, fontweight="bold")
         panel.set_xlim(0, 1)
         panel.tick_params(labelsize=8)

@@ -5,25 +5,25 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from ..data.schema import palette
+from ..data.schema import IGNORE_INDEX
 from ..models.configuration_deeplab import voc_palette
 
 # In pixels. Larger photos are drawn smaller: an overlay is for looking at.
 MAX_SIDE, GAP, LINE_HEIGHT, SWATCH, FONT_SIZE = 2048, 12, 24, 16, 15
-# Share of the class colour; the rest is the photo.
-COLOUR_SHARE = 0.5
+# Share of the class colour, and of white in it; the rest is the photo, and the palette's colour.
+COLOUR_SHARE, LIGHT_SHARE = 0.5, 0.25
 
 
 def overlay(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """Blend a photo with the palette's colours of its classes, above a legend of those that occur.
+    """Blend a photo with the colours of its classes, outlined, above a legend of those that occur.
 
     Background stays as it is in the photo.
 
     Args:
         photo: of any mode.
-        label_map: `(H, W)` uint8, of the photo's size; 0 background, `c + 1` class `c`.
+        label_map: `(H, W)` uint8, of the photo's size; 0 background, `c + 1` class `c`, 255 undecided.
         class_names: the foreground classes.
 
     Returns:
@@ -35,25 +35,70 @@ def overlay(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str
     if label_map.shape != (photo.height, photo.width):
         raise ValueError(f"overlay: label map is {label_map.shape}, its photo {(photo.height, photo.width)}")
     present = [value for value in np.unique(label_map).tolist() if value]
-    if present and present[-1] > len(class_names):
-        raise ValueError(f"overlay: label map has value {present[-1]}, expected 0 to {len(class_names)}")
-    labels = Image.fromarray(label_map)
-    labels.putpalette(palette())
-    photo = photo.convert("RGB")
+    foreign = [value for value in present if len(class_names) < value < IGNORE_INDEX]
+    if foreign:
+        raise ValueError(f"overlay: label map has value {foreign[-1]}, expected 0 to {len(class_names)}")
+    labels, photo = Image.fromarray(label_map), photo.convert("RGB")
     factor = MAX_SIDE / max(photo.size)
     if factor < 1:
         size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
         photo, labels = photo.resize(size), labels.resize(size, Image.Resampling.NEAREST)
+    colours = shown_colours(len(class_names))
+    labels.putpalette(colours.tobytes())
     blended = Image.blend(photo, labels.convert("RGB"), COLOUR_SHARE)
     # Index 0 is False; the palette plays no part.
-    foreground = Image.fromarray(np.asarray(labels) > 0)
-    drawn = Image.composite(blended, photo, foreground)
-    colours = np.array(voc_palette(len(class_names) + 1), np.uint8)
-    entries = [(class_names[value - 1], colours[value]) for value in present]
-    names = legend(entries or [("background only", np.array([255] * 3))], drawn.width)
-    sheet = Image.new("RGB", (names.width, drawn.height + names.height), "white")
+    drawn = Image.composite(blended, photo, Image.fromarray(np.asarray(labels) > 0))
+    drawn.paste("white", mask=_outline(np.array(labels)))
+    names = {**dict(enumerate(class_names, start=1)), IGNORE_INDEX: "undecided"}
+    entries = [(names[value], colours[value]) for value in present]
+    below = legend(entries or [("background only", np.array([255] * 3))], drawn.width)
+    sheet = Image.new("RGB", (below.width, drawn.height + below.height), "white")
     sheet.paste(drawn, (0, 0))
-    sheet.paste(names, (0, drawn.height))
+    sheet.paste(below, (0, drawn.height))
+    return sheet
+
+
+def shown_colours(num_classes: int) -> np.ndarray:
+    """The colours in which labels are drawn: those of the label maps' palette, lighter, to be seen on dark photos.
+
+    Args:
+        num_classes: foreground classes.
+
+    Returns:
+        uint8 of shape `(256, 3)`; 255, undecided, is white.
+    """
+    colours = np.zeros((256, 3))
+    colours[1 : num_classes + 1] = np.array(voc_palette(num_classes + 1))[1:]
+    colours[1:] = 255 * LIGHT_SHARE + (1 - LIGHT_SHARE) * colours[1:]
+    colours[IGNORE_INDEX] = 255
+    return colours.round().astype(np.uint8)
+
+
+def _outline(labels: np.ndarray) -> Image.Image:
+    """Where labels change, one pixel wide on photos of a few hundred pixels."""
+    width = 1 + 2 * max(1, round(max(labels.shape) / 800))
+    image = Image.fromarray(labels)
+    edges = ImageChops.difference(image.filter(ImageFilter.MaxFilter(3)), image.filter(ImageFilter.MinFilter(3)))
+    line = edges.point(lambda value: 255 if value else 0)
+    return line.filter(ImageFilter.MaxFilter(width - 2)) if width > 3 else line
+
+
+def beside(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str], height: int = 300) -> Image.Image:
+    """A photo and its [`overlay`] side by side, for a report.
+
+    Args:
+        photo: of any mode.
+        label_map: see [`overlay`].
+        class_names: see [`overlay`].
+        height: of the photo in the picture, in pixels.
+    """
+    size = (max(1, round(photo.width * height / photo.height)), height)
+    labels = np.asarray(Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST))
+    small = photo.convert("RGB").resize(size)
+    drawn = overlay(small, labels, class_names)
+    sheet = Image.new("RGB", (size[0] + GAP // 2 + drawn.width, drawn.height), "white")
+    sheet.paste(small, (0, 0))
+    sheet.paste(drawn, (size[0] + GAP // 2, 0))
     return sheet
 
 
