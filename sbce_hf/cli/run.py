@@ -102,7 +102,7 @@ def say_classes(images: "TaggedImages") -> None:
 def _run_one(options: argparse.Namespace, config: "RunConfig", run_dir: Path) -> "RunSummary":
     from accelerate import PartialState
 
-    from ..evaluation.report import score_table, segmenter_table
+    from ..evaluation.scores import score_table, segmenter_table
     from ..runs.run import run
 
     quiet_loading()

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .affinity import AffinityConfig
 from .data import DataConfig
 from .labelling import GuardConfig, IrnRefinementConfig, LabellingConfig, PredictionConfig, ProportionConfig
-from .ranges import Checked, number, view_scales
+from .ranges import Checked, free_switch, number, view_scales
 from .saliency import SaliencyConfig
 from .training import SegmenterTrainingConfig, TrainingConfig
 
@@ -99,6 +99,8 @@ class RunConfig(Checked):
         saliency: refinement by saliency maps, after `irn`, see [`SaliencyConfig`]; `None` uses none.
         segmenter: the last stage, see [`SegmenterConfig`]; `None` ends with label maps.
         contact_images: images on the report's contact sheet.
+        odd_images: photos to look at first in the report, found without masks.
+        overlays: draw every final label map over its photo, into the run's folder `overlays`.
     """
 
     SECTION = "run"
@@ -120,6 +122,8 @@ class RunConfig(Checked):
     saliency: SaliencyConfig | None = None
     segmenter: SegmenterConfig | None = None
     contact_images: int = number(8, decides=False, at_least=0, limit=10_000)
+    odd_images: int = number(8, decides=False, at_least=0, at_most=100)
+    overlays: bool = free_switch(True)
 
     def validate_refinements(self) -> None:
         """What refines the class maps is one thing: the other's label maps would be lost."""

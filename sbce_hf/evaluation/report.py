@@ -1,66 +1,47 @@
-"""What a reader of a run sees: score tables and the Markdown report, with the figures of its sibling files.
+"""What a reader of a run sees: score tables and the report as Markdown, with the figures of its sibling files.
 
 Every function takes values; where a run keeps its files is known to `runs/` alone.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..data.schema import IGNORE_INDEX, SkippedImage
 from ..text import code_block, code_span, duration, markdown
 from .scan import LEAK_MARK
-from .tables import Strong, Table, markdown_table, percent
+from .scores import ScoreRow, SegmenterRow, per_class_table, score_table, segmenter_class_table, segmenter_table
+from .tables import Table, markdown_table
 
 SKIPPED_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """Label maps of one stage under one rule, scored on masks.
+class Picture:
+    """A picture of the report.
 
     Args:
-        stage: name of the training stage, for example `"round1"`.
-        rule: how class maps became labels, for example `"paper"` or `"fixed 0.30"`.
-        crf: whether the dense CRF ran on the label maps.
-        mean_iou: in 0-1; NaN when nothing was scored.
-        per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
-        num_images: images that were scored.
-        uses_ground_truth: the rule's constant was chosen on the masks it is scored on, or the network was trained with
-            proportions of masks, so the number is a leak.
-        note: what else was done to the label maps, in words.
+        caption: below it.
+        file: relative to the report.
     """
 
-    stage: str
-    rule: str
-    crf: bool
-    mean_iou: float
-    per_class_iou: Mapping[str, float]
-    num_images: int
-    uses_ground_truth: bool
-    note: str = ""
+    caption: str
+    file: str
 
 
 @dataclass(frozen=True)
-class SegmenterRow:
-    """A segmentation network, scored on masks of images it was not trained on.
+class OddPicture:
+    """A photo that deserves a look, beside its label map; see `odd_photos`.
 
     Args:
-        labels: what it was trained on: `"adaptive"` (the run's last label maps), `"bce"` or `"mask"` (true masks).
-        crf: whether the dense CRF ran on its predictions.
-        mean_iou: in 0-1; NaN when nothing was scored.
-        per_class_iou: class name, `"background"` included, to IoU in 0-1; NaN for a class in neither map nor mask.
-        num_images: images that were scored.
-        uses_ground_truth: its label maps come from a training with proportions of masks, so the number is a leak.
-        note: what else was done to the label maps that it was trained on, in words.
+        image_id: its name.
+        reasons: why, in words.
+        file: relative to the report.
     """
 
-    labels: str
-    crf: bool
-    mean_iou: float
-    per_class_iou: Mapping[str, float]
-    num_images: int
-    uses_ground_truth: bool = False
-    note: str = ""
+    image_id: str
+    reasons: Sequence[str]
+    file: str
 
 
 @dataclass(frozen=True)
@@ -77,12 +58,17 @@ class ReportContext:
         versions: package to version.
         hardware: in words.
         durations: stage to seconds.
+        verdict: what came of the run, in sentences.
+        look_at: what to look at before anything else, see `concerns.concerns`.
+        sheet: the contact sheet.
+        odd: photos to look at first.
+        overlays: folder with every label map over its photo, relative to the report; `""` for none.
         scores: label maps scored on `score_split`.
         score_split: split whose masks were used; `None` when no mask was read.
         known_classes: `"tags"` or `"predicted"`, see `LabellingConfig`.
         segmenters: segmentation networks scored on `segmenter_split`.
         segmenter_split: split whose masks were used for that.
-        label_free: Markdown of the numbers that need no mask, see `quality.summary_table`.
+        label_free: the numbers that need no mask, see `quality_page.summary_table`.
         figures: caption to path, relative to the report.
         skipped: images that could not be read.
         warnings: of the quality report.
@@ -100,12 +86,17 @@ class ReportContext:
     versions: Mapping[str, str]
     hardware: str
     durations: Mapping[str, float]
+    verdict: Sequence[str] = ()
+    look_at: Sequence[str] = ()
+    sheet: Picture | None = None
+    odd: Sequence[OddPicture] = ()
+    overlays: str = ""
     scores: Sequence[ScoreRow] = ()
     score_split: str | None = None
     known_classes: str = "tags"
     segmenters: Sequence[SegmenterRow] = ()
     segmenter_split: str | None = None
-    label_free: str = ""
+    label_free: Table | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
     skipped: Sequence[SkippedImage] = ()
     warnings: Sequence[str] = ()
@@ -113,85 +104,49 @@ class ReportContext:
     config_path: str = "config.yaml"
     saliency: str = ""
 
-
-def score_table(rows: Sequence[ScoreRow]) -> Table:
-    """One line per score, mIoU in percent; those that used ground truth come last and are marked as a leak."""
-    cells = []
-    for row in sorted(rows, key=lambda row: row.uses_ground_truth):
-        note = Strong(LEAK_MARK) if row.uses_ground_truth else row.note
-        crf = "yes" if row.crf else "no"
-        cells.append((row.stage, row.rule, crf, note, percent(row.mean_iou), row.num_images))
-    return Table(("Stage", "Rule", "Dense CRF", "Note", "mIoU (%)", "Images"), cells, text_columns=4)
+    @property
+    def headline(self) -> str:
+        """What follows the verdict, before what to look at."""
+        count = len(self.look_at)
+        return "Nothing stands out." if not count else f"{count} thing{'s' * (count > 1)} to look at:"
 
 
-def per_class_table(rows: Sequence[ScoreRow]) -> Table:
-    """One line per class, one column per score, IoU in percent."""
-    ordered = sorted(rows, key=lambda row: row.uses_ground_truth)
-    header = [
-        f"{row.stage} {row.rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
-        for row in ordered
+def facts(context: ReportContext) -> list[tuple[str, Any]]:
+    """Names and values of what was run, as plain text; what is empty is left out."""
+    found = [
+        ("Data", context.data),
+        ("Saliency maps", context.saliency),
+        ("Images", f"{context.num_images} trained on and labelled, {len(context.skipped)} skipped"),
+        ("Classes", f"{len(context.class_names)}: {', '.join(context.class_names)}"),
+        ("Seed", context.seed),
+        ("Time", ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in context.durations.items())),
+        ("Every setting", context.config_path),
+        ("Hardware", context.hardware),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in context.versions.items())),
     ]
-    means = (Strong("mean"), *(percent(row.mean_iou) for row in ordered))
-    return Table(("Class", *header), [*_per_class(ordered), means])
-
-
-def _per_class(rows: Sequence[ScoreRow | SegmenterRow]) -> list[tuple[str, ...]]:
-    names = dict.fromkeys(name for row in rows for name in row.per_class_iou)
-    return [(name, *(percent(row.per_class_iou.get(name)) for row in rows)) for name in names]
-
-
-# What a segmenter's training labels are called in a table.
-_TRAINED_ON = {
-    "adaptive": "the run's label maps",
-    "bce": "label maps of BCE",
-    "mask": "true masks (a yardstick)",
-}
-
-
-def segmenter_table(rows: Sequence[SegmenterRow]) -> Table:
-    """One line per segmenter, mIoU in percent, and its share of what the same network reaches on true masks."""
-    full = {row.crf: row.mean_iou for row in rows if row.labels == "mask"}
-    cells = [
-        (
-            _TRAINED_ON.get(row.labels, row.labels) + (f" ({row.note})" if row.note else ""),
-            "yes" if row.crf else "no",
-            "yes" if row.labels == "mask" or row.uses_ground_truth else "no",
-            percent(row.mean_iou),
-            percent(row.mean_iou / full[row.crf]) if full.get(row.crf) else "-",
-            row.num_images,
-        )
-        for row in rows
-    ]
-    header = ("Trained on", "Dense CRF", "Ground truth used", "mIoU (%)", "Share of true masks' (%)", "Images")
-    return Table(header, cells, text_columns=3)
-
-
-def segmenter_class_table(rows: Sequence[SegmenterRow]) -> Table:
-    """One line per class, one column per segmenter, IoU in percent."""
-    columns = [f"{row.labels}{' + CRF' if row.crf else ''}" for row in rows]
-    return Table(("Class", *columns), _per_class(rows))
+    return [fact for fact in found if fact[1] != ""]
 
 
 def render_report(context: ReportContext) -> str:
     """The report as Markdown. Without masks it says so and shows label-free numbers only."""
-    facts = [
-        ("Data", markdown(context.data)),
-        ("Saliency maps", markdown(context.saliency)),
-        ("Images", f"{context.num_images} trained on and labelled, {len(context.skipped)} skipped"),
-        ("Classes", f"{len(context.class_names)}: {', '.join(map(markdown, context.class_names))}"),
-        ("Seed", context.seed),
-        ("Hardware", context.hardware),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in context.versions.items())),
-        ("Time", ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in context.durations.items())),
-        ("Every setting", f"[{context.config_path}]({context.config_path})"),
-    ]
-    facts_table = markdown_table(("Fact", "Value"), [fact for fact in facts if fact[1] != ""], text_columns=2)
-    parts = [f"# {context.title}", "## What was run", code_block(context.command, "bash"), facts_table]
+    parts = [f"# {context.title}", *map(markdown, context.verdict), f"**{context.headline}**"]
+    if context.look_at:
+        parts.append("\n".join(f"- {markdown(line)}" for line in context.look_at))
+    if context.sheet:
+        parts += ["## Contact sheet", _picture(context.sheet)]
+    if context.overlays:
+        parts.append(f"Every label map over its photo: [{context.overlays}]({context.overlays})")
+    if context.odd:
+        parts += ["## Photos to look at first", "Found without any mask; left the photo, right its label map."]
+        parts += [
+            f"![{number}]({odd.file})\n\n{code_span(odd.image_id)}: {markdown('; '.join(odd.reasons))}"
+            for number, odd in enumerate(context.odd, start=1)
+        ]
     parts += ["## Scores", *_score_section(context)]
     if context.segmenters:
         parts += ["## Segmentation network", *_segmenter_section(context)]
     if context.label_free:
-        parts += ["## Without ground truth", context.label_free]
+        parts += ["## Without ground truth", context.label_free.markdown()]
     parts += ["## Warnings", "\n".join(f"- {markdown(warning)}" for warning in context.warnings) or "None."]
     parts.append(
         f"Thresholds, coverage and lost classes, class by class: [{context.quality_path}]({context.quality_path})"
@@ -202,11 +157,20 @@ def render_report(context: ReportContext) -> str:
             listed.append(f"- and {len(context.skipped) - SKIPPED_SHOWN} more")
         parts += [f"## Skipped images: {len(context.skipped)}", "\n".join(listed)]
     if context.figures:
-        parts += [
-            "## Figures",
-            *(f"### {caption}\n\n![{caption}]({file})" for caption, file in context.figures.items()),
-        ]
+        parts.append("## Figures")
+        parts += [f"### {caption}\n\n{_picture(Picture(caption, file))}" for caption, file in context.figures.items()]
+    rows = [(name, _linked(value, context.config_path)) for name, value in facts(context)]
+    parts += ["## What was run", code_block(context.command, "bash")]
+    parts.append(markdown_table(("Fact", "Value"), rows, text_columns=2))
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(picture: Picture) -> str:
+    return f"![{picture.caption}]({picture.file})"
+
+
+def _linked(value: Any, path: str) -> str:
+    return f"[{path}]({path})" if value == path else markdown(value)
 
 
 def _score_section(context: ReportContext) -> list[str]:

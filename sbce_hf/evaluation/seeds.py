@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .quality import StageQuality
-from .report import ScoreRow
+from .scores import ScoreRow
 from .tables import Table, percent
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config import RunConfig
-from ..evaluation.report import ScoreRow, SegmenterRow
 from ..evaluation.scan import LEAK_MARK
+from ..evaluation.scores import ScoreRow, SegmenterRow
 from ..evaluation.tables import markdown_table, percent
 from ..text import code_block, code_span, markdown
 from .licenses import License

@@ -7,7 +7,9 @@ from typing import Literal
 from ..files import read_json
 
 # In a run directory.
-CONFIG, NOTES, REPORT, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "quality.md"
+CONFIG, NOTES, REPORT, PAGE, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "report.html", "quality.md"
+# The final label maps over their photos.
+OVERLAYS = "overlays"
 # The training images of the start, for a start after which some of them cannot be read.
 IMAGES = "images.json"
 # In the notes of a run that has ended: where its results lie, relative to its directory.

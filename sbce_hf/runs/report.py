@@ -4,6 +4,7 @@ Nothing is scored here, and a figure is drawn again only when a stage that it sh
 the truth column of the contact sheet is read.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..config import RunConfig
+from ..data.decoding import UnreadableError
 from ..data.schema import SkippedImage
 from ..evaluation.concerns import concerns
 from ..evaluation.contact_sheet import ContactRow, contact_sheet
 from ..evaluation.curves import plot_curves
+from ..evaluation.overlay import beside
 from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
-from ..evaluation.report import ReportContext, render_report
+from ..evaluation.report import OddPicture, Picture, ReportContext, render_report
+from ..evaluation.report_page import render_page
+from ..evaluation.verdict import verdict
 from ..files import digest, read_json, write_atomic, write_json
 from ..inference.writing import groups_of
 from ..labels.store import LabelStore
@@ -25,8 +30,9 @@ from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import Bench
 from .guard import kept_classes
-from .layout import QUALITY_PAGE, REPORT
-from .scoring import LABELLED, read_quality, score_rows
+from .layout import OVERLAYS, PAGE, QUALITY_PAGE, REPORT
+from .overlays import jpeg
+from .scoring import LABELLED, read_odd, read_quality, score_rows
 from .settings import BCE, labelling_of
 from .single import maps_of
 from .stage import Stage
@@ -37,7 +43,7 @@ SHEET, CURVES, THRESHOLDS = "figures/sheet.png", "figures/curves.png", "figures/
 
 
 def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str]) -> None:
-    """Write `report.md`, `quality.md` and their figures.
+    """Write `report.md`, `report.html`, `quality.md` and their figures.
 
     Args:
         bench: of the run; only the main process calls.
@@ -53,12 +59,11 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
     pictures = _Pictures(run_dir)
     figures = _curves(bench, stages, keys, pictures)
     sheet = _sheet(bench, stages, keys, pictures)
-    if sheet:
-        figures[sheet] = SHEET
     histogram = {stage.name: keys[stage.name] for stage in stages if stage.kind in LABELLED}
     drawn = pictures.draw(THRESHOLDS, histogram, lambda path: plot_thresholds(qualities, path))
     write_atomic(run_dir / QUALITY_PAGE, render_quality(qualities, agreements, THRESHOLDS if drawn else None))
     notes, (scores, segmenters) = bench.notes(), score_rows(run_dir, stages)
+    skipped, look_at = [*bench.images.skipped, *_skipped_later(run_dir, stages)], find_concerns(bench, stages)
     context = ReportContext(
         title="Label maps from image tags",
         command=notes["command"],
@@ -69,22 +74,28 @@ def write_report(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str])
         versions=notes["versions"],
         hardware=notes["hardware"],
         durations=notes.get("durations", {}),
+        verdict=verdict(qualities[-1], scores, len(skipped)) if qualities else (),
+        look_at=look_at,
+        sheet=None if sheet is None else Picture(sheet, SHEET),
+        odd=_odd(bench, labels_of(stages), keys, pictures),
+        overlays=OVERLAYS if config.overlays else "",
         scores=scores,
         score_split=config.data.score_split,
         known_classes=config.labelling.known_classes,
         segmenters=segmenters,
         segmenter_split=None if config.segmenter is None else config.segmenter.score_split,
-        label_free=summary_table(qualities).markdown(),
+        label_free=summary_table(qualities),
         figures=figures,
-        skipped=[*bench.images.skipped, *_skipped_later(run_dir, stages)],
+        skipped=skipped,
         warnings=[
-            *find_concerns(bench, stages),
+            *look_at,
             *bench.images.notes,
             *(warning for quality in qualities for warning in quality.warnings),
         ],
         saliency=_saliency(config),
     )
     write_atomic(run_dir / REPORT, render_report(context))
+    write_atomic(run_dir / PAGE, render_page(context, run_dir))
 
 
 def _skipped_later(run_dir: Path, stages: Sequence[Stage]) -> list[SkippedImage]:
@@ -184,6 +195,27 @@ def _contact_rows(bench: Bench, classifier: Stage, labelled: Stage) -> Iterator[
             refined_label_map=refined.read(maps.image_id) if refined and maps.image_id in refined else None,
             truth=None if bench.scored is None else images.mask(index),
         )
+
+
+def _odd(bench: Bench, labelled: Stage, keys: Mapping[str, str], pictures: _Pictures) -> list[OddPicture]:
+    """Draw the photos to look at first, each beside its label map."""
+    store = LabelStore(labelled.final_store(bench.run_dir))
+    places = {name: index for index, name in enumerate(bench.images.image_ids)}
+    found: list[OddPicture] = []
+    for photo in read_odd(bench.run_dir / labelled.name)[: bench.config.odd_images]:
+        name, index = photo.image_id, places.get(photo.image_id)
+        file = f"{FIGURES}/odd/{len(found) + 1:02d}.jpg"
+
+        def draw(path: Path, name: str = name, index: int = index or 0) -> None:
+            # What can no longer be read has no picture.
+            with contextlib.suppress(UnreadableError):
+                drawn = beside(bench.images.image(index), store.read(name), store.class_names)
+                write_atomic(path, jpeg(drawn))
+
+        shows = {labelled.name: keys[labelled.name], "image": name}
+        if index is not None and name in store and pictures.draw(file, shows, draw):
+            found.append(OddPicture(name, photo.reasons, file))
+    return found
 
 
 def _describe(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ import yaml
 from ..config import RunConfig, to_mapping
 from ..data import TaggedImages
 from ..evaluation.quality import StageQuality
-from ..evaluation.report import ScoreRow, SegmenterRow
+from ..evaluation.scores import ScoreRow, SegmenterRow
 from ..files import remove_leftovers, write_atomic, write_json
 from ..labels.store import LabelStore
 from ..progress import Itinerary
@@ -23,7 +23,8 @@ from ..training.optimization import alternation
 from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
 from .bench import Bench
-from .layout import CONFIG, IMAGES, REPORT, RESULTS
+from .layout import CONFIG, IMAGES, OVERLAYS, PAGE, RESULTS
+from .overlays import draw_overlays
 from .provenance import hardware, versions
 from .rehearsal import rehearse
 from .report import find_concerns, write_report
@@ -38,7 +39,7 @@ class RunSummary:
     """What a finished run leaves.
 
     Args:
-        report: its report.
+        report: its report, a page; `report.md` beside it says the same.
         label_maps: the label store to use: the last round's, or refined, after the CRF if there is one.
         model_dir: the last round's classifier.
         num_images: labelled.
@@ -161,6 +162,9 @@ def run(
         if number >= len(rounds) - 1 and bench.process.is_main_process:
             write_report(bench, stages[: number + 1], keys)
         bench.process.wait_for_everyone()
+    if config.overlays:
+        labelled = LabelStore(labels_of(stages).final_store(bench.run_dir))
+        draw_overlays(bench.images, labelled, bench.run_dir / OVERLAYS)
     summary = _summary(bench)
     results = {"label_maps": summary.label_maps, "classifier": summary.model_dir, "segmenter": summary.segmenter_dir}
     where = {name: path.relative_to(bench.run_dir).as_posix() for name, path in results.items() if path is not None}
@@ -181,7 +185,7 @@ def _summary(bench: Bench) -> RunSummary:
     scores, segmenter_scores = score_rows(run_dir, stages)
     found = {stage.name: read_quality(run_dir / stage.name) for stage in stages if stage.kind in LABELLED}
     return RunSummary(
-        report=run_dir / REPORT,
+        report=run_dir / PAGE,
         label_maps=store.directory,
         model_dir=run_dir / classifier_of(stages).name / "model",
         num_images=len(store.done_ids()),

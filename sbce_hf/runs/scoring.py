@@ -12,8 +12,9 @@ from typing import Any
 from ..config import RunConfig
 from ..data import TaggedImages
 from ..evaluation.confusion import score_store
+from ..evaluation.odd_photos import OddPhoto, odd_photos
 from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quality
-from ..evaluation.report import ScoreRow, SegmenterRow
+from ..evaluation.scores import ScoreRow, SegmenterRow
 from ..files import digest, read_json, write_json
 from ..labels.store import LabelStore
 from ..postprocess.methods import SHARE
@@ -23,6 +24,8 @@ from .guard import kept_note
 from .stage import KEPT, Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
+# Photos that deserve a look; a report shows some of them.
+ODD_KEPT = 100
 # Stages whose label maps are results, and so can be looked at without masks.
 LABELLED = ("classifier", "refinement")
 
@@ -128,7 +131,8 @@ def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
             total=lambda counts: summed(counts, bench.process),
         )
         found = {"with": source.name, **asdict(compared), "per_class_iou": compared.per_class_iou.tolist()}
-    return {"stage": quality.to_plain(), "agreement": found}
+    odd = odd_photos(bench.images.class_names, after, ODD_KEPT)
+    return {"stage": quality.to_plain(), "agreement": found, "odd": [asdict(photo) for photo in odd]}
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -144,6 +148,12 @@ def read_quality(folder: Path) -> tuple[StageQuality, tuple[str, Agreement] | No
     compared = values["agreement"]
     found = None if compared is None else (compared.pop("with"), Agreement.from_plain(compared))
     return StageQuality.from_plain(values["stage"]), found
+
+
+def read_odd(folder: Path) -> list[OddPhoto]:
+    """The photos of a stage that deserve a look, the oddest first."""
+    found = (read_json(folder / QUALITY) or {}).get("odd", [])
+    return [OddPhoto(photo["image_id"], tuple(photo["reasons"])) for photo in found]
 
 
 def score_rows(run_dir: Path, stages: Sequence[Stage]) -> tuple[list[ScoreRow], list[SegmenterRow]]:

@@ -1,6 +1,5 @@
 """The single steps of a run: train one stage, label one split, score a label store; predict."""
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +15,6 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
 from ..errors import UserError
 from ..evaluation.confusion import score_store
-from ..evaluation.overlay import overlay
 from ..files import digest, file_digest, write_atomic
 from ..inference.checkpoints import (
     load_classifier,
@@ -37,11 +35,11 @@ from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
 from ..postprocess.saliency import SaliencyMethod
 from ..processes import share_of
-from ..progress import tracked
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
 from ..training.folder import FitSummary
+from .overlays import draw_overlays
 from .proportions import estimate_proportions
 
 
@@ -180,26 +178,12 @@ def predict_photos(
     images = load_photos(paths, foreground_classes(config), strict=strict, exclude=results)
     summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
     if overlays:
-        _draw_overlays(images, LabelStore(summary.directories[-1]), output_dir / "overlays")
+        draw_overlays(images, LabelStore(summary.directories[-1]), output_dir / "overlays")
     skipped = {**{image.file: image.reason for image in images.skipped}, **summary.skipped}
     if summary.complete:
         listed = [{"file": file, "reason": reason} for file, reason in sorted(skipped.items())]
         write_atomic(output_dir / "skipped.json", json.dumps(listed, indent=1))
     return replace(summary, num_images=len(images) + len(images.skipped), skipped=skipped)
-
-
-def _draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> None:
-    process = PartialState(cpu=use_cpu())
-    ids = images.image_ids
-    own = [index for index in share_of(process).of(range(len(ids))) if ids[index] in store]
-    for index in tracked(own, "overlays", len(own), shown=process.is_main_process):
-        path, label_map = directory / f"{ids[index]}.jpg", store.path(ids[index])
-        if path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime:
-            continue
-        jpeg = io.BytesIO()
-        drawn = overlay(images.image(index), store.read(ids[index]), store.class_names)
-        drawn.save(jpeg, format="JPEG", quality=90)
-        write_atomic(path, jpeg.getvalue())
 
 
 def train_stage(

@@ -11,17 +11,12 @@ from sbce_hf.evaluation import contact_sheet as sheets
 from sbce_hf.evaluation import curves
 from sbce_hf.evaluation.contact_sheet import ContactRow, contact_sheet
 from sbce_hf.evaluation.curves import plot_curves
-from sbce_hf.evaluation.report import (
-    ReportContext,
-    ScoreRow,
-    per_class_table,
-    render_report,
-    score_table,
-)
+from sbce_hf.evaluation.overlay import shown_colours
+from sbce_hf.evaluation.report import ReportContext, render_report
 from sbce_hf.evaluation.scan import LEAK_MARK
+from sbce_hf.evaluation.scores import ScoreRow, per_class_table, score_table
 from sbce_hf.evaluation.tables import Table, markdown_table, percent
 from sbce_hf.files import write_atomic
-from sbce_hf.models.configuration_deeplab import voc_palette
 from sbce_hf.text import duration
 
 HONEST = ScoreRow(
@@ -40,7 +35,7 @@ CONTEXT = ReportContext(
     durations={"bce": 192.0, "round1": 3720.0},
     scores=(LEAK, HONEST),
     score_split="val",
-    label_free="| label-free |",
+    label_free=Table(("Stage", "label-free"), [("round1", "95.0")]),
     figures={"Training": "figures/curves.png"},
     skipped=(SkippedImage("a.jpg", "truncated"),),
     warnings=("round1, cat: collapse",),
@@ -117,7 +112,7 @@ def test_report_says_what_was_run():
         "[quality.md](quality.md)",
         "[config.yaml](config.yaml)",
         "- round1, cat: collapse",
-        "| label-free |",
+        "| Stage | label-free |",
         score_table(CONTEXT.scores).markdown(),
     ):
         assert expected in text, expected
@@ -126,7 +121,7 @@ def test_report_says_what_was_run():
 
 def test_report_without_truth_says_so_and_shows_no_score():
     text = render_report(dataclasses.replace(CONTEXT, score_split=None))
-    assert "No ground truth was given" in text and "| label-free |" in text
+    assert "No ground truth was given" in text and "| Stage | label-free |" in text
     assert "62.3" not in text and "mIoU (%)" not in text and LEAK_MARK not in text
 
 
@@ -224,16 +219,16 @@ def cell_middle(column, side):
     return sheets.LINE_HEIGHT + sheets.GAP + 90, x
 
 
-def test_contact_sheet_paints_maps_in_voc_colours(tmp_path):
+def test_contact_sheet_paints_maps_in_the_colours_of_overlays(tmp_path):
     truth = np.full((40, 60), 2, np.uint8)
     truth[:, 30:] = IGNORE_INDEX
     contact_sheet([contact_row(truth=truth)], ("cat", "dog"), tmp_path / "sheet.png")
     pixels = sheet_pixels(tmp_path / "sheet.png")
-    voc = np.array(voc_palette(3))
+    colours = shown_colours(2)
     grey = (1 - sheets.COLOUR_SHARE) * 128
     # No image has a map after the CRF: truth is the fourth column.
     for column, side, label in ((2, 0, 1), (2, 1, 0), (3, 0, 2)):
-        assert np.abs(pixels[cell_middle(column, side)] - (sheets.COLOUR_SHARE * voc[label] + grey)).max() <= 1
+        assert np.abs(pixels[cell_middle(column, side)] - (sheets.COLOUR_SHARE * colours[label] + grey)).max() <= 1
     assert pixels[cell_middle(0, 0)].tolist() == [128, 128, 128]
     y, x = cell_middle(3, 1)
     ignored = pixels[y - 10 : y + 10, x - 10 : x + 10]
@@ -264,7 +259,7 @@ def test_contact_sheet_grows_by_rows_and_columns(tmp_path):
 def test_legend_wraps_with_many_classes():
     names = [f"a long class name {i}" for i in range(80)]
     row = contact_row(80, 81, label_map=np.tile(np.arange(81, dtype=np.uint8), (80, 1)))
-    legend = sheets._legend([row], names, np.array(voc_palette(81), np.uint8), 900)
+    legend = sheets._legend([row], names, shown_colours(80), 900)
     assert legend.width == 900 and legend.height > 10 * sheets.LINE_HEIGHT
 
 

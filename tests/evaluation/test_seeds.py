@@ -1,7 +1,7 @@
 import numpy as np
 
 from sbce_hf.evaluation.quality import stage_quality
-from sbce_hf.evaluation.report import ScoreRow
+from sbce_hf.evaluation.scores import ScoreRow
 from sbce_hf.evaluation.seeds import seeds_table
 
 NAMES = ("cat", "dog")

@@ -1,17 +1,22 @@
 """Classes and files with names that would be markup, in everything that shows them."""
 
 import json
+from html.parser import HTMLParser
 
 import pytest
 import tiny_run
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from sbce_hf.cli import main
 from sbce_hf.data.schema import SkippedImage
 from sbce_hf.demo.page import _introduction
 from sbce_hf.evaluation.quality import stage_quality
 from sbce_hf.evaluation.quality_page import render_quality
-from sbce_hf.evaluation.report import ReportContext, ScoreRow, SegmenterRow, render_report
+from sbce_hf.evaluation.report import OddPicture, ReportContext, render_report
+from sbce_hf.evaluation.report_page import render_page
+from sbce_hf.evaluation.scores import ScoreRow, SegmenterRow
+from sbce_hf.evaluation.tables import Table
 from sbce_hf.hub.label_info import LabelSetInfo, read_info
 from sbce_hf.hub.labels import _tables
 from sbce_hf.hub.models import find_model, render_model_folder
@@ -72,6 +77,56 @@ def test_report_and_quality_page():
     shown = check(render_report(context), files)
     assert sum(NAMES[2] in line for line in shown) >= 4
     check(render_quality([quality]))
+
+
+class Elements(HTMLParser):
+    """Names and attributes of a page's elements, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_as_a_page(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "odd.jpg")
+    hostile = f'"><img src=x onerror=alert(1)> {NAMES[0]} \x1b[2J\u202e'
+    context = ReportContext(
+        title="A run",
+        command=hostile,
+        seed=0,
+        data=hostile,
+        num_images=1,
+        class_names=NAMES,
+        versions={},
+        hardware="",
+        durations={},
+        verdict=[hostile],
+        look_at=[hostile, *NAMES],
+        odd=[OddPicture(hostile, [hostile], "odd.jpg")],
+        scores=[ScoreRow("bce", "fixed", True, 0.5, dict.fromkeys(NAMES, 0.5), 1, False, hostile)],
+        score_split=hostile,
+        segmenters=[SegmenterRow("adaptive", False, 0.5, dict.fromkeys(NAMES, 0.5), 1, note=hostile)],
+        segmenter_split=hostile,
+        label_free=Table(("Class",), [(hostile,)]),
+        skipped=[SkippedImage(hostile, hostile)],
+        warnings=[hostile],
+        overlays=hostile,
+    )
+    page = Elements(render_page(context, tmp_path))
+    elements = {tag for tag, _ in page.found}
+    assert not elements & {"script", "a", "link", "iframe", "object"}
+    # One picture, and it is in the page; nothing comes from elsewhere.
+    assert [attrs["src"][:23] for tag, attrs in page.found if tag == "img"] == ["data:image/jpeg;base64,"]
+    assert not [name for _, attrs in page.found for name in attrs if name.startswith("on") or name == "href"]
+    assert all(name in page.text for name in NAMES) and page.text.count("onerror=alert(1)") >= 10
+    assert "\x1b" not in page.text and "\u202e" not in page.text and "\\x1b[2J\\u202e" in page.text
 
 
 def test_model_card(tmp_path, monkeypatch):

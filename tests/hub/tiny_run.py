@@ -11,7 +11,7 @@ from PIL import Image
 from sbce_hf.config import RunConfig, from_mapping, to_mapping
 from sbce_hf.evaluation.quality import stage_quality
 from sbce_hf.evaluation.quality_page import render_quality
-from sbce_hf.evaluation.report import ScoreRow, SegmenterRow
+from sbce_hf.evaluation.scores import ScoreRow, SegmenterRow
 from sbce_hf.files import write_json
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
 from sbce_hf.models.image_processing_deeplab import DeepLabImageProcessor

@@ -92,6 +92,13 @@ def test_report_tells_the_rules_apart_and_marks_the_leak(finished):
     for picture in ("curves.png", "sheet.png", "thresholds.png"):
         with Image.open(run_dir / "figures" / picture) as image:
             assert min(image.size) > 100
+    page = (run_dir / "report.html").read_text()
+    # In the order in which a reader wants it: what came of it, pictures, scores, and only then versions.
+    order = [
+        page.index(word) for word in ("photos have a label map", "data:image/", "look at first", ">Scores<", "torch")
+    ]
+    assert order == sorted(order) and summary.report == run_dir / "report.html"
+    assert len(list((run_dir / "overlays").glob("*.jpg"))) == 12
     assert "round_1" in (run_dir / "quality.md").read_text()
     assert (run_dir / "config.yaml").is_file()
 
