@@ -8,7 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import check, convert, demo, export, label, predict, prepare, push, run, train
+from .. import __version__
+from . import check, convert, demo, export, label, predict, prepare, push, recipes, run, train
 from .common import say
 from .console import set_up
 from .mistakes import DEFECT, told_in_one_line
@@ -40,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sbce", description="Image tags in, pixel-level label maps out: Adaptive Spatial-BCE."
     )
+    parser.add_argument("--version", action="version", version=f"sbce {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (check, run, train, label, predict, export, demo, prepare, convert, push):
+    for module in (check, run, recipes, train, label, predict, export, demo, prepare, convert, push):
         module.add(commands)
     return parser

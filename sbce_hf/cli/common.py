@@ -59,10 +59,18 @@ def add_recipe_command(
     return parser
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, recipe: str | None = None) -> None:
-    """Add what [`config_from`] reads; see [`add_recipe_command`]."""
+def add_recipe_options(parser: argparse.ArgumentParser, recipe: str | None = None, named: bool = False) -> None:
+    """Add what [`config_from`] reads; see [`add_recipe_command`].
+
+    Args:
+        parser: to add it to.
+        recipe: see [`add_recipe_command`].
+        named: the command has an argument of its own for the recipe.
+    """
     what = "a built-in recipe's name, or a YAML file"
-    if recipe is None:
+    if named:
+        parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
+    elif recipe is None:
         parser.add_argument("--recipe", required=True, metavar="NAME", help=what)
         parser.add_argument("--data-dir", metavar="DIR", help="the recipe's data.data_dir")
     else:

@@ -41,9 +41,10 @@ class Range:
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
-        return None if holds else self._in_words()
+        return None if holds else self.in_words()
 
-    def _in_words(self) -> str:
+    def in_words(self) -> str:
+        """The bounds, such as `"0 to 1"`; `""` without any."""
         if self.above is not None and self.below is not None:
             return f"between {self.above} and {self.below}"
         if self.at_least is not None and self.at_most is not None:

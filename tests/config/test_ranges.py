@@ -139,6 +139,8 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         "log_every",
         "crf_workers",
         "contact_images",
+        "odd_images",
+        "overlays",
         "strict",
         "outside_files",
         # The table's content decides.

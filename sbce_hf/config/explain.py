@@ -1,0 +1,104 @@
+"""What a recipe's key means: its documentation, type, default and range, read from the dataclasses themselves."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from .parsing import to_mapping
+from .ranges import Checked, Range
+from .recipes import RECIPES
+from .run import RunConfig
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A key of a recipe.
+
+    Args:
+        key: dotted, as `--set` takes it.
+        documentation: one paragraph.
+        kind: its type, as Python writes it.
+        default: where a recipe does not say it; `None` as well where a section has none.
+        range: what a number may be, in words; `""` for no bounds.
+        value: of the config that was asked about.
+    """
+
+    key: str
+    documentation: str
+    kind: str
+    default: Any
+    range: str
+    value: Any
+
+
+def explain_key(config: RunConfig, key: str) -> Explained:
+    """Look a key up.
+
+    Args:
+        config: whose value is told.
+        key: dotted, such as `"spatial.lr"`; a section such as `"spatial"` is a key as well.
+
+    Raises:
+        UserError: no such key; names the nearest one.
+    """
+    section: type = RunConfig
+    value: Any = config
+    *parents, name = key.split(".")
+    for number, part in enumerate([*parents, name]):
+        hints = typing.get_type_hints(section)
+        if part not in hints:
+            where = ".".join(key.split(".")[:number])
+            near = difflib.get_close_matches(part, hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(hints))}"
+            raise UserError(f"--explain {key}: {where or 'a recipe'} has no key {part!r}; {hint}")
+        value = None if value is None else getattr(value, part)
+        if number < len(parents):
+            inner = _section_of(hints[part])
+            if inner is None:
+                raise UserError(
+                    f"--explain {key}: {part} has no keys of the recipe's; fields of a network are documented in "
+                    "sbce_hf/models/configuration_spatial_bce.py, _irn.py and _deeplab.py"
+                )
+            section = inner
+    field = next(f for f in dataclasses.fields(section) if f.name == name)
+    declared = section.declared(name) if issubclass(section, Checked) else {}
+    bounds = declared.get("range", Range()).in_words()
+    kind = re.sub(r"[\w.]+\.(?=\w)|<class '|'>", "", str(hints[name]))
+    return Explained(key, _documented(section, name), kind, _default(field), bounds, _plain(value))
+
+
+def summaries() -> dict[str, str]:
+    """The built-in recipes, each with the line that its file begins with."""
+    first = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(RECIPES.glob("*.yaml"))}
+    return {name: line.removeprefix("#").strip() for name, line in first.items()}
+
+
+def _section_of(hint: Any) -> type | None:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+
+
+def _documented(section: type, name: str) -> str:
+    """The paragraph on a field in the docstring of its class, or of a class that it inherits from."""
+    for base in section.__mro__:
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        found = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", text, re.MULTILINE)
+        if found:
+            return " ".join(line.strip() for line in found[1].splitlines())
+    return ""
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return _plain(field.default)
+    return None if field.default_factory is dataclasses.MISSING else _plain(field.default_factory())
+
+
+def _plain(value: Any) -> Any:
+    return to_mapping(value) if dataclasses.is_dataclass(value) else list(value) if type(value) is tuple else value
