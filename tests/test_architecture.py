@@ -1,4 +1,4 @@
-"""The rules of the README's picture of the package, held by a test."""
+"""The rules of the picture of the package in CONTRIBUTING.md, held by a test."""
 
 import ast
 import subprocess

@@ -47,7 +47,7 @@ def test_the_source_archive_holds_what_an_installation_does_not(tmp_path):
     skipped = shutil.ignore_patterns("__pycache__", "*.py[cod]", ".hypothesis")
     for name in kept:
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=skipped)
-    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
@@ -56,3 +56,22 @@ def test_the_source_archive_holds_what_an_installation_does_not(tmp_path):
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
     assert files <= held and {"scripts/fuzz.py", "tests/hostile/readers.py", "space/app.py"} <= held
+
+
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "sbce_hf").rglob("README.md"), *REPOSITORY.glob("s*/README.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_to_files_and_headings(path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", path.read_text(encoding="utf-8")):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_readme_is_short_and_names_what_ci_runs():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 180 and '"[test]" && pytest' in readme.replace('".[test]"', '"[test]"')
+    assert 10_000 < (REPOSITORY / "space" / "example.png").stat().st_size < 150_000
