@@ -37,6 +37,22 @@ _ROOMS = {
     "import_released": "importers.released",
     "import_trunk": "importers.trunks",
     "run": "runs.run",
+    "images_from_lists": "data.lists",
+    "TaggedImages": "data.schema",
+    "label_photos": "inference.photos",
+    "load_checkpoint": "demo.explain",
+    "explain": "demo.explain",
+    "evaluate_labels": "runs.single",
+    "spatial_bce_loss": "models.losses_spatial_bce",
+    "threshold_loss": "models.losses_spatial_bce",
+    "proportion_kl": "models.losses_spatial_bce",
+    "quantile_threshold": "models.losses_spatial_bce",
+    "segmentation_loss": "models.losses_segmentation",
+    "boundary_loss": "models.losses_irn",
+    **dict.fromkeys(
+        ("DataConfig", "TrainingConfig", "LabellingConfig", "CrfConfig", "PredictionConfig", "SegmenterConfig"),
+        "config",
+    ),
 }
 
 __all__ = ["__version__", *_ROOMS]

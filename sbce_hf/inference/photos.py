@@ -1,0 +1,81 @@
+"""Photos and tags in memory, through a classifier, to label maps in memory."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..config import LabellingConfig
+from ..data.preprocessing import Preprocessing
+from ..errors import UserError
+from ..models.configuration_checks import label_names
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.rules import apply_rule
+from ..references import local_checkpoint
+from .checkpoints import labelling_side, load_classifier
+from .views import class_maps
+
+
+def label_photos(
+    model: SpatialBceForImageClassification | str | os.PathLike[str],
+    photos: Sequence[Image.Image],
+    tags: Sequence[Sequence[str]] | None,
+    config: LabellingConfig | None = None,
+) -> list[np.ndarray]:
+    """Label a few photos; for many, which should survive a power cut, there is [`label_images`].
+
+    Args:
+        model: a trained classifier, or its folder, or a Hub id with an optional `@revision`.
+        photos: of any modes and sizes.
+        tags: names of the classes on each photo; `None` predicts them.
+        config: views, rule and dense CRF; by default one view of the checkpoint's size, the learned thresholds and the
+            CRF.
+
+    Returns:
+        Label maps, uint8 of shape `(H, W)`: 0 is background, `c + 1` the model's class `c`.
+
+    Raises:
+        UserError: a tag that is no class of the model, or not one list of tags for each photo.
+
+    Example:
+        >>> from PIL import Image
+        >>> from sbce_hf import SpatialBceConfig, SpatialBceForImageClassification, label_photos
+        >>> names = {0: "cup", 1: "plate"}
+        >>> config = SpatialBceConfig(trunk="test_resnet", id2label=names, label2id={"cup": 0, "plate": 1})
+        >>> model = SpatialBceForImageClassification(config)
+        >>> (label_map,) = label_photos(model, [Image.new("RGB", (48, 32))], [["plate"]])
+        >>> label_map.shape, set(label_map.flat) <= {0, 2}
+        ((32, 48), True)
+    """
+    if isinstance(model, (str, os.PathLike)):
+        folder = local_checkpoint(model if isinstance(model, str) else Path(model))
+        config = config or LabellingConfig(image_size=labelling_side(folder), scales=(1.0,))
+        model = load_classifier(folder)
+    config = config or LabellingConfig(scales=(1.0,))
+    names = label_names(model.config)
+    labels = None
+    if tags is not None:
+        if len(tags) != len(photos):
+            raise UserError(f"tags: got {len(tags)}, expected one list for each of {len(photos)} photos")
+        for number, own in enumerate(tags):
+            if isinstance(own, str) or any(tag not in names for tag in own):
+                raise UserError(f"tags of photo {number}: got {own!r}, expected a list of {list(names)}")
+        labels = np.array([[name in own for name in names] for own in tags], np.float32)
+    known = config.known_classes if labels is not None else "predicted"
+    config = replace(config, known_classes=known)
+    upright = [photo.convert("RGB") for photo in photos]
+    found = []
+    for photo, maps in zip(
+        upright, class_maps(model, upright, labels, config, preprocessing=Preprocessing.of(model.config)), strict=True
+    ):
+        label_map = apply_rule(maps, config).label_map
+        if config.crf is not None:
+            # Here, so that photos are labelled without a CRF where pydensecrf could not be compiled.
+            from ..postprocess.crf import dense_crf
+
+            label_map = dense_crf(np.asarray(photo), label_map, maps.classes.tolist(), config.crf)
+        found.append(label_map)
+    return found

@@ -1,0 +1,70 @@
+import doctest
+import inspect
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sbce_hf
+from sbce_hf.errors import UserError
+
+# Names with an example in their docstring; a name that gets one is added here by the next test's failing.
+WITH_EXAMPLES = ("images_from_lists", "label_photos")
+
+
+@pytest.mark.parametrize("name", sbce_hf.__all__)
+def test_public_names_are_there_and_documented(name):
+    public = getattr(sbce_hf, name)
+    assert name == "__version__" or inspect.getdoc(public)
+
+
+def test_every_example_is_known():
+    found = [name for name in sbce_hf.__all__ if ">>>" in (inspect.getdoc(getattr(sbce_hf, name)) or "")]
+    assert sorted(found) == sorted(WITH_EXAMPLES)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_work(name):
+    found = doctest.DocTestFinder(recurse=False).find(getattr(sbce_hf, name), name, globs={})
+    results = [doctest.DocTestRunner().run(example) for example in found]
+    assert sum(result.attempted for result in results) and not sum(result.failed for result in results)
+
+
+PHOTOS = [Image.new("RGB", (20, 16), colour) for colour in ("red", "green", "blue")]
+
+
+@pytest.mark.parametrize(
+    ("tags", "options", "message"),
+    [
+        ([["a"]], {}, "tags: got 1, expected one for each of 3 photos"),
+        ([["a"], ["b"], "ab"], {}, "photo '2': got 'ab', expected a list"),
+        ([["a"], ["b"], ["c"]], {"class_names": ["a", "b"]}, "photo '2': got 'c'"),
+        ([["a"], ["b"], []], {"image_ids": ["x", "x", "y"]}, "occurs twice"),
+        ([["a"], ["a"], []], {"class_names": ["a", "b"]}, "no image of split 'train'.*tag b"),
+    ],
+)
+def test_lists_that_do_not_fit(tags, options, message):
+    with pytest.raises(UserError, match=message):
+        sbce_hf.images_from_lists(PHOTOS, tags, **options)
+
+
+def test_files_and_pictures_are_the_same_images(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, photo in zip(paths, PHOTOS, strict=True):
+        photo.save(path)
+    tags = [["b", "a"], [], ["b"]]
+    for images in (sbce_hf.images_from_lists(paths, tags), sbce_hf.images_from_lists(PHOTOS, tags)):
+        assert [np.asarray(images.image(index))[0, 0].tolist() for index in (0, 2)] == [[255, 0, 0], [0, 0, 255]]
+        assert images.label_matrix().tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_photos_are_labelled_like_a_checkpoint_explains_them(tmp_path):
+    config = sbce_hf.SpatialBceConfig(trunk="test_resnet", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    sbce_hf.SpatialBceForImageClassification(config).save_pretrained(tmp_path)
+    photo = Image.effect_noise((40, 32), 80).convert("RGB")
+    (label_map,) = sbce_hf.label_photos(str(tmp_path), [photo], [["b"]])
+    explained = sbce_hf.explain(sbce_hf.load_checkpoint(str(tmp_path)), photo, ["b"], sbce_hf.CrfConfig())
+    assert (label_map == explained.label_map).all()
+    assert sbce_hf.label_photos(tmp_path, [photo], None)[0].shape == (32, 40)
+    with pytest.raises(UserError, match="photo 0: got .'c'., expected a list of"):
+        sbce_hf.label_photos(tmp_path, [photo], [["c"]])
