@@ -38,6 +38,7 @@ _ROOMS = {
     "import_trunk": "importers.trunks",
     "run": "runs.run",
     "images_from_lists": "data.lists",
+    "register_source": "data",
     "TaggedImages": "data.schema",
     "label_photos": "inference.photos",
     "load_checkpoint": "demo.explain",

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 import sbce_hf
+import sbce_hf.data
 from sbce_hf.errors import UserError
 
 # Names with an example in their docstring; a name that gets one is added here by the next test's failing.
-WITH_EXAMPLES = ("images_from_lists", "label_photos")
+WITH_EXAMPLES = ("images_from_lists", "label_photos", "register_source")
 
 
 @pytest.mark.parametrize("name", sbce_hf.__all__)
@@ -28,6 +29,14 @@ def test_examples_work(name):
     found = doctest.DocTestFinder(recurse=False).find(getattr(sbce_hf, name), name, globs={})
     results = [doctest.DocTestRunner().run(example) for example in found]
     assert sum(result.attempted for result in results) and not sum(result.failed for result in results)
+
+
+def test_a_source_of_one_s_own_is_known_by_its_name_and_replaces_none(monkeypatch):
+    monkeypatch.setattr(sbce_hf.data, "SOURCES", set(sbce_hf.data.SOURCES))
+    with pytest.raises(UserError, match="'voc' is a source of this package"):
+        sbce_hf.register_source("voc", lambda config, split: None)
+    with pytest.raises(UserError, match="data.source: got 'foldr'; did you mean 'folder'"):
+        sbce_hf.load_recipe("own-data", {"data": {"source": "foldr"}})
 
 
 PHOTOS = [Image.new("RGB", (20, 16), colour) for colour in ("red", "green", "blue")]

@@ -1,12 +1,16 @@
 """Where images and tags come from, and how training images are varied."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
 from ..errors import UserError
-from .ranges import Checked, free_switch, free_text, number
+from .ranges import Checked, free_switch, free_text, number, shown
+
+# Readers are modules of the room `data` with these names; `data.register_source` adds others.
+SOURCES = {"shapes", "voc", "coco", "folder", "hub"}
 
 
 @strict
@@ -16,7 +20,8 @@ class DataConfig(Checked):
 
     Args:
         source: `"shapes"` (the embedded example), `"voc"` (a VOC devkit folder), `"coco"` (COCO's folders), `"folder"`
-            (photos and their tags, in any form of `data/layout.py`) or `"hub"` (a Hugging Face dataset).
+            (photos and their tags, in any form of `data/layout.py`), `"hub"` (a Hugging Face dataset), or what
+            `sbce_hf.register_source` has added.
         data_dir: folder of a `voc`, `coco` or `folder` source.
         tags_file: tags table (of `coco`: instances file), relative to `data_dir`; by default the one that is found
             there.
@@ -45,7 +50,7 @@ class DataConfig(Checked):
 
     SECTION = "data"
 
-    source: Literal["shapes", "voc", "coco", "folder", "hub"] = "folder"
+    source: str = "folder"
     data_dir: str | None = None
     tags_file: str | None = None
     separator: str | None = free_text()
@@ -66,7 +71,11 @@ class DataConfig(Checked):
     shapes_seed: int = number(0, at_least=0)
 
     def validate_source(self) -> None:
-        """Each source has what it needs."""
+        """It is one that there is, and has what it needs."""
+        if self.source not in SOURCES:
+            near = difflib.get_close_matches(self.source, SOURCES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(SOURCES))}"
+            raise UserError(f"data.source: got {shown(self.source)}; {hint}")
         if self.source in ("voc", "coco", "folder") and self.data_dir is None:
             raise UserError(f"data.data_dir: missing, but source {self.source!r} reads a folder; pass --data-dir")
         if self.source == "hub" and self.dataset is None:
