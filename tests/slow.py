@@ -31,6 +31,7 @@ SLOW = (
     "tests/runs/test_rehearsal.py::test_a_whole_run_with_other_trunks_than_convolutional_ones",
     "tests/runs/test_saliency_stage.py",
     "tests/runs/test_segment.py",
+    "tests/test_cli.py::test_interrupted_from_the_keyboard",
     "tests/training/test_distributed.py",
     "tests/training/test_loop.py::test_interrupted_anywhere_the_result_is_bit_identical",
     "tests/training/test_loop.py::test_killed_at_random_moments_the_result_is_bit_identical",
