@@ -21,7 +21,7 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..errors import UserError
 from ..labels.variants import variants
 from ..postprocess.affinity import cosine_affinity, spread, transition
-from ..postprocess.crf import CrfPool
+from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, RuleMethod
 from ..postprocess.rules import ClassMaps
 from .views import MIN_SIDE, to_pixels

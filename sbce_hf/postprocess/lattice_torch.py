@@ -161,7 +161,7 @@ def _scales(dims: int) -> np.ndarray:
 def _embedded(
     features: Tensor, scales: Tensor, strides: Tensor, photo: Tensor, real: Tensor, offset: int, cells: int
 ) -> tuple[Tensor, Tensor]:
-    """As `lattice_kernels.embed`: weights, `(P, d + 1)`, and keys, `(d + 1, P)`, each photo's in a range of its own."""
+    """As `lattice_kernels.embed`: weights, `(P, d + 1)`, and keys, `(d + 1, P)`; each photo has a range of its own."""
     dims = len(features)
     size = dims + 1
     total, elevated = torch.zeros_like(features[0]), []
