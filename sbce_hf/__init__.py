@@ -47,7 +47,7 @@ _ROOMS = {
     "spatial_bce_loss": "models.losses_spatial_bce",
     "threshold_loss": "models.losses_spatial_bce",
     "proportion_kl": "models.losses_spatial_bce",
-    "quantile_threshold": "models.losses_spatial_bce",
+    "quantile_threshold": "models.losses_present_classes",
     "segmentation_loss": "models.losses_segmentation",
     "boundary_loss": "models.losses_irn",
     **dict.fromkeys(

@@ -13,7 +13,7 @@ SLOW = (
     "tests/hub/test_stand_in.py::test_upload_cut_at_any_byte",
     "tests/hub/test_stand_in.py::test_upload_cut_at_any_request",
     "tests/importers/test_checkpoints.py::test_bad_files_take_neither_time_nor_memory",
-    "tests/importers/test_names.py::test_torchvision_s_weights_compute_the_same_in_timm_s_network",
+    "tests/importers/test_weight_names.py::test_torchvision_s_weights_compute_the_same_in_timm_s_network",
     "tests/inference/test_classifier_labels.py::test_killed_at_any_moment_and_started_again",
     "tests/inference/test_segmenter_labels.py::test_memory_does_not_grow_with_the_height_times_the_classes",
     "tests/models/test_hostile_checkpoints.py::test_hostile_configurations_are_refused",

@@ -1,8 +1,7 @@
 """The mean field of `lattice.py` in torch, over many photos at once: for a GPU.
 
 Photos of any sizes lie one after another, so that there is one lattice build and one filter for all of them. Pixels
-are spread to vertices by a sparse matrix in sorted order, so nothing depends on the order in which threads happen to
-add.
+are spread to vertices in sorted order, so nothing depends on the order in which threads happen to add.
 """
 
 import importlib
