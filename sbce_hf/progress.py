@@ -6,10 +6,13 @@ counts what it has done ([`Bar`]), and needs to know nothing of the run.
 
 import contextlib
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -80,6 +83,36 @@ class Itinerary:
         return f"{about(stage)} left{run}"
 
 
+_INTERRUPTED = threading.Event()
+
+
+def remember_interrupts() -> None:
+    """Let no Ctrl-C be lost.
+
+    Python prints and forgets the `KeyboardInterrupt` of one that comes while an object is finalised or a process is
+    forked, as at each epoch. The next [`Bar`] that moves raises it again.
+    """
+    report = sys.__unraisablehook__
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _INTERRUPTED.set()
+        signal.default_int_handler(number, frame)
+
+    def unraisable(error: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            report(error)
+
+    _INTERRUPTED.clear()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, remember)
+        sys.unraisablehook = unraisable
+
+
+def interrupted() -> bool:
+    """Whether there was a Ctrl-C since [`remember_interrupts`]."""
+    return _INTERRUPTED.is_set()
+
+
 _CURRENT: ContextVar[Itinerary | None] = ContextVar("itinerary", default=None)
 
 
@@ -125,7 +158,13 @@ class Bar:
         self._bar.close()
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """So many more are done.
+
+        Raises:
+            KeyboardInterrupt: there was a Ctrl-C; see [`remember_interrupts`].
+        """
+        if _INTERRUPTED.is_set() and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
         self._done += count
         if not self._bar.disable:
             self._bar.set_postfix_str(self._state(), refresh=False)

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ def pytest_collection_modifyitems(items):
         test = item.nodeid.partition("[")[0]
         if test in SLOW or test.partition("::")[0] in SLOW:
             item.add_marker("slow")
+    # Files go to processes in this order: those with most of the slow tests first, so that none is left for the end.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

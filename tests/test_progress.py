@@ -2,15 +2,17 @@ import fcntl
 import logging
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
 from sbce_hf import progress
-from sbce_hf.progress import LABELLING, TRAINING, Bar, Itinerary, about, tracked
+from sbce_hf.progress import LABELLING, TRAINING, Bar, Itinerary, about, remember_interrupts, tracked
 
 EXPECTED = {
     "bce": [(TRAINING, 600.0), (LABELLING, 120.0)],
@@ -147,3 +149,25 @@ def test_a_terminal_gets_a_bar_and_one_line():
     text = shown.decode()
     assert "stage 1 of 1, bce: training" in text and "images/s, 5 s left, loss 0.5" in text and "%|" in text
     assert text.count("LINE") == 1 and "LINE stage 1 of 1, bce: " in text
+
+
+def test_an_interrupt_that_a_finaliser_swallows_comes_again(monkeypatch, capfd):
+    """Python prints and forgets what is raised there."""
+
+    class Waits:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    try:
+        remember_interrupts()
+        waits = Waits()
+        del waits
+        with Bar("counting", 2) as bar, pytest.raises(KeyboardInterrupt):
+            bar.update()
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        remember_interrupts()
+        signal.signal(signal.SIGINT, before)

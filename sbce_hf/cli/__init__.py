@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..progress import interrupted, remember_interrupts
 from . import check, convert, demo, export, label, predict, prepare, push, recipes, run, train
 from .common import say
 from .console import set_up
@@ -22,12 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 2
     set_up(options.verbose)
+    remember_interrupts()
     try:
         return options.command(options)
-    except KeyboardInterrupt:
-        say("interrupted; continue with the same command", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        # Also where what fails is a loader whose processes have heard it first.
+        if isinstance(error, KeyboardInterrupt) or interrupted():
+            say("interrupted; continue with the same command", file=sys.stderr)
+            return 130
         line = told_in_one_line(error)
         if line is None:
             error.add_note(DEFECT)

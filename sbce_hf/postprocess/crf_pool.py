@@ -3,6 +3,7 @@
 This file imports nothing heavy: worker processes start with it.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -115,10 +116,21 @@ class _Demanded(Future):
 
 
 def _solve(batch: Sequence[tuple[CrfProblem, Future]], config: CrfConfig, device: "torch.device | str") -> None:
+    import torch
+
     from .lattice_torch import solve
 
     try:
-        solved = solve([problem for problem, _ in batch], config, device)
+        try:
+            # This thread's own device would be the first, where another process has its networks.
+            with torch.cuda.device(device) if str(device).startswith("cuda") else contextlib.nullcontext():
+                solved = solve([problem for problem, _ in batch], config, device)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"the dense CRF of {len(batch)} photos at once needs more memory than {device} has; lower "
+                f"crf.batch_photos (got {config.batch_photos}) and run the same command again: it continues where it "
+                "stopped"
+            ) from error
         for (_, future), label_map in zip(batch, solved, strict=True):
             future.set_result(label_map)
     except BaseException as error:

@@ -244,3 +244,19 @@ def test_a_class_of_which_enough_is_left_is_the_crfs():
     noisy = label_map.copy()
     noisy[5:8, 2:5] = 3
     assert np.array_equal(dense_crf(image, noisy, [2], CONFIG), dense_crf(image, noisy, [2], CrfConfig(min_kept=0.0)))
+
+
+def test_a_device_without_room_for_a_batch_is_told_with_a_remedy(monkeypatch):
+    import torch
+
+    from sbce_hf.postprocess import lattice_torch
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(lattice_torch, "solve", full)
+    image, label_map = _two_halves()
+    with CrfPool(CrfConfig(backend="torch"), 1) as pool:
+        future = pool.submit(image, label_map, [2])
+        with pytest.raises(RuntimeError, match=r"lower crf\.batch_photos \(got 32\)"):
+            future.result()
