@@ -75,7 +75,7 @@ def main() -> None:
             run_dir = output_dir / f"photos{photos or '_all'}-seed{seed}"
             minutes.append(_run(own, run_dir, command_line(options)))
             runs.append(_scores(own, run_dir))
-        sections.append(f"## {photos or 'All'} photos\n\n{_table(runs)}\n\n{_told(minutes)}\n")
+        sections.append(f"## {photos or 'All'} photos\n\n{_table(runs, config.seed)}\n\n{_told(minutes)}\n")
         say(sections[-1])
     from sbce_hf.files import write_atomic
 
@@ -150,7 +150,7 @@ def _score(store: "LabelStore", images: "TaggedImages", truth: "NDArray[np.float
     return Score(classes, float(lost), float(pd.Series(correlations).mean()), float(pd.Series(errors).mean()))
 
 
-def _table(runs: list[dict[str, Score]]) -> str:
+def _table(runs: list[dict[str, Score]], first_seed: int) -> str:
     from sbce_hf.evaluation.tables import markdown_table, percent
 
     rows = []
@@ -162,8 +162,8 @@ def _table(runs: list[dict[str, Score]]) -> str:
         classes = {key: float(np.nanmean([s.classes[key] for s in scores])) for key in scores[0].classes}
         worst = min((key for key in classes if not np.isnan(classes[key])), key=lambda key: classes[key])
         below = [
-            f"{key} (seed {index})"
-            for index, run in enumerate(runs)
+            f"{key} (seed {seed})"
+            for seed, run in enumerate(runs, first_seed)
             for key, value in run[name].classes.items()
             if value < run[best].classes[key] - MARGIN
         ]
