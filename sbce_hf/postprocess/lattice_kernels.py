@@ -17,7 +17,15 @@ import numpy as np
 # Pixels of which the intermediate values fit into the first level of the cache.
 _CHUNK = 512
 
-compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+def compiled(function: Any) -> Any:
+    """Have numba compile a function at its first call, and keep the result where there is a place for it."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's can be written to.
+        return numba.njit(**options)(function)
 
 
 @compiled

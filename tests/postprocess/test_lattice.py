@@ -170,3 +170,16 @@ def test_kernels_for_cuda_answer_like_torch():
         text=True,
     )
     assert done.stdout == "same\n", done.stderr
+
+
+def test_without_a_place_for_a_cache_it_is_compiled_each_time(monkeypatch):
+    """As where neither the package's folder nor the user's can be written to."""
+    from numba.core.dispatcher import Dispatcher
+
+    from sbce_hf.postprocess.lattice_kernels import compiled
+
+    def no_place(self):
+        raise RuntimeError("cannot cache function '<lambda>': no locator available")
+
+    monkeypatch.setattr(Dispatcher, "enable_caching", no_place)
+    assert compiled(lambda x: x + 1)(1) == 2
