@@ -57,11 +57,12 @@ def main() -> None:
 
 def _compare(name: str, plain: Callable[[], None], ours: Callable[[], None], repeats: int) -> None:
     # All plain runs first: the allocator cannot be tuned back.
-    slow, fast = _median(plain, repeats), _median(ours, repeats)
+    slow, fast = median(plain, repeats), median(ours, repeats)
     print(f"{name}: {slow * 1000:.1f} ms / {fast * 1000:.1f} ms = {slow / fast:.2f}")
 
 
-def _median(function: Callable[[], None], repeats: int) -> float:
+def median(function: Callable[[], object], repeats: int) -> float:
+    """Median seconds by the clock, after a first time."""
     function()
     seconds = []
     for _ in range(repeats):
@@ -117,7 +118,7 @@ def _measure_training(options: argparse.Namespace) -> None:
     import torch
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    loss = _median(_loss_alone(options, device), options.repeats)
+    loss = median(_loss_alone(options, device), options.repeats)
     print(f"loss and its gradient alone, float32: {loss * 1000:.1f} ms")
     for name, half, channels_last, compiled in VARIANTS:
         torch.compiler.reset()
@@ -125,7 +126,7 @@ def _measure_training(options: argparse.Namespace) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
-            seconds = _median(_training(options, device, half, channels_last, compiled), options.repeats)
+            seconds = median(_training(options, device, half, channels_last, compiled), options.repeats)
         except RuntimeError as error:
             print(f"{name}: failed: {str(error).splitlines()[0]}")
             continue

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from benchmark import median
 from benchmark_training import Pair, check, measure
 
 if TYPE_CHECKING:
@@ -98,24 +99,13 @@ def _crf_on_the_gpu(photos: int, repeats: int) -> None:
     config = CrfConfig()
     problems = [label_problem(_photo(i % 8), _patches(3, 3, i), [0, 1], config) for i in range(photos)]
     given = [problem for problem in problems if problem is not None]
-    seconds = wall(lambda: solve(given, config, "cuda"), repeats)
+    seconds = median(lambda: solve(given, config, "cuda"), repeats)
     peak = torch.cuda.max_memory_allocated() / 2**30
     print(
         f"CRF, 3 labels, {SIZE[1]} x {SIZE[0]}, torch, batches of {photos}: {photos / seconds:.0f} photos/s with "
         f"transfers, peak memory {peak:.1f} GiB",
         flush=True,
     )
-
-
-def wall(function: Callable[[], Any], repeats: int) -> float:
-    """Median seconds by the clock, after a first time."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def _labelling(trunk: str, size: int, photos: int, repeats: int) -> None:

@@ -29,7 +29,7 @@ class CrfConfig(Checked):
             small thing on a busy ground is smoothed away, and its photo would teach that it is not there. 0 is off.
         backend: who computes it: `"numba"`, in threads; `"torch"`, many photos at once on the device of the networks;
             `"pydensecrf"`, the reference, in processes; `"auto"`, torch beside a network on a GPU, otherwise numba.
-            Their numbers are the same up to rounding.
+            Their numbers are the same up to rounding. A single photo, as on the page, is never torch's.
         batch_photos: photos that go through the CRF together with `backend` `"torch"`.
     """
 

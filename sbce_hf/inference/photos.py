@@ -13,6 +13,7 @@ from ..data.preprocessing import Preprocessing
 from ..errors import UserError
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.crf import dense_crf
 from ..postprocess.rules import apply_rule
 from ..references import local_checkpoint
 from .checkpoints import labelling_side, load_classifier
@@ -73,9 +74,6 @@ def label_photos(
     ):
         label_map = apply_rule(maps, config).label_map
         if config.crf is not None:
-            # Here, so that photos are labelled without a CRF where pydensecrf could not be compiled.
-            from ..postprocess.crf import dense_crf
-
             label_map = dense_crf(np.asarray(photo), label_map, maps.classes.tolist(), config.crf)
         found.append(label_map)
     return found

@@ -88,7 +88,7 @@ def predict_images(
     Killed at any moment and called again, it ends with the same bytes, see [`write_stores`].
 
     With a sliding window, the probabilities of one row of windows are held and no more: finished rows of the image
-    become label values. So that this holds with a CRF too, it refines each window by itself, in worker processes, and
+    become label values. So that this holds with a CRF too, it refines each window by itself, meanwhile, and
     a pixel gets the answer of the window whose middle is nearest.
 
     Args:

@@ -93,11 +93,15 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, config:
     Raises:
         ValueError: an image that is not uint8 RGB, sizes that differ, or fewer than two labels.
     """
+    _check_probabilities(image, probabilities)
+    unary = -np.log(np.clip(probabilities, MIN_PROBABILITY, 1, dtype=np.float32))
+    return _mean_field(image, unary.reshape(len(probabilities), -1), config, np.zeros(0, np.int64))
+
+
+def _check_probabilities(image: np.ndarray, probabilities: np.ndarray) -> None:
     if probabilities.ndim != 3:
         raise ValueError(f"CRF probabilities: got shape {probabilities.shape}, expected (labels, H, W)")
     _check_sizes(image, probabilities.shape[1:], len(probabilities))
-    unary = -np.log(np.clip(probabilities, MIN_PROBABILITY, 1, dtype=np.float32))
-    return _mean_field(image, unary.reshape(len(probabilities), -1), config, np.zeros(0, np.int64))
 
 
 def _check_sizes(image: np.ndarray, shape: tuple[int, ...], num_labels: int) -> None:
@@ -224,11 +228,9 @@ def dense_crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, c
 
 def probability_problem(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> CrfProblem:
     """What [`dense_crf_from_probabilities`] has the CRF decide."""
+    _check_probabilities(image, probabilities)
     size = _crf_size(image, config)
-    if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2]:
-        # Told by the CRF, which expects the image's size.
-        size = image.shape[:2]
-    elif size != image.shape[:2]:
+    if size != image.shape[:2]:
         probabilities = np.stack([_resized(values, size) for values in probabilities])
     return CrfProblem(
         _resized(image, size), len(probabilities), None, probabilities, lambda winner: winner, image.shape[:2]

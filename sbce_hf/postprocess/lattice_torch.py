@@ -4,7 +4,7 @@ Photos of any sizes lie one after another, so that there is one lattice build an
 are spread to vertices in sorted order, so nothing depends on the order in which threads happen to add.
 """
 
-import importlib
+import importlib.util
 import math
 import warnings
 from collections.abc import Sequence

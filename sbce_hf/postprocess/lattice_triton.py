@@ -58,7 +58,7 @@ def _gather(
 
 @triton.jit
 def _exp(x):
-    """As `lattice_kernels.exp`: Triton's own is off by the rounding of `x / ln 2`, which mean field makes much of."""
+    """As in `lattice_kernels.py`, for the same rounding."""
     x = tl.maximum(x, -70.0)
     power = (x * 1.44269504 + 12582912.0) - 12582912.0
     x = (x - power * 0.693359375) + power * 2.12194440e-4

@@ -19,6 +19,7 @@ PACKAGES = (
     "datasets",
     "accelerate",
     "numpy",
+    "numba",
     "pydensecrf2",
 )
 
