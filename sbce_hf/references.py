@@ -7,6 +7,8 @@ from typing import Literal
 
 # Never a pickle.
 CHECKPOINT_FILES = ("*.json", "*.safetensors")
+# Seconds that the Hub has for a first answer.
+PATIENCE = 5
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -23,6 +25,30 @@ def is_cached(name: str, *files: str) -> bool:
 
     identifier, revision = split_revision(name)
     return any(isinstance(try_to_load_from_cache(identifier, file, revision=revision), str) for file in files)
+
+
+def require_answer(what: str, name: str, remedy: str) -> None:
+    """Ask the Hub once whether it is there: downloading would try again and again for a minute.
+
+    Args:
+        what: will be downloaded.
+        name: its id.
+        remedy: what to do without the Hub.
+
+    Raises:
+        FileNotFoundError: no answer came; any other answer than hoped for is told by the download.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("offline mode is on, HF_HUB_OFFLINE")
+        get_session().head(hf_hub_url(name, "config.json"), timeout=PATIENCE)
+    except (OSError, HTTPError) as error:
+        raise FileNotFoundError(
+            f"{what}: {name} is not in the cache, and the Hub does not answer ({error}); {remedy}"
+        ) from error
 
 
 def local_checkpoint(name: str | os.PathLike[str]) -> Path:

@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import timm
-from huggingface_hub import constants
 
 from ..models.modeling_trunk_backbone import PREFIX
 from ..models.modeling_trunk_weights import preprocessing_record
-from ..references import is_cached
-from ..training.backbones import CONFIG, WEIGHTS, is_elsewhere
+from ..references import is_cached, require_answer
+from ..training.backbones import CONFIG, TIMM_FILES, WEIGHTS, is_elsewhere
 
 
 class Needs:
@@ -63,7 +62,7 @@ class Needs:
         if known.hf_hub_id is None:
             self.lines.append(f"{what}: pretrained, from {known.url}")
             return "random"
-        downloaded = self.downloaded(what, known.hf_hub_id, "model.safetensors", "pytorch_model.bin")
+        downloaded = self.downloaded(what, known.hf_hub_id, *TIMM_FILES)
         return weights if downloaded else "random"
 
     def space(self, what: str, size: int, folder: Path) -> None:
@@ -84,8 +83,10 @@ class Needs:
             self.lines.append(f"{what}: {repo} (found, downloaded before)")
             return True
         self.lines.append(f"{what}: {repo} (to be downloaded when the run starts)")
-        if constants.HF_HUB_OFFLINE:
-            self._problems.append(f"{what}: {repo} is not in the cache, and HF_HUB_OFFLINE forbids to download it")
+        try:
+            require_answer(what, repo, "connect to it once, or give a file: --trunk-weights FILE")
+        except FileNotFoundError as error:
+            self._problems.append(str(error))
         return False
 
 

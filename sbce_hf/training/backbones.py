@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
+from transformers import PreTrainedModel
+
 from ..errors import UserError
 from ..models.configuration_checks import BACKBONE
 from ..models.modeling_checkpoint import read_json
 from ..models.modeling_trunk_backbone import PREFIX
-from ..references import CHECKPOINT_FILES, download
+from ..models.modeling_trunk_weights import load_trunk_weights
+from ..references import CHECKPOINT_FILES, download, is_cached, require_answer
 
+# What timm keeps on the Hub, the first one that is there.
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 # In a folder of transformers.
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Of a config.json, what describes no architecture.
@@ -57,3 +63,25 @@ def resolve_backbone(fields: Mapping[str, Any], weights: str) -> tuple[dict[str,
         weights = str(folder / WEIGHTS)
     own = {"trunk": f"{PREFIX}{kind}", "backbone_config": {**described, **(fields.get("backbone_config") or {})}}
     return {"output_stride": None, **fields, **own}, weights
+
+
+def load_start(model: PreTrainedModel, weights: str) -> None:
+    """Give a model's trunk the weights that training starts from.
+
+    Args:
+        model: with random weights.
+        weights: see [`load_trunk_weights`]; `"random"` loads nothing.
+
+    Raises:
+        FileNotFoundError: see [`load_trunk_weights`]; or they have to be downloaded, and nobody answers.
+        ValueError: see [`load_trunk_weights`].
+    """
+    if weights == "random":
+        return
+    trunk = getattr(model.config, "trunk", "")
+    known = timm.get_pretrained_cfg(trunk) if timm.is_model(trunk.partition(".")[0]) else None
+    repository = known.hf_hub_id if weights == "pretrained" and known is not None else None
+    if repository is not None and not is_cached(repository, *TIMM_FILES):
+        remedy = "connect to it once, or fetch the file elsewhere and give it: --trunk-weights FILE"
+        require_answer(f"trunk weights of {trunk!r}", repository, remedy)
+    load_trunk_weights(model, weights)

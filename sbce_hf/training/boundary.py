@@ -14,8 +14,7 @@ from ..data.preprocessing import Preprocessing
 from ..labels.label_maps import LabelMaps, check_label_maps
 from ..models.configuration_irn import IrnConfig
 from ..models.modeling_irn import IrnModel
-from ..models.modeling_trunk_weights import load_trunk_weights
-from .backbones import resolve_backbone
+from .backbones import load_start, resolve_backbone
 from .crops import SegmentationDataset
 from .folder import FitSummary
 from .loop import fit
@@ -71,8 +70,7 @@ def create_boundary_network(fields: Mapping[str, Any], trunk_weights: str, seed:
     set_seed(seed)
     fields, trunk_weights = resolve_backbone(fields, trunk_weights)
     model = IrnModel(IrnConfig(**fields))
-    if trunk_weights != "random":
-        load_trunk_weights(model, trunk_weights)
+    load_start(model, trunk_weights)
     return model
 
 

@@ -21,9 +21,8 @@ from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..models.modeling_trunk_weights import load_trunk_weights
 from ..postprocess.rules import SOFT_RANGE
-from .backbones import resolve_backbone
+from .backbones import load_start, resolve_backbone
 from .crops import LabelledDataset
 from .features import FeatureDataset, compute_features, training_views
 from .folder import FitSummary
@@ -241,6 +240,5 @@ def create_classifier(
     set_seed(seed)
     fields, trunk_weights = resolve_backbone(fields, trunk_weights)
     model = SpatialBceForImageClassification(SpatialBceConfig(**fields, **label_fields(class_names)))
-    if trunk_weights != "random":
-        load_trunk_weights(model, trunk_weights)
+    load_start(model, trunk_weights)
     return model

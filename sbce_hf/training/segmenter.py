@@ -29,9 +29,8 @@ from ..models.image_processing_deeplab import DeepLabImageProcessor
 from ..models.modeling_checkpoint import check_buildable, check_foreign_config, check_loadable, read_json
 from ..models.modeling_deeplab import DeepLabForSemanticSegmentation
 from ..models.modeling_trunk import MAX_PARAMETERS
-from ..models.modeling_trunk_weights import load_trunk_weights
 from ..references import local_checkpoint
-from .backbones import resolve_backbone
+from .backbones import load_start, resolve_backbone
 from .crops import SegmentationDataset
 from .device import use_cpu
 from .folder import FitSummary
@@ -224,8 +223,7 @@ def create_segmenter(
         return DeepLabForSemanticSegmentation.from_classifier(classifier, **config.model)
     fields, weights = resolve_backbone(config.model, config.weights)
     model = DeepLabForSemanticSegmentation(DeepLabConfig(**fields, **labels))
-    if weights != "random":
-        load_trunk_weights(model, weights)
+    load_start(model, weights)
     return model
 
 

@@ -14,7 +14,7 @@ from sbce_hf.config import DataConfig, SegmenterConfig, load_recipe
 from sbce_hf.data import load_images
 from sbce_hf.demo.explain import load_checkpoint
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.references import is_cached, local_checkpoint
+from sbce_hf.references import is_cached, local_checkpoint, require_answer
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.segmenter import create_segmenter
 
@@ -163,3 +163,14 @@ def test_demo_takes_an_id(hub, tiny_recipe, tmp_path):
     config = load_recipe(str(tiny_recipe))
     upload(create_classifier(config.model, ("ant", "bee"), "random", seed=3), tmp_path, "user/classifier")
     assert load_checkpoint("user/classifier@v1").names == ("background", "ant", "bee")
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for_once(hub):
+    hub.cut_at_request(1)
+    before = len(hub.requests)
+    with pytest.raises(FileNotFoundError, match="test_resnet.r160_in1k is not in the cache, .*--trunk-weights FILE"):
+        create_classifier({"trunk": "test_resnet"}, ("ant",), "pretrained")
+    assert len(hub.requests) - before <= 1
+    hub.heal()
+    # The stand-in answers that it has no such repository: for the download to tell.
+    require_answer("weights", "user/absent", "wait")
