@@ -1,51 +1,19 @@
 """How long a run will take: a few steps and photos of each kind, timed on this machine before anything starts."""
 
-import contextlib
-import os
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config import (
-    AugmentationConfig,
-    CrfConfig,
-    IrnRefinementConfig,
-    LabellingConfig,
-    LoopConfig,
-    RunConfig,
-    SegmenterConfig,
-    TrainingConfig,
-)
+from ..config import LoopConfig, RunConfig, TrainingConfig
 from ..data import TaggedImages
-from ..data.decoding import UnreadableError
-from ..data.transforms import TrainingDataset
-from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
-from ..inference.irn import WalkMethod
-from ..inference.segmenter import segment
-from ..inference.views import class_maps
-from ..models.modeling_irn import IrnModel
-from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
-from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
 from ..progress import LABELLING, PREDICTION, TRAINING, announce
-from ..training.device import autocast, tune_allocator, use_cpu
-from ..training.features import View, feature_shape, training_views
+from ..training.features import View, training_views
 from ..training.sampler import BatchOrder
+from .clock import Clock
 from .settings import labelling_of
 from .stage import Stage
-
-# Photos that are looked at, and images of a timed step on a CPU, where time is proportional to their number.
-PHOTOS, IMAGES = 3, 4
-# The first time is not counted: caches and the allocator are cold.
-REPEATS = 2
 
 
 def training_of(config: RunConfig, stage: Stage) -> LoopConfig | None:
@@ -98,7 +66,9 @@ def stage_seconds(
             shared = {"processes": processes, "accumulation": steps}
             order = BatchOrder(len(images), training.batch_size, seed=0, **lengths, **shared)
             batch = max(order.batch_size // (processes * steps), 1)
-            step = once((type(model), id(training)), clock.training, model, training, sample_size(training), batch)
+            kind = (type(model), sample_size(training), batch, training.mixed_precision, training.num_workers)
+            augmented = repr(getattr(training, "augmentation", None))
+            step = once((kind, augmented), clock.training, model, training, sample_size(training), batch)
             seconds = order.iterations * batch * steps * step
             if stage.kind == "classifier" and not model.config.train_trunk:
                 # Features that an earlier stage has looked at are kept.
@@ -129,171 +99,3 @@ def stage_seconds(
             each = once("predict", clock.predicting, model, config.segmenter)
             parts.append((PREDICTION, counts[1] / processes * each))
     return found
-
-
-class Clock:
-    """Times what a run repeats; every answer is in seconds per image, of one process.
-
-    Models are moved to the device, and left there.
-
-    Args:
-        images: the training set; a few of its photos are labelled.
-    """
-
-    def __init__(self, images: TaggedImages) -> None:
-        self.device = PartialState(cpu=use_cpu()).device
-        if self.device.type == "cpu":
-            tune_allocator()
-        spread = np.linspace(0, len(images) - 1, min(PHOTOS, len(images))).round().astype(int)
-        tagged = [index for index in spread.tolist() if images.label_matrix()[index].any()]
-        self.photos, readable = [], []
-        for index in tagged or [0]:
-            # What has become unreadable is skipped where it is labelled.
-            with contextlib.suppress(UnreadableError):
-                self.photos.append(images.image(index))
-                readable.append(index)
-        self.images = images.select(readable)
-
-    def training(self, model: PreTrainedModel, config: LoopConfig, size: int, batch: int) -> float:
-        """Forward and backward pass, and loading.
-
-        Args:
-            model: that is trained.
-            config: of the training.
-            size: of the samples in pixels.
-            batch: images that go through the network together.
-        """
-        count = min(batch, IMAGES) if self.device.type == "cpu" else batch
-        inputs = self._inputs(model, config, size, count)
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
-        model.train()
-
-        def step() -> None:
-            with autocast(config.mixed_precision, self.device.type):
-                loss = model(**inputs).loss
-            loss.backward()
-            model.zero_grad()
-
-        own = self._time(step) / count
-        if "features" in inputs:
-            return own
-        augmentation = getattr(config, "augmentation", AugmentationConfig())
-        samples = TrainingDataset(self.images, size, augmentation, seed=0)
-        loading = self._time(lambda: [samples[index] for index in range(len(samples))]) / len(samples)
-        return own + loading if config.num_workers == 0 else self._overlapped(own, loading, config.num_workers)
-
-    def looking(self, model: SpatialBceForImageClassification, side: int) -> float:
-        """What a frozen trunk makes of a photo, and loading it."""
-        model.eval().to(self.device)  # type: ignore[arg-type]
-        samples = TrainingDataset(self.images, side, AugmentationConfig(flip=False, color_jitter=0.0), seed=0)
-
-        @torch.inference_mode()
-        def look() -> None:
-            pixels = torch.stack([cast(Tensor, samples[index]["pixel_values"]) for index in range(len(samples))])
-            model.base_model(pixels.to(self.device))
-
-        return self._time(look) / len(samples)
-
-    def labelling(
-        self, model: SpatialBceForImageClassification, config: LabellingConfig, crfs: int = 1, walk: Any = None
-    ) -> float:
-        """Views, rule and dense CRF.
-
-        Args:
-            model: the classifier.
-            config: views and CRF.
-            crfs: how often the CRF runs on each photo.
-            walk: a [`WalkMethod`] instead of the rule.
-        """
-        maps = self.maps(model, config)
-        views = self._time(lambda: self.maps(model, config)) / len(maps)
-
-        def refine() -> None:
-            for photo, found in zip(self.photos, maps, strict=True):
-                if walk is None:
-                    apply_rule(found, config)
-                else:
-                    walk(np.asarray(photo), with_thresholds(config.rule, found, config.peak_share), None)
-
-        own = views + self._time(refine) / len(maps)
-        if config.crf is None:
-            return own
-        return self._overlapped(own, crfs * self._crf(maps, config, config.crf), config.crf_workers)
-
-    def walking(
-        self,
-        model: SpatialBceForImageClassification,
-        config: LabellingConfig,
-        network: IrnModel,
-        section: IrnRefinementConfig,
-    ) -> float:
-        """IRN's walk, with views and CRF."""
-        network.to(self.device)  # type: ignore[arg-type]
-        walk = WalkMethod(network, section, config.crf)
-        return self.labelling(model, config, walk=walk)
-
-    def scanning(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> float:
-        """The yardstick: the scan for the best constant, and labelling with it."""
-        maps = self.maps(model, config)
-        truth = [np.zeros((photo.height, photo.width), np.uint8) for photo in self.photos]
-        scan = self._time(lambda: scan_fixed_threshold_on_ground_truth(maps, truth, self.images.num_classes))
-        return (
-            scan / len(maps) + self._time(lambda: self.maps(model, config)) / len(maps) + self.labelling(model, config)
-        )
-
-    def predicting(self, model: PreTrainedModel, section: SegmenterConfig) -> float:
-        """Prediction of a segmentation network, with its CRF."""
-        model.to(self.device)  # type: ignore[arg-type]
-        config = replace(section.prediction, image_size=section.prediction.image_size or section.training.image_size)
-        probabilities = segment(model, self.photos[0], config)
-        own = self._time(lambda: segment(model, self.photos[0], config))
-        if config.crf is None:
-            return own
-        image, crf = np.asarray(self.photos[0]), config.crf
-        refine = self._time(lambda: dense_crf_from_probabilities(image, probabilities, crf))
-        return self._overlapped(own, refine, config.crf_workers)
-
-    def maps(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> list[ClassMaps]:
-        """Class maps of the photos that are looked at."""
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
-        return class_maps(model, self.photos, self.images.label_matrix(), replace(config, known_classes="tags"))
-
-    def _crf(self, maps: Sequence[ClassMaps], config: LabellingConfig, crf: CrfConfig) -> float:
-        labelled = [apply_rule(found, config).label_map for found in maps]
-
-        def refine() -> None:
-            for photo, label_map, found in zip(self.photos, labelled, maps, strict=True):
-                dense_crf(np.asarray(photo), label_map, found.classes.tolist(), crf)
-
-        return self._time(refine) / len(maps)
-
-    def _inputs(self, model: PreTrainedModel, config: LoopConfig, size: int, count: int) -> Mapping[str, Any]:
-        """A batch of noise, which takes as long as any other."""
-        inputs: dict[str, Any] = {"pixel_values": torch.randn(count, 3, size, size)}
-        if isinstance(config, TrainingConfig) and not cast(Any, model.config).train_trunk:
-            inputs = {"features": torch.randn(count, *feature_shape(model, size))}
-        if isinstance(config, TrainingConfig):
-            labels = torch.from_numpy(self.images.label_matrix()).float()
-            inputs["labels"] = labels[torch.arange(count) % len(labels)]
-            inputs |= {"phase": "bce"}
-        else:
-            inputs["labels"] = torch.randint(0, 2, (count, size, size))
-        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
-
-    def _time(self, function: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(REPEATS):
-            started = time.perf_counter()
-            function()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:])
-
-    def _overlapped(self, own: float, others: float, workers: int) -> float:
-        """Of this process's work and what other processes do meanwhile, which share the cores."""
-        cores = os.cpu_count() or 1
-        apart = max(own, others / min(workers, cores))
-        if self.device.type != "cpu":
-            return apart
-        return max(apart, (own * min(torch.get_num_threads(), cores) + others) / cores)
