@@ -1,7 +1,11 @@
-"""What a label store's description and its records may hold: the one place that looks at them before anybody reads."""
+"""What a label store's description and its records may hold: the one place that looks at them before anybody reads.
+
+And what a record is as a row of a dataset.
+"""
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -75,6 +79,24 @@ def checked_record(text: str, num_classes: int, where: str) -> dict[str, Any]:
     if not all(0 <= share <= 1 for share in record["proportions"]):
         raise _wrong(where, "proportions", record["proportions"], "shares from 0 to 1")
     return record
+
+
+def label_row(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """An image's columns of [`label_features`].
+
+    Args:
+        record: of the image.
+        file: of its label map.
+    """
+    return {
+        "image_id": record["image_id"],
+        "label_map": str(file),
+        "labels": record["classes"],
+        "thresholds": record.get("thresholds") or [None] * len(record["classes"]),
+        "proportions": record["proportions"],
+        # A segmentation network's predictions come without class maps.
+        "uncertainty": record.get("soft_share") or [None] * len(record["classes"]),
+    }
 
 
 def _is_number(value: Any) -> bool:

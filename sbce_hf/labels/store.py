@@ -21,7 +21,7 @@ from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
 from ..files import explained, is_inside
 from .disk import Journal, replace, whole_lines
-from .records import checked_meta, checked_record
+from .records import checked_meta, checked_record, label_row
 
 META, MAPS = "meta.json", "label_maps"
 # Why an image is skipped whose label map would say 255 everywhere.
@@ -42,6 +42,16 @@ class LabelStore:
     Raises:
         FileNotFoundError: there is no store.
         ValueError: its description is damaged, or it has other classes.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sbce_hf import LabelStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = LabelStore.create(folder, ("cup",), key="drawn by hand", num_images=1)
+        ...     store.write("kitchen/01", np.eye(4, dtype=np.uint8), {"classes": [0], "proportions": [0.25]})
+        ...     print(store.mark_complete(), LabelStore(folder).read("kitchen/01")[0].tolist())
+        True [1, 0, 0, 0]
     """
 
     def __init__(self, directory: str | os.PathLike[str], class_names: tuple[str, ...] | None = None) -> None:
@@ -164,8 +174,7 @@ class LabelStore:
         Raises:
             ValueError: the name would leave the store.
         """
-        parts = image_id.split("/")
-        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in image_id.split("/")):
             raise ValueError(
                 f"label store {self.directory}: image id {image_id!r}: expected a relative name without '.', '..' or "
                 "backslashes"
@@ -282,16 +291,7 @@ class LabelStore:
         Raises:
             KeyError: there is no record of it.
         """
-        record = self.record(image_id)
-        return {
-            "image_id": image_id,
-            "label_map": str(self.file(image_id)),
-            "labels": record["classes"],
-            "thresholds": record.get("thresholds") or [None] * len(record["classes"]),
-            "proportions": record["proportions"],
-            # A segmentation network's predictions come without class maps.
-            "uncertainty": record.get("soft_share") or [None] * len(record["classes"]),
-        }
+        return label_row(self.record(image_id), self.file(image_id))
 
     def to_dataset(self) -> Dataset:
         """Columns of [`label_features`], sorted by image id."""
