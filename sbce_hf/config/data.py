@@ -46,6 +46,12 @@ class DataConfig(Checked):
         shapes_images: images of the training split of source `"shapes"`.
         shapes_size: height and width of these images in pixels.
         shapes_seed: seed of these images; independent of the run's, so that seeds can be compared on the same images.
+
+    Examples:
+        >>> from sbce_hf import DataConfig, load_images
+        >>> config = DataConfig(source="shapes", shapes_images=8, shapes_size=48, max_images=6)
+        >>> len(load_images(config, config.train_split))
+        6
     """
 
     SECTION = "data"

@@ -31,6 +31,14 @@ class CrfConfig(Checked):
             `"pydensecrf"`, the reference, in processes; `"auto"`, torch beside a network on a GPU, otherwise numba.
             Their numbers are the same up to rounding. A single photo, as on the page, is never torch's.
         batch_photos: photos that go through the CRF together with `backend` `"torch"`.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from sbce_hf import CrfConfig, LabellingConfig
+        >>> crf = CrfConfig(bilateral_sxy=60.0, side=None)
+        >>> config = LabellingConfig(rule="peak", crf=crf)
+        >>> config.crf.iterations, replace(config, crf=None).crf
+        (10, None)
     """
 
     SECTION = "crf"
@@ -74,6 +82,12 @@ class LabellingConfig(Checked):
         mixed_precision: precision of the network; `"auto"` is `"bf16"` where there are instructions for it.
         known_classes: `"tags"`, or `"predicted"` from the image-level logits.
         class_threshold: image-level probability above which a class counts as predicted.
+
+    Examples:
+        >>> from sbce_hf import LabellingConfig
+        >>> config = LabellingConfig(rule="fixed", background_threshold=0.25, scales=(1.0, 2.0))
+        >>> config.flip, config.crf.iterations
+        (True, 10)
     """
 
     SECTION = "labelling"
@@ -160,6 +174,12 @@ class PredictionConfig(Checked):
             by itself.
         crf_workers: threads that run the CRF (with pydensecrf processes, with torch one).
         threads: threads that decode photos while the network works.
+
+    Examples:
+        >>> from sbce_hf import CrfConfig, PredictionConfig
+        >>> config = PredictionConfig(image_size=513, scales=(0.75, 1.0, 1.25), merge="max", crf=CrfConfig())
+        >>> config.window is None, config.flip
+        (True, True)
     """
 
     SECTION = "prediction"

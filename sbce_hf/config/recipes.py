@@ -95,6 +95,12 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     Raises:
         FileNotFoundError: no such recipe.
         UserError: invalid YAML, an unknown key or an impossible value.
+
+    Examples:
+        >>> from sbce_hf import load_recipe
+        >>> config = load_recipe("own-data", {"data": {"data_dir": "photos"}, "rounds": 1, "spatial": {"lr": 0.002}})
+        >>> config.data.data_dir, config.rounds, config.spatial.lr
+        ('photos', 1, 0.002)
     """
     path = recipe_path(name)
     try:

@@ -32,6 +32,12 @@ class SegmenterConfig(Checked):
         score_split: split on which segmenters are scored; `None` scores nothing.
         compare: what else the same segmenter is trained on for the report's table: `"bce"` (stage 0's label maps) and
             `"mask"` (true masks: a yardstick, the only training that reads them).
+
+    Examples:
+        >>> from sbce_hf import RunConfig, SegmenterConfig
+        >>> config = RunConfig(segmenter=SegmenterConfig(model={"head": "largefov"}, weights="classifier"))
+        >>> config.segmenter.training.optimizer, config.segmenter.training.lr
+        ('sgd', 0.00025)
     """
 
     SECTION = "segmenter"
@@ -101,6 +107,13 @@ class RunConfig(Checked):
         contact_images: images on the report's contact sheet.
         odd_images: photos to look at first in the report, found without masks.
         overlays: draw every final label map over its photo, into the run's folder `overlays`.
+
+    Examples:
+        >>> from sbce_hf import DataConfig, RunConfig, TrainingConfig
+        >>> data = DataConfig(source="folder", data_dir="photos")
+        >>> config = RunConfig(data=data, rounds=2, spatial=TrainingConfig(epochs=10, image_size=256))
+        >>> config.rounds, config.spatial.lr, config.labelling.rule
+        (2, 0.001, 'paper')
     """
 
     SECTION = "run"

@@ -98,6 +98,12 @@ class TrainingConfig(LoopConfig):
         augmentation: see [`AugmentationConfig`].
         feature_sizes: with a frozen trunk (`model.train_trunk: false`) and targets `"labels"`: at how many sizes,
             evenly from `min_scale` to `max_scale`, features are kept on disk; `None` is 3.
+
+    Examples:
+        >>> from sbce_hf import TrainingConfig
+        >>> config = TrainingConfig(epochs=10, image_size=256, targets="labels")
+        >>> config.batch_size, config.period, config.weights_iterations
+        (12, 100, 80)
     """
 
     image_size: int = number(369, at_least=32, limit=MAX_SIDE)

@@ -30,6 +30,14 @@ def load_images(config: DataConfig, split: str) -> TaggedImages:
     Raises:
         FileNotFoundError: something the source needs is missing.
         ValueError: something is wrong with it; the message names file, field and remedy.
+
+    Examples:
+        >>> from sbce_hf import DataConfig, load_images
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=6, shapes_size=48), "train")
+        >>> len(images), images.class_names
+        (6, ('kite', 'lantern', 'beetle', 'cactus'))
+        >>> images.image(0).size, images.label_matrix().shape
+        ((48, 48), (6, 4))
     """
     if config.source in _REGISTERED:
         return _REGISTERED[config.source](config, split)
@@ -52,7 +60,7 @@ def register_source(name: str, load: Callable[[DataConfig, str], TaggedImages]) 
     Raises:
         UserError: a name of a source of this package.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from sbce_hf import images_from_lists, load_images, load_recipe, register_source
         >>> photos = [Image.new("RGB", (32, 24), colour) for colour in ("red", "green")]

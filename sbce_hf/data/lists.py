@@ -34,7 +34,7 @@ def images_from_lists(
         UserError: lists of different lengths, a tag that is no class, a class on no photo, or what is wrong with
             the photos; see [`checked_images`].
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from sbce_hf import images_from_lists
         >>> photos = [Image.new("RGB", (32, 24), colour) for colour in ("red", "green")]

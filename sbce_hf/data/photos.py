@@ -43,6 +43,17 @@ def load_photos(
         FileNotFoundError: a path does not exist.
         ValueError: no photos, a folder without any, two photos with one id, none that is readable, or an unreadable
             one if `strict`.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from sbce_hf import load_photos
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("kitchen", "garden"):
+        ...         Image.new("RGB", (32, 24), "orange").save(f"{folder}/{name}.jpg")
+        ...     photos = load_photos([folder], class_names=["cup", "plate"])
+        ...     print(photos.image_ids, photos.image(0).size)
+        ['garden', 'kitchen'] (32, 24)
     """
     if not paths:
         raise UserError("photos: got no paths, expected image files or folders")

@@ -109,6 +109,15 @@ class TaggedImages:
         unlabelled: what 255 in a mask file becomes: [`IGNORE_INDEX`], or 0 to count it as background.
         listed: like `dataset`, with the images that cannot be read; `None` where nobody has looked.
         digests: of each readable image's part of the manifest, by image id, in the order of the split.
+
+    Examples:
+        >>> from sbce_hf import DataConfig, TaggedImages, load_images
+        >>> images: TaggedImages = load_images(DataConfig(source="shapes", shapes_images=6, shapes_size=48), "train")
+        >>> found = images.select([index for index, tags in enumerate(images.label_matrix()) if tags[2]])
+        >>> images.class_names[2], found.image_ids
+        ('beetle', ['train_00001', 'train_00002'])
+        >>> found.image(0).size, found.mask(0).shape
+        ((48, 48), (48, 48))
     """
 
     dataset: Dataset

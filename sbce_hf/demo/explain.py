@@ -115,6 +115,17 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
     Raises:
         OSError: there is no such checkpoint, it cannot be downloaded, or a segmenter has no image processor.
         ValueError: a model of another kind, or with too many classes, or without some of its weights.
+
+    Examples:
+        >>> import tempfile
+        >>> from sbce_hf import SpatialBceImageProcessor, load_checkpoint
+        >>> from sbce_hf.training.classifier import create_classifier
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     create_classifier({"trunk": "test_resnet"}, ["cup", "plate"]).save_pretrained(folder)
+        ...     paths = SpatialBceImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+        ...     checkpoint = load_checkpoint(folder)
+        >>> checkpoint.names, checkpoint.config.image_size
+        (('background', 'cup', 'plate'), 64)
     """
     folder = local_checkpoint(name)
     config = read_config(folder)
@@ -156,6 +167,19 @@ def explain(
 
     Raises:
         ValueError: a tag that is no class of the model, or class maps that are not finite.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from sbce_hf import CrfConfig, SpatialBceImageProcessor, explain, load_checkpoint
+        >>> from sbce_hf.training.classifier import create_classifier
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     create_classifier({"trunk": "test_resnet"}, ["cup", "plate"]).save_pretrained(folder)
+        ...     paths = SpatialBceImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+        ...     checkpoint = load_checkpoint(folder)
+        >>> explanation = explain(checkpoint, Image.new("RGB", (90, 60), "orange"), ["plate"], CrfConfig())
+        >>> explanation.label_map.shape, [(reading.name, reading.value) for reading in explanation.readings]
+        ((60, 90), [('plate', 2)])
     """
     if isinstance(checkpoint.config, PredictionConfig):
         return _explain_segmenter(checkpoint, photo, replace(checkpoint.config, crf=crf))

@@ -37,6 +37,15 @@ class MeanIoU(evaluate.Metric):
     Attributes:
         confusion: `(C + 1, C + 2)` int64, truth in rows; the last column counts pixels without a label.
         num_images: added so far.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sbce_hf import MeanIoU
+        >>> metric = MeanIoU(["cup"])
+        >>> metric.add(prediction=np.array([[0, 1], [0, 1]]), reference=np.array([[0, 1], [1, 255]]))
+        >>> scores = metric.compute()
+        >>> scores["mean_iou"], scores["per_class_iou"]
+        (0.5, {'background': 0.5, 'cup': 0.5})
     """
 
     def __init__(

@@ -41,6 +41,12 @@ def import_released(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or is no such checkpoint, or `class_names` do not fit it.
+
+    Examples:
+        >>> from sbce_hf import import_released
+        >>> model, report = import_released("checkpoint.pth", class_names=["cup", "plate"])
+        >>> model.config.id2label, report.unused
+        ({0: 'cup', 1: 'plate'}, ())
     """
     path = Path(path)
     state = read_state_dict(path)

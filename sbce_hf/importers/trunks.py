@@ -49,6 +49,18 @@ def import_trunk(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or holds the weights of another network, or `trunk` is missing or unknown.
+
+    Examples:
+        >>> import tempfile
+        >>> import timm
+        >>> import torch
+        >>> from sbce_hf import import_trunk
+        >>> network = timm.create_model("test_resnet")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": network.state_dict()}, f"{folder}/checkpoint.pth")
+        ...     weights, report = import_trunk(f"{folder}/checkpoint.pth", trunk="test_resnet")
+        >>> torch.equal(weights["conv1.0.weight"], network.conv1[0].weight), report.missing
+        (True, ())
     """
     path, record = Path(path), None
     notes: list[str] = []

@@ -61,6 +61,19 @@ def label_images(
             image if `strict`, or class maps that are not finite.
         OSError: a store cannot be written.
         RuntimeError: a CRF process died.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sbce_hf import DataConfig, LabellingConfig, LabelStore, label_images, load_images
+        >>> from sbce_hf.training.classifier import create_classifier
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=4, shapes_size=48), "train")
+        >>> model = create_classifier({"trunk": "test_resnet"}, images.class_names)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = LabellingConfig(rule="fixed", scales=(1.0,))
+        ...     summary = label_images(model, images, config, output_dir=Path(folder), key="first model")
+        ...     print([path.name for path in summary.directories], LabelStore(summary.directories[-1]).complete)
+        ['fixed', 'fixed_crf'] True
     """
     chosen: Method = method or RuleMethod(config)
     _check_classes(model, images.class_names)

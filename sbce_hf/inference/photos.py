@@ -41,7 +41,7 @@ def label_photos(
     Raises:
         UserError: a tag that is no class of the model, or not one list of tags for each photo.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from sbce_hf import SpatialBceConfig, SpatialBceForImageClassification, label_photos
         >>> names = {0: "cup", 1: "plate"}

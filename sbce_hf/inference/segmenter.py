@@ -67,6 +67,15 @@ def segment(
 
     Raises:
         ValueError: the network's output has no such logits, or they are not finite.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation, PredictionConfig, segment
+        >>> model = DeepLabForSemanticSegmentation(DeepLabConfig(trunk="test_resnet", num_labels=3))
+        >>> photo = Image.new("RGB", (90, 60), "orange")
+        >>> probabilities = segment(model, photo, PredictionConfig(scales=(1.0, 1.5)))
+        >>> probabilities.shape, probabilities.argmax(axis=0).shape
+        ((3, 60, 90), (60, 90))
     """
     predictions = _predict_windows(model, image, config, preprocessing)
     return np.concatenate([band.cpu().numpy() for band in average_bands(predictions, image.width)], axis=1)
@@ -109,6 +118,19 @@ def predict_images(
             something else, an unreadable image if `strict`, or an output that [`segment`] rejects.
         OSError: a store cannot be written.
         RuntimeError: a CRF process died.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sbce_hf import DataConfig, LabelStore, PredictionConfig, SegmenterConfig, load_images, predict_images
+        >>> from sbce_hf.training.segmenter import create_segmenter
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=4, shapes_size=48), "train")
+        >>> start = SegmenterConfig(model={"trunk": "test_resnet"}, weights="random")
+        >>> model = create_segmenter(start, images.class_names)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     summary = predict_images(model, images, PredictionConfig(), output_dir=Path(folder), key="first model")
+        ...     print(summary.directories[0].name, len(LabelStore(summary.directories[0]).done_ids()))
+        labels 4
     """
     classes = foreground_classes(cast(PreTrainedConfig, model.config))
     if classes != tuple(images.class_names):

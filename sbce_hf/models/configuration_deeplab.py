@@ -105,6 +105,13 @@ class DeepLabConfig(PaletteMixin, PreTrainedConfig):
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
+
+    Examples:
+        >>> from sbce_hf import DeepLabConfig
+        >>> names = {"id2label": {0: "background", 1: "cup"}, "label2id": {"background": 0, "cup": 1}}
+        >>> config = DeepLabConfig(trunk="test_resnet", head="largefov", **names)
+        >>> config.atrous_rates, config.head_channels
+        ([12], 1024)
     """
 
     model_type = "sbce_deeplab"

@@ -41,6 +41,12 @@ class IrnConfig(PreTrainedConfig):
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
+
+    Examples:
+        >>> from sbce_hf import IrnConfig
+        >>> config = IrnConfig(trunk="test_resnet", side_channels=8)
+        >>> config.radius, config.output_stride
+        (10, 16)
     """
 
     model_type = "sbce_irn"

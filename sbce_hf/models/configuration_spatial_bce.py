@@ -97,6 +97,13 @@ class SpatialBceConfig(PaletteMixin, PreTrainedConfig):
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
+
+    Examples:
+        >>> from sbce_hf import SpatialBceConfig
+        >>> names = {"id2label": {0: "cup", 1: "plate"}, "label2id": {"cup": 0, "plate": 1}}
+        >>> config = SpatialBceConfig(trunk="test_resnet", kl_weight=0.5, **names)
+        >>> config.num_labels, config.output_stride, config.normalization
+        (2, 8, 'balanced')
     """
 
     model_type = "spatial_bce"

@@ -15,6 +15,18 @@ class DeepLabImageProcessor(TorchvisionBackend):
     Args:
         size (`dict`, *optional*): `{"longest_edge": n}` resizes the longer side to `n` pixels and keeps the aspect;
             every other size of transformers works as well. Giving one sets `do_resize`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation, DeepLabImageProcessor
+        >>> photo = Image.new("RGB", (90, 60), "orange")
+        >>> processor = DeepLabImageProcessor(size={"longest_edge": 72})
+        >>> inputs = processor(photo, return_tensors="pt")
+        >>> inputs.pixel_values.shape
+        torch.Size([1, 3, 48, 72])
+        >>> model = DeepLabForSemanticSegmentation(DeepLabConfig(trunk="test_resnet", num_labels=3)).eval()
+        >>> processor.post_process_semantic_segmentation(model(**inputs), [(60, 90)])[0].shape
+        torch.Size([60, 90])
     """
 
     resample = PILImageResampling.BILINEAR

@@ -10,7 +10,23 @@ from .modeling_spatial_bce import SpatialBceOutput
 
 
 class SpatialBceImageProcessor(TorchvisionBackend):
-    """Resizes to the training size (the aspect is not kept), scales to [0, 1], normalises as for ImageNet."""
+    """Resizes to the training size (the aspect is not kept), scales to [0, 1], normalises as for ImageNet.
+
+    Examples:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from sbce_hf import SpatialBceConfig, SpatialBceForImageClassification, SpatialBceImageProcessor
+        >>> photo = Image.new("RGB", (90, 60), "orange")
+        >>> processor = SpatialBceImageProcessor(size={"height": 64, "width": 64})
+        >>> inputs = processor(photo, return_tensors="pt")
+        >>> inputs.pixel_values.shape
+        torch.Size([1, 3, 64, 64])
+        >>> model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", num_labels=2)).eval()
+        >>> known = torch.tensor([[0, 1]])  # the second class is on the photo
+        >>> label_maps = processor.post_process_semantic_segmentation(model(**inputs), [(60, 90)], known)
+        >>> label_maps[0].shape, set(label_maps[0].flatten().tolist()) <= {0, 2}
+        (torch.Size([60, 90]), True)
+    """
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN

@@ -97,6 +97,17 @@ def boundary_loss(
 
     Raises:
         ValueError: a map that is too small for the radius, or sizes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import boundary_loss
+        >>> labels = torch.zeros(1, 12, 16, dtype=torch.long)
+        >>> labels[..., 8:] = 1
+        >>> nowhere = torch.full((1, 12, 16), -6.0)
+        >>> there = nowhere.clone()
+        >>> there[..., 8] = 6.0  # where the label changes
+        >>> [round(boundary_loss(logits, labels, radius=4).loss.item(), 2) for logits in (nowhere, there)]
+        [3.0, 0.35]
     """
     if boundary_logits.shape != labels.shape:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(boundary_logits.shape)}")

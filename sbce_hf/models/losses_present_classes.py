@@ -44,6 +44,13 @@ def quantile_threshold(probabilities: Tensor, proportions: Tensor) -> Tensor:
 
     Returns:
         `torch.Tensor` of shape `(R,)`: thresholds in (0, 1), detached.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import quantile_threshold
+        >>> probabilities = torch.tensor([[0.9, 0.1, 0.8, 0.3]])
+        >>> quantile_threshold(probabilities, torch.tensor([0.5]))  # two of four pixels are above
+        tensor([0.3000])
     """
     pixels = probabilities.shape[-1]
     place = pixels - 1 - quantile_rank(proportions, pixels)

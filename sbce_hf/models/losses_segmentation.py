@@ -30,6 +30,14 @@ def segmentation_loss(
 
     Returns:
         Scalar `torch.Tensor`; 0, with zero gradient, if no pixel counts.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import segmentation_loss
+        >>> logits = torch.zeros(1, 2, 4, 4)  # both labels are as probable
+        >>> labels = torch.randint(2, (1, 32, 32))
+        >>> round(segmentation_loss(logits, labels).item(), 3)
+        0.693
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)

@@ -91,6 +91,16 @@ def spatial_bce_loss(
 
     Returns:
         Scalar `torch.Tensor`.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import spatial_bce_loss
+        >>> labels = torch.tensor([[1.0, 0.0]])  # the first class is on the image, the second is not
+        >>> proportions = torch.tensor([[0.25, 0.0]])
+        >>> vague, sure = torch.zeros(1, 2, 4, 4), torch.full((1, 2, 4, 4), -6.0)
+        >>> sure[0, 0, 0] = 6.0  # a quarter of the pixels belongs to the first class, and nothing else to any
+        >>> [round(spatial_bce_loss(maps, labels, proportions).item(), 2) for maps in (vague, sure)]
+        [1.69, 0.75]
     """
     logits, rows = _float(pixel_logits), present_rows(labels)
     if proportions is not None:
@@ -125,6 +135,15 @@ def threshold_loss(
 
     Returns:
         Scalar `torch.Tensor`; a side without pixels contributes 0.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import threshold_loss
+        >>> maps, labels = torch.randn(1, 2, 8, 8), torch.tensor([[1.0, 0.0]])
+        >>> thresholds = torch.tensor([[0.4, 0.4]], requires_grad=True)
+        >>> threshold_loss(maps, thresholds, labels).backward()
+        >>> (thresholds.grad != 0).tolist()  # only that of the present class moves
+        [[True, False]]
     """
     rows = present_rows(labels)
     logits = _float(pixel_logits.detach().flatten(0, 1)[rows])
@@ -160,6 +179,13 @@ def proportion_kl(
 
     Returns:
         Scalar `torch.Tensor`: mean over the batch's present pairs, 0 if there are none.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import proportion_kl
+        >>> maps, labels = torch.zeros(1, 2, 8, 8), torch.tensor([[1.0, 0.0]])  # a mean probability of 0.5
+        >>> [round(proportion_kl(maps, labels, torch.full((1, 2), q)).item(), 3) for q in (0.4, 0.25, 0.1)]
+        [0.02, 0.144, 0.511]
     """
     logits, rows = _float(pixel_logits), present_rows(labels)
     proportions = _of_present(proportions, labels)

@@ -92,6 +92,13 @@ class DeepLabModel(TrunkMixin, DeepLabPreTrainedModel):
 
     Args:
         config ([`DeepLabConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import DeepLabConfig, DeepLabModel
+        >>> trunk = DeepLabModel(DeepLabConfig(trunk="test_resnet", output_stride=8))
+        >>> trunk(torch.randn(1, 3, 64, 48)).last_hidden_state.shape
+        torch.Size([1, 96, 8, 6])
     """
 
     def __init__(self, config: DeepLabConfig) -> None:
@@ -106,6 +113,15 @@ class DeepLabForSemanticSegmentation(DeepLabPreTrainedModel):
     Args:
         config ([`DeepLabConfig`]): the trunk is built with random weights; see [`load_trunk_weights`] and
             [`from_classifier`](DeepLabForSemanticSegmentation.from_classifier).
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation
+        >>> model = DeepLabForSemanticSegmentation(DeepLabConfig(trunk="test_resnet", num_labels=3))
+        >>> label_maps = torch.randint(3, (1, 64, 64))  # 0 is background
+        >>> outputs = model(torch.randn(1, 3, 64, 64), labels=label_maps)
+        >>> outputs.logits.shape, outputs.loss.requires_grad
+        (torch.Size([1, 3, 8, 8]), True)
     """
 
     def __init__(self, config: DeepLabConfig) -> None:

@@ -53,6 +53,13 @@ class IrnModel(HasTrunk, DataOnlyMixin, PreTrainedModel):
     Args:
         config ([`IrnConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
 
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import IrnConfig, IrnModel
+        >>> model = IrnModel(IrnConfig(trunk="test_resnet", side_channels=8)).eval()
+        >>> boundaries = model(torch.randn(1, 3, 64, 48)).boundary_logits.sigmoid()
+        >>> boundaries.shape
+        torch.Size([1, 16, 12])
     """
 
     config_class = IrnConfig

@@ -76,6 +76,13 @@ class SpatialBceModel(TrunkMixin, SpatialBcePreTrainedModel):
 
     Args:
         config ([`SpatialBceConfig`]): the trunk is built with random weights; see [`load_trunk_weights`].
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import SpatialBceConfig, SpatialBceModel
+        >>> trunk = SpatialBceModel(SpatialBceConfig(trunk="test_resnet", output_stride=8))
+        >>> trunk(torch.randn(1, 3, 64, 48)).last_hidden_state.shape
+        torch.Size([1, 96, 8, 6])
     """
 
     def __init__(self, config: SpatialBceConfig) -> None:
@@ -85,7 +92,17 @@ class SpatialBceModel(TrunkMixin, SpatialBcePreTrainedModel):
 
 
 class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
-    """Image tags in, class maps with image-specific thresholds out (paper, sec. 3)."""
+    """Image tags in, class maps with image-specific thresholds out (paper, sec. 3).
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import SpatialBceConfig, SpatialBceForImageClassification
+        >>> model = SpatialBceForImageClassification(SpatialBceConfig(trunk="test_resnet", num_labels=3))
+        >>> labels = torch.tensor([[1.0, 0.0, 1.0]])  # one image, with the first and the third class
+        >>> outputs = model(torch.randn(1, 3, 64, 64), labels=labels, proportions=0.2 * labels)
+        >>> outputs.pixel_logits.shape, outputs.thresholds.shape, outputs.loss.requires_grad
+        (torch.Size([1, 3, 8, 8]), torch.Size([1, 3]), True)
+    """
 
     def __init__(self, config: SpatialBceConfig) -> None:
         super().__init__(config)

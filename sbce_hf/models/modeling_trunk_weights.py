@@ -40,6 +40,19 @@ def load_trunk_weights(model: PreTrainedModel, weights: str) -> None:
     Raises:
         FileNotFoundError: no such file, or timm's weights are neither cached nor to be downloaded.
         ValueError: the file is no safetensors file or holds other weights or NaN, or timm has none.
+
+    Examples:
+        >>> import tempfile
+        >>> import timm
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> from sbce_hf import SpatialBceConfig, SpatialBceModel, load_trunk_weights
+        >>> network, model = timm.create_model("test_resnet"), SpatialBceModel(SpatialBceConfig(trunk="test_resnet"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(network.state_dict(), f"{folder}/trunk.safetensors")
+        ...     load_trunk_weights(model, f"{folder}/trunk.safetensors")
+        >>> torch.equal(model.trunk.conv1[0].weight, network.conv1[0].weight)
+        True
     """
     base: Any = model.base_model
     config = cast(Any, model.config)

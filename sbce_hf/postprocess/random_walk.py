@@ -26,6 +26,16 @@ def random_walk(maps: Tensor, boundaries: Tensor, radius: int = 5, exponent: flo
 
     Raises:
         ValueError: sizes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from sbce_hf import random_walk
+        >>> maps, boundaries = torch.zeros(1, 4, 9), torch.zeros(4, 9)
+        >>> maps[0, 1, 1] = 1.0  # a class that is seen at one pixel
+        >>> boundaries[:, 4] = 1.0  # a wall from top to bottom
+        >>> reached = random_walk(maps, boundaries, radius=3) > 0
+        >>> reached[0].all(dim=0).int().tolist()
+        [1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     if maps.shape[1:] != boundaries.shape:
         raise ValueError(f"boundaries: got shape {tuple(boundaries.shape)}, expected {tuple(maps.shape[1:])}")

@@ -136,6 +136,17 @@ def run(
         ValueError: see [`open_bench`].
         FileNotFoundError: see [`open_bench`].
         TrainingHealthError: training has failed.
+
+    Examples:
+        >>> import tempfile
+        >>> from sbce_hf import LabelStore, load_recipe, run
+        >>> stage = {"epochs": 3, "batch_size": 4, "image_size": 48}  # far too short for label maps that are any good
+        >>> overrides = {"data": {"shapes_images": 8, "shapes_size": 48}, "bce": stage, "spatial": stage, "rounds": 1}
+        >>> config = load_recipe("quickstart", overrides)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     summary = run(config, folder)
+        ...     print(summary.report.name, LabelStore(summary.label_maps).complete, summary.num_images)
+        report.html True 8
     """
     bench = open_bench(config, run_dir, command)
     if started is not None and bench.process.is_main_process:

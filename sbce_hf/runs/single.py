@@ -230,6 +230,19 @@ def evaluate_labels(config: RunConfig, labels: str | Path, split: str | None = N
 
     Raises:
         ValueError: no split with masks is named.
+
+    Examples:
+        >>> import tempfile
+        >>> from sbce_hf import LabelStore, evaluate_labels, load_images, load_recipe
+        >>> config = load_recipe("quickstart", {"data": {"shapes_images": 4, "shapes_size": 48}})
+        >>> images = load_images(config.data, "train")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = LabelStore.create(folder, images.class_names, key="all background", num_images=len(images))
+        ...     for index, image_id in enumerate(images.image_ids):
+        ...         store.write(image_id, 0 * images.mask(index), {"classes": [], "proportions": []})
+        ...     scores = evaluate_labels(config, folder)
+        >>> round(scores["mean_iou"], 2), scores["num_images"]
+        (0.15, 4)
     """
     split = split or config.data.score_split
     if split is None:

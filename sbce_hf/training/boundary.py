@@ -101,6 +101,20 @@ def train_boundary(
     Raises:
         ValueError: images and seeds do not belong together; see [`check_label_maps`].
         TrainingHealthError: the loss is not finite.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sbce_hf import DataConfig, IrnConfig, IrnModel, load_images, train_boundary
+        >>> from sbce_hf.config import BoundaryTrainingConfig
+        >>> from sbce_hf.labels.label_maps import MaskLabels
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=8, shapes_size=48), "train")
+        >>> model = IrnModel(IrnConfig(trunk="test_resnet", side_channels=8, radius=4))
+        >>> config = BoundaryTrainingConfig(epochs=2, batch_size=4, crop_size=48, num_workers=0)
+        >>> with tempfile.TemporaryDirectory() as folder:  # true masks, in the place of a `LabelStore`
+        ...     fitted = train_boundary(model, images, MaskLabels(images), config, output_dir=Path(folder))
+        >>> fitted.iterations, fitted.images
+        (4, 8)
     """
     images, seeds_hash = check_label_maps(images, seeds)
     dataset = SegmentationDataset(images, seeds, config, seed, Preprocessing.of(model.config))

@@ -160,6 +160,19 @@ def train_classifier(
     Raises:
         ValueError: model, images, proportions and label maps do not belong together.
         TrainingHealthError: training has failed.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sbce_hf import DataConfig, TrainingConfig, load_images, train_classifier
+        >>> from sbce_hf.training.classifier import create_classifier
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=8, shapes_size=48), "train")
+        >>> model = create_classifier({"trunk": "test_resnet", "freeze_batch_norm": False}, images.class_names)
+        >>> config = TrainingConfig(epochs=2, batch_size=4, image_size=48, num_workers=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fitted = train_classifier(model, images, config, "bce", output_dir=Path(folder))
+        >>> fitted.iterations, fitted.images
+        (4, 8)
     """
     names = label_names(model.config)
     if names != tuple(images.class_names):

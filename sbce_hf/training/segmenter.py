@@ -131,6 +131,22 @@ def train_segmenter(
     Raises:
         ValueError: model, images and label maps do not belong together; see [`check_label_maps`].
         TrainingHealthError: training has failed.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sbce_hf import DataConfig, SegmenterConfig, load_images, train_segmenter
+        >>> from sbce_hf.config import SegmenterTrainingConfig
+        >>> from sbce_hf.labels.label_maps import MaskLabels
+        >>> from sbce_hf.training.segmenter import create_segmenter
+        >>> images = load_images(DataConfig(source="shapes", shapes_images=8, shapes_size=48), "train")
+        >>> start = SegmenterConfig(model={"trunk": "test_resnet"}, weights="random")
+        >>> model = create_segmenter(start, images.class_names)
+        >>> config = SegmenterTrainingConfig(epochs=2, batch_size=4, crop_size=48, num_workers=0)
+        >>> with tempfile.TemporaryDirectory() as folder:  # true masks, in the place of a `LabelStore`
+        ...     fitted = train_segmenter(model, images, MaskLabels(images), config, output_dir=Path(folder))
+        >>> fitted.iterations, fitted.images
+        (4, 8)
     """
     names, expected = label_names(model.config), (BACKGROUND, *images.class_names)
     if names != expected:
