@@ -44,6 +44,7 @@ _ROOMS = {
     "load_checkpoint": "demo.explain",
     "explain": "demo.explain",
     "evaluate_labels": "runs.single",
+    "phase_losses": "models.losses_phases",
     "spatial_bce_loss": "models.losses_spatial_bce",
     "threshold_loss": "models.losses_spatial_bce",
     "proportion_kl": "models.losses_spatial_bce",

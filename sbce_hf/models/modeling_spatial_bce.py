@@ -2,20 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_spatial_bce import SpatialBceConfig
-from .losses_spatial_bce import proportion_kl, spatial_bce_loss, sum_over_processes, threshold_loss, weights_loss
+from .losses_phases import Phase, phase_losses
+from .losses_spatial_bce import sum_over_processes
 from .modeling_checkpoint import DataOnlyMixin
 from .modeling_trunk import TrunkMixin
-
-Phase = Literal["bce", "weights", "threshold"]
 
 
 @dataclass
@@ -162,7 +160,16 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
         thresholds = threshold_logits.sigmoid()
         losses: dict[str, Tensor] = {}
         if labels is not None:
-            losses = self._losses(pixel_logits, thresholds, labels, proportions, phase, label_maps)
+            losses = phase_losses(
+                pixel_logits=pixel_logits,
+                thresholds=thresholds,
+                labels=labels,
+                proportions=proportions,
+                label_maps=label_maps,
+                phase=phase,
+                config=cast(SpatialBceConfig, self.config),
+                reduce=sum_over_processes if self.training else None,
+            )
         return SpatialBceOutput(
             loss=losses.get("loss"),
             logits=pool_top(pixel_logits, self.config.image_top_share),
@@ -172,71 +179,6 @@ class SpatialBceForImageClassification(SpatialBcePreTrainedModel):
             spatial_loss=losses.get("spatial_loss"),
             proportion_loss=losses.get("proportion_loss"),
             hidden_states=hidden_states,
-        )
-
-    def _losses(
-        self,
-        maps: Tensor,
-        thresholds: Tensor,
-        labels: Tensor,
-        proportions: Tensor | None,
-        phase: Phase,
-        label_maps: Tensor | None,
-    ) -> dict[str, Tensor]:
-        if phase not in ("bce", "weights", "threshold"):
-            raise ValueError(f"phase: got {phase!r}, expected 'bce', 'weights' or 'threshold'")
-        reduce = sum_over_processes if self.training else None
-        if phase == "bce":
-            logits = maps.float().mean(dim=(-2, -1))
-            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-            return {"loss": loss, "spatial_loss": loss}
-        if phase == "threshold":
-            spatial_loss = threshold_loss(maps, thresholds, labels, reduce)
-            if not self.config.kl_in_threshold_phase or label_maps is not None:
-                return {"loss": spatial_loss, "spatial_loss": spatial_loss}
-        elif label_maps is not None:
-            spatial_loss = spatial_bce_loss(
-                maps, labels, None, self.config.normalization, label_maps=label_maps, reduce=reduce
-            )
-            return {"loss": spatial_loss, "spatial_loss": spatial_loss}
-        if proportions is None:
-            raise ValueError(
-                f"phase {phase!r} needs proportions: a (B, C) tensor of each class's share of the image's pixels, "
-                "as rough label maps give them"
-            )
-        check_proportions(proportions, labels)
-        divergence = self.config.kl_form, self.config.kl_slope_leak, reduce
-        if phase == "weights":
-            spatial_loss, proportion_loss = weights_loss(
-                maps, labels, proportions, self.config.normalization, self.config.present_loss, *divergence
-            )
-        else:
-            proportion_loss = proportion_kl(maps, labels, proportions, *divergence)
-        loss = spatial_loss + self.config.kl_weight * proportion_loss
-        return {"loss": loss, "spatial_loss": spatial_loss, "proportion_loss": proportion_loss}
-
-
-def check_proportions(proportions: Tensor, labels: Tensor) -> None:
-    """Raise for proportions of present classes outside [0, 1], of which the losses make NaN.
-
-    Only in main memory: on an accelerator it would wait for the device, every step. `train_classifier` checks them all
-    before the first one.
-
-    Args:
-        proportions (`torch.Tensor` of shape `(B, C)`): foreground proportions.
-        labels (`torch.Tensor` of shape `(B, C)`): above 0 for a present class.
-
-    Raises:
-        ValueError: one of them is negative, above 1, or NaN.
-    """
-    # A compiled or exported graph cannot depend on a value.
-    if proportions.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    present = proportions[labels > 0]
-    if not ((present >= 0) & (present <= 1)).all():
-        raise ValueError(
-            f"proportions: got {present.min().item():.3g} to {present.max().item():.3g} for present classes, expected "
-            "0 to 1: shares of the image's pixels, not percent"
         )
 
 
