@@ -54,6 +54,30 @@ def clamp_proportions(
     return np.where(present, clamped, 0.0), present & (proportions == 0)
 
 
+def check_trainable(proportions: NDArray[np.float64] | None, images: TaggedImages) -> None:
+    """Raise for proportions that no classifier can be trained with.
+
+    Args:
+        proportions: of shape `(n, C)`; those of absent classes are not read.
+        images: that they are of.
+
+    Raises:
+        ValueError: another shape, or a present class's proportion outside (0, 1]; names the image.
+    """
+    labels = images.label_matrix()
+    if proportions is None or proportions.shape != labels.shape:
+        got = None if proportions is None else f"an array of shape {proportions.shape}"
+        raise ValueError(f"proportions: got {got}, expected an array of shape {labels.shape}, one row per image")
+    bad = (labels > 0) & ~((proportions > 0) & (proportions <= 1))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"proportions of image {images.image_ids[row]!r}, class {images.class_names[column]!r}: got "
+            f"{proportions[row, column]}, expected above 0 and at most 1; shares of pixels, not percent; "
+            "clamp_proportions lifts lost classes"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ProportionTable:
     """Proportions of a data set, as one parquet file.

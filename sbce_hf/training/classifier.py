@@ -17,10 +17,13 @@ from ..data import TaggedImages
 from ..data.preprocessing import Preprocessing
 from ..data.transforms import TrainingDataset
 from ..labels.label_maps import LabelMaps, check_label_maps
+from ..labels.proportions import check_trainable
 from ..models.configuration_checks import label_fields, label_names
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.image_processing_spatial_bce import SpatialBceImageProcessor
-from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..models.losses_phases import Phase
+from ..models.losses_spatial_bce import sum_over_processes
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification, SpatialBceOutput
 from ..postprocess.rules import SOFT_RANGE
 from .backbones import load_start, resolve_backbone
 from .crops import LabelledDataset
@@ -30,6 +33,7 @@ from .health import ClassHealth
 from .loop import fit, stage_folder
 from .metrics import Values, Window
 from .optimization import LOGIT_SCALE, alternation, parameter_groups, phase_for, sgd
+from .own_loss import ClassifierLoss, name_of, own_loss, try_own_loss
 from .sampler import EpochDataset, count_iterations
 
 Kind = Literal["bce", "spatial"]
@@ -39,6 +43,8 @@ FEATURES = "features"
 
 # The highest pixels decide whether a class is there once maps are negative outside objects.
 IMAGE_TOP_SHARE: dict[Kind, float] = {"bce": 1.0, "spatial": 0.1}
+
+PHASES: dict[Kind, tuple[Phase, ...]] = {"bce": ("bce",), "spatial": ("weights", "threshold")}
 
 
 class ClassifierTask:
@@ -50,15 +56,22 @@ class ClassifierTask:
         class_names: of the model's classes.
         iterations: of the stage.
         guarded: see [`ClassHealth`].
+        loss: see [`train_classifier`].
 
     Raises:
         UserError: a stage of kind `"spatial"` would train no threshold.
     """
 
     def __init__(
-        self, kind: Kind, config: TrainingConfig, class_names: Sequence[str], iterations: int, guarded: bool = False
+        self,
+        kind: Kind,
+        config: TrainingConfig,
+        class_names: Sequence[str],
+        iterations: int,
+        guarded: bool = False,
+        loss: ClassifierLoss | None = None,
     ) -> None:
-        self.kind, self.config, self.class_names = kind, config, tuple(class_names)
+        self.kind, self.config, self.class_names, self._own = kind, config, tuple(class_names), loss
         self._period, self._weights_iterations = alternation(iterations, config) if kind == "spatial" else (1, 1)
         self._health = ClassHealth(self.class_names, guarded)
 
@@ -68,30 +81,33 @@ class ClassifierTask:
 
     def loss(self, model: Any, batch: dict[str, Tensor], iteration: int) -> tuple[Tensor, Values]:
         """Loss of one batch with `pixel_values`, `labels` and, for `"spatial"`, `proportions`, maybe `label_maps`."""
-        phase: str = "bce"
+        phase: Phase = "bce"
         if self.kind == "spatial":
             phase = phase_for(iteration, self._period, self._weights_iterations)
         proportions = batch["proportions"] if self.kind == "spatial" else None
-        output = model(
-            pixel_values=batch.get("pixel_values"),
-            features=batch.get("features"),
-            labels=batch["labels"],
-            proportions=proportions,
-            phase=phase,
-            label_maps=batch.get("label_maps"),
-        )
-        values: dict[str, Any] = {"loss": output.loss}
-        if phase == "threshold":
-            values["threshold_loss"] = output.spatial_loss
-        elif phase == "weights":
-            values["spatial_loss"] = output.spatial_loss
-        if output.proportion_loss is not None:
-            values["proportion_loss"] = output.proportion_loss
+        known = {"labels": batch["labels"], "proportions": proportions, "label_maps": batch.get("label_maps")}
+        seen = {"pixel_values": batch.get("pixel_values"), "features": batch.get("features")}
+        if self._own is None:
+            output = model(**seen, **known, phase=phase)
+            values = _logged(output, phase)
+        else:
+            output = model(**seen)
+            values = own_loss(
+                self._own,
+                phase,
+                pixel_logits=output.pixel_logits.float(),
+                thresholds=output.thresholds,
+                **known,
+                # Of the model itself, inside what several processes wrap around it.
+                config=getattr(model, "module", model).config,
+                reduce=sum_over_processes,
+            )
+        loss = values["loss"]
         values |= _per_class(output, batch["labels"], proportions)
         for name, parameter in model.named_parameters():
             if name.split(".")[-1] == LOGIT_SCALE:
                 values[LOGIT_SCALE] = parameter.exp().mean()
-        return output.loss, values
+        return loss, values
 
     def check(self, window: Window) -> None:
         """Raise a [`TrainingHealthError`] if a class no longer learns."""
@@ -106,6 +122,16 @@ class ClassifierTask:
         """Of the watch over the classes."""
         if state:
             self._health.restore(state)
+
+
+def _logged(output: SpatialBceOutput, phase: Phase) -> dict[str, Any]:
+    """The model's own losses, by the names under which they are logged."""
+    values = {"loss": output.loss}
+    if phase != "bce":
+        values["threshold_loss" if phase == "threshold" else "spatial_loss"] = output.spatial_loss
+    if output.proportion_loss is not None:
+        values["proportion_loss"] = output.proportion_loss
+    return values
 
 
 @torch.no_grad()
@@ -137,6 +163,7 @@ def train_classifier(
     label_maps: LabelMaps | None = None,
     guarded: bool = False,
     features_dir: Path | None = None,
+    loss: ClassifierLoss | None = None,
 ) -> FitSummary:
     """Train a classifier on tagged images; see [`fit`] for resuming.
 
@@ -153,12 +180,16 @@ def train_classifier(
             label map are left out.
         features_dir: where the features of a trunk that is not trained are kept; by default in `output_dir`.
         guarded: whoever calls holds back a class that this has harmed, so one alone does not end the training.
+        loss: instead of [`phase_losses`], see [`ClassifierLoss`]. The stage keeps its qualified name, and is continued
+            with a loss of this name only; two lambdas have the same. Numbers of its own are best given by
+            `functools.partial`, which makes them part of the name.
 
     Returns:
         The summary; the trained model is in its `model_dir`.
 
     Raises:
         ValueError: model, images, proportions and label maps do not belong together.
+        UserError: `loss` gives no loss.
         TrainingHealthError: training has failed.
 
     Examples:
@@ -173,6 +204,19 @@ def train_classifier(
         ...     fitted = train_classifier(model, images, config, "bce", output_dir=Path(folder))
         >>> fitted.iterations, fitted.images
         (4, 8)
+
+        With a loss of one's own, which adds to the present ones and is logged with its parts:
+
+        >>> from sbce_hf import phase_losses
+        >>> def with_entropy(*, pixel_logits, **others):
+        ...     losses = phase_losses(pixel_logits=pixel_logits, **others)
+        ...     p = pixel_logits.sigmoid()
+        ...     entropy = (p * (1 - p)).mean()
+        ...     return losses | {"loss": losses["loss"] + 0.1 * entropy, "entropy": entropy}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fitted = train_classifier(model, images, config, "bce", output_dir=Path(folder), loss=with_entropy)
+        >>> 0 < fitted.values["entropy"] < 0.25
+        True
     """
     names = label_names(model.config)
     if names != tuple(images.class_names):
@@ -189,7 +233,7 @@ def train_classifier(
     else:
         label_maps = None
         if kind == "spatial":
-            _check_proportions(proportions, images)
+            check_trainable(proportions, images)
             source["proportions"] = hashlib.sha256(np.asarray(proportions).tobytes()).hexdigest()[:16]
     shares = proportions if kind == "spatial" and label_maps is None else None
     fields = {key: getattr(model.config, key) for key in type(model.config).__annotations__}
@@ -197,8 +241,12 @@ def train_classifier(
         # Older trainings have no such field.
         del fields["train_trunk"]
     inputs = source | {"model": fields}
+    if loss is not None:
+        inputs["loss"] = name_of(loss)
     folder = stage_folder(output_dir, config, images=len(images), seed=seed, name=kind, inputs=inputs)
     if folder.summary() is None:
+        if loss is not None:
+            try_own_loss(loss, cast(SpatialBceConfig, model.config), PHASES[kind], label_maps is not None)
         # Pooling is the stage's matter. A finished stage leaves the model as it was given.
         cast(Any, model.config).image_top_share = IMAGE_TOP_SHARE[kind]
     dataset: EpochDataset
@@ -210,7 +258,7 @@ def train_classifier(
         dataset = LabelledDataset(images, label_maps, config, seed, preprocessing)
     else:
         dataset = TrainingDataset(images, config.image_size, config.augmentation, seed, shares, preprocessing)
-    task = ClassifierTask(kind, config, names, count_iterations(len(images), config), guarded)
+    task = ClassifierTask(kind, config, names, count_iterations(len(images), config), guarded, loss)
     summary = fit(model, task, dataset, config, output_dir=Path(output_dir), seed=seed, name=kind, inputs=inputs)
     if PartialState().is_main_process:
         size = {"height": config.image_size, "width": config.image_size}
@@ -218,21 +266,6 @@ def train_classifier(
     # Others read it next.
     PartialState().wait_for_everyone()
     return summary
-
-
-def _check_proportions(proportions: np.ndarray | None, images: TaggedImages) -> None:
-    labels = images.label_matrix()
-    if proportions is None or proportions.shape != labels.shape:
-        got = None if proportions is None else f"an array of shape {proportions.shape}"
-        raise ValueError(f"proportions: got {got}, expected an array of shape {labels.shape}, one row per image")
-    bad = (labels > 0) & ~((proportions > 0) & (proportions <= 1))
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(
-            f"proportions of image {images.image_ids[row]!r}, class {images.class_names[column]!r}: got "
-            f"{proportions[row, column]}, expected above 0 and at most 1; shares of pixels, not percent; "
-            "clamp_proportions lifts lost classes"
-        )
 
 
 def create_classifier(

@@ -13,6 +13,7 @@ from sbce_hf.config import BoundaryTrainingConfig, DataConfig, LabellingConfig, 
 from sbce_hf.data import load_images
 from sbce_hf.labels.label_maps import MaskLabels
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
+from sbce_hf.models.losses_phases import phase_losses
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.runs.single import label_with_checkpoint
 from sbce_hf.training.boundary import create_boundary_network, train_boundary
@@ -31,6 +32,8 @@ STAGES = {
     "odd": ("spatial", "balanced", 1, 37, 6, 24),
     # Fewer images than a batch.
     "few": ("spatial", "balanced", 1, 10, 12, 20),
+    # With a loss that is given from outside.
+    "own": ("spatial", "balanced", 2, IMAGES, BATCH, ITERATIONS),
 }
 # One more than the processes can share equally.
 LABELLED = DataConfig(source="shapes", shapes_images=13, shapes_size=48)
@@ -62,6 +65,12 @@ class FewPositives:
         }
 
 
+def given_loss(*, phase, **given):
+    """The model's own, logged by the name of its phase."""
+    loss = phase_losses(phase=phase, **given)["loss"]
+    return {"loss": loss, f"{phase}_loss": loss}
+
+
 def run(output_dir, name, **changes):
     kind, normalization, accumulation, images, batch, iterations = STAGES[name]
     torch.manual_seed(0)
@@ -82,7 +91,7 @@ def run(output_dir, name, **changes):
         checkpoint_every=7,
         gradient_accumulation_steps=accumulation,
     )
-    task = ClassifierTask(kind, config, CLASSES, iterations)
+    task = ClassifierTask(kind, config, CLASSES, iterations, loss=given_loss if name == "own" else None)
     config = replace(config, **changes)
     return fit(model, task, FewPositives(images), config, output_dir=Path(output_dir), seed=0, name=kind)
 
