@@ -1,6 +1,7 @@
 """Folders as people have them: each is understood, or refused with the remedy."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sbce_hf.cli import main
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
 from sbce_hf.data.layout import understand
 from sbce_hf.errors import UserError
+from sbce_hf.runs import plan
 
+TINY = ["--trunk-weights", "random", "--set", "model.trunk=test_resnet", "--set", "irn=null"]
+TINY += [text for key in ("bce", "spatial") for text in ("--set", f"{key}.batch_size=2")]
 # What is on each photo, in every layout below.
 TAGS = {"a": {"cat", "dog"}, "b": {"cat"}, "c": set()}
 
@@ -157,8 +162,13 @@ def plain_object(root):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_understood(tmp_path, make, reader):
+def test_understood(tmp_path, make, reader, capsys, monkeypatch):
     make(tmp_path)
+    # How long it would take is asked for once, in the tests of the plan.
+    monkeypatch.setattr(plan, "stage_seconds", lambda config, stages, *_: {stage.name: [] for stage in stages})
+    assert main(["check", str(tmp_path), *TINY]) == 0
+    said = capsys.readouterr().out
+    assert f"reader     {reader} (" in said and "to start   sbce run --recipe own-data" in said
     config = DataConfig(source="folder", data_dir=str(tmp_path))
     assert understand(config).reader == reader
     images = load_images(config, "train")
@@ -313,10 +323,12 @@ def broken_parquet(root):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_refused_with_the_remedy(tmp_path, make, message):
+def test_refused_with_the_remedy(tmp_path, make, message, capsys):
     make(tmp_path)
     with pytest.raises((UserError, FileNotFoundError), match=message):
         load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+    assert main(["check", str(tmp_path), *TINY]) == 1
+    assert re.search(f"sbce: error: .*{message}", capsys.readouterr().err)
 
 
 def test_the_file_that_is_named_is_read(tmp_path):
