@@ -1,5 +1,6 @@
-"""What a recipe's key means: its documentation, type, default and range, read from the dataclasses themselves."""
+"""What a recipe's key means: its documentation, type, default and range, read off the dataclasses and the networks."""
 
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -7,9 +8,10 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UserError
+from .network_fields import NETWORKS, network_fields
 from .parsing import to_mapping
 from .ranges import Checked, Range
 from .recipes import RECIPES
@@ -47,6 +49,9 @@ def explain_key(config: RunConfig, key: str) -> Explained:
     Raises:
         UserError: no such key; names the nearest one.
     """
+    for prefix in NETWORKS:
+        if key.startswith(f"{prefix}."):
+            return _explain_network(config, prefix, key.removeprefix(f"{prefix}."))
     section: type = RunConfig
     value: Any = config
     *parents, name = key.split(".")
@@ -61,16 +66,31 @@ def explain_key(config: RunConfig, key: str) -> Explained:
         if number < len(parents):
             inner = _section_of(hints[part])
             if inner is None:
-                raise UserError(
-                    f"--explain {key}: {part} has no keys of the recipe's; fields of a network are documented in "
-                    "sbce_hf/models/configuration_spatial_bce.py, _irn.py and _deeplab.py"
-                )
+                raise UserError(f"--explain {key}: {part} has no keys of its own")
             section = inner
     field = next(f for f in dataclasses.fields(section) if f.name == name)
     declared = section.declared(name) if issubclass(section, Checked) else {}
     bounds = declared.get("range", Range()).in_words()
     kind = re.sub(r"[\w.]+\.(?=\w)|<class '|'>", "", str(hints[name]))
     return Explained(key, _documented(section, name), kind, _default(field), bounds, _plain(value))
+
+
+def _explain_network(config: RunConfig, section: str, name: str) -> Explained:
+    """A field of a network, or of one that is written with it: `model.trunk_kwargs.pad_type` is `trunk_kwargs`'."""
+    name, key = name.partition(".")[0], f"{section}.{name.partition('.')[0]}"
+    fields, value = network_fields(section), cast(Any, config)
+    for part in section.split("."):
+        value = None if value is None else getattr(value, part)
+    architecture = getattr(config.segmenter, "architecture", "deeplab")
+    if section == "segmenter.model" and architecture != "deeplab":
+        raise UserError(f"--explain {key}: the fields of architecture {architecture!r} are those of transformers")
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
+        raise UserError(f"--explain {key}: {section} has no key {name!r}; {hint}")
+    found = fields[name]
+    default = ast.literal_eval(found.default)
+    return Explained(key, found.documentation, found.kind, default, "", (value or {}).get(name, default))
 
 
 def summaries() -> dict[str, str]:

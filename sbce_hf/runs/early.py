@@ -3,7 +3,6 @@
 Every check here is made again, and more thoroughly, by what uses the thing; here is only what needs no network.
 """
 
-import ast
 import difflib
 import json
 import os
@@ -12,13 +11,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..config import DataConfig, RunConfig
+from ..config.network_fields import network_fields
 from ..errors import UserError
 from ..references import local_checkpoint
 from .layout import Result, result_of
 
-_MODELS = Path(__file__).parent.parent / "models"
-# The classes that the keys of `model` are fields of, and their files.
-_MODEL_CONFIG = ("configuration_spatial_bce.py", "SpatialBceConfig")
 # Names that stand for no file.
 _NO_FILE = frozenset({"random", "pretrained", "classifier"})
 
@@ -152,11 +149,8 @@ def _check_header(path: Path) -> None:
 
 
 def _check_model_keys(config: RunConfig) -> None:
-    """Tell a misspelt key of `model`; the model's own file says which there are, and is not run for that."""
-    file, name = _MODEL_CONFIG
-    tree = ast.parse((_MODELS / file).read_text(encoding="utf-8"))
-    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    known = [ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)]
+    """Tell a misspelt key of `model`."""
+    known = network_fields("model")
     for key in config.model:
         # Others may be transformers' own.
         if key not in known and (near := difflib.get_close_matches(key, known, n=1, cutoff=0.75)):

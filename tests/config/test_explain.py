@@ -3,9 +3,11 @@ import dataclasses
 import pytest
 import yaml
 
+from sbce_hf import DeepLabConfig, IrnConfig, SpatialBceConfig
 from sbce_hf.cli import main
 from sbce_hf.config import RECIPES, RunConfig, from_mapping, load_recipe
 from sbce_hf.config.explain import _section_of, explain_key, summaries
+from sbce_hf.config.network_fields import network_fields
 from sbce_hf.errors import UserError
 
 
@@ -36,11 +38,38 @@ def test_value_default_and_range_are_those_of_the_dataclasses():
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("spatal.lr", "did you mean 'spatial'"), ("spatial.lrr", "did you mean 'lr'"), ("model.trunk", "configuration_")],
+    [
+        ("spatal.lr", "did you mean 'spatial'"),
+        ("spatial.lrr", "did you mean 'lr'"),
+        ("spatial.lr.x", "lr has no keys of its own"),
+        ("model.tunk", "model has no key 'tunk'; did you mean 'trunk'"),
+        ("irn.model.depth", "irn.model has no key 'depth'; known keys: backbone_config"),
+    ],
 )
 def test_wrong_keys(key, message):
     with pytest.raises(UserError, match=message):
         explain_key(load_recipe("quickstart"), key)
+
+
+@pytest.mark.parametrize(
+    ("section", "configuration"),
+    [("model", SpatialBceConfig), ("irn.model", IrnConfig), ("segmenter.model", DeepLabConfig)],
+)
+def test_fields_of_networks_are_those_of_their_configurations(section, configuration):
+    config = load_recipe("quickstart", {"model": {"kl_weight": 0.5}})
+    fields, own = network_fields(section), configuration()
+    assert len(fields) >= 10 and all(field.documentation for field in fields.values())
+    for name in fields:
+        found = explain_key(config, f"{section}.{name}")
+        # `None` stands for what the configuration finds out by itself.
+        assert found.default is None or found.default == getattr(own, name), name
+    assert explain_key(config, "model.kl_weight").value == 0.5 and explain_key(config, "model.kl_weight").default == 1
+
+
+def test_fields_of_another_architecture_are_not_deeplab_s():
+    config = load_recipe("quickstart", {"segmenter": {"architecture": "segformer", "from_config": True}})
+    with pytest.raises(UserError, match="of architecture 'segformer' are those of transformers"):
+        explain_key(config, "segmenter.model.depths")
 
 
 def test_recipes_are_listed_with_a_line_each(capsys):
