@@ -67,7 +67,7 @@ def test_fields_of_networks_are_those_of_their_configurations(section, configura
 
 
 def test_fields_of_another_architecture_are_not_deeplab_s():
-    config = load_recipe("quickstart", {"segmenter": {"architecture": "segformer", "from_config": True}})
+    config = load_recipe("quickstart", {"segmenter": {"architecture": "segformer", "checkpoint": "user/segformer"}})
     with pytest.raises(UserError, match="of architecture 'segformer' are those of transformers"):
         explain_key(config, "segmenter.model.depths")
 
