@@ -1,10 +1,11 @@
 """What a label store's description and its records may hold: the one place that looks at them before anybody reads.
 
-And what a record is as a row of a dataset.
+And how records are kept, and what one is as a row of a dataset.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,36 @@ from ..text import check_names
 _MAX_NUMBER = 2**53
 # One value for each of a record's classes; those that may be left out, or hold `null`.
 _PER_CLASS = {"proportions": False, "thresholds": True, "soft_share": True, "mean_probability": True}
+
+
+class Records:
+    """What is known of each image, kept as lines of JSON: as dictionaries, 100 000 took 150 MB instead of 40."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, bytes] = {}
+        self.skipped: dict[str, str] = {}
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """Take a record; that an image was skipped counts only until it is labelled.
+
+        It may be labelled later than it could not be read, and by another process whose file sorts first.
+        """
+        name = record["image_id"]
+        if "skipped" not in record:
+            self._lines[name] = json.dumps(record).encode()
+            self.skipped.pop(name, None)
+        elif name not in self._lines:
+            self.skipped[name] = record["skipped"]
+
+    @property
+    def labelled(self) -> KeysView[str]:
+        """The images with a label map."""
+        return self._lines.keys()
+
+    def __getitem__(self, image_id: str) -> dict[str, Any]:
+        if image_id in self.skipped:
+            return {"image_id": image_id, "skipped": self.skipped[image_id]}
+        return dict(json.loads(self._lines[image_id]))
 
 
 def checked_meta(text: str, where: str) -> dict[str, Any]:

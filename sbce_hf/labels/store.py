@@ -21,7 +21,7 @@ from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
 from ..files import explained, is_inside
 from .disk import Journal, replace, whole_lines
-from .records import checked_meta, checked_record, label_row
+from .records import Records, checked_meta, checked_record, label_row
 
 META, MAPS = "meta.json", "label_maps"
 # Why an image is skipped whose label map would say 255 everywhere.
@@ -70,11 +70,11 @@ class LabelStore:
             )
         self._journal: Journal | None = None
         self._rank = 0
-        self._records: dict[str, dict[str, Any]] = {}
+        self._records = Records()
         for path in sorted(self.directory.glob("records-*.jsonl")):
             lines = whole_lines(path.read_bytes()).decode(errors="replace").split("\n")[:-1]
             for number, line in enumerate(lines, start=1):
-                self._remember(checked_record(line, len(self.class_names), f"{path}, line {number}"))
+                self._records.remember(checked_record(line, len(self.class_names), f"{path}, line {number}"))
 
     @classmethod
     def create(
@@ -133,7 +133,7 @@ class LabelStore:
     @property
     def skipped(self) -> dict[str, str]:
         """Why each skipped image has no label map."""
-        return {name: record["skipped"] for name, record in self._records.items() if "skipped" in record}
+        return dict(self._records.skipped)
 
     @property
     def note(self) -> str:
@@ -152,11 +152,10 @@ class LabelStore:
 
     def done_ids(self) -> set[str]:
         """Images with a label map and a record."""
-        return {image_id for image_id in self._records if image_id in self}
+        return {image_id for image_id in self._records.labelled if image_id in self}
 
     def __contains__(self, image_id: str) -> bool:
-        record = self._records.get(image_id)
-        return record is not None and "skipped" not in record and self.path(image_id).is_file()
+        return image_id in self._records.labelled and self.path(image_id).is_file()
 
     def record(self, image_id: str) -> dict[str, Any]:
         """The record that was written with a label map.
@@ -164,9 +163,10 @@ class LabelStore:
         Raises:
             KeyError: there is none.
         """
-        if image_id not in self._records:
-            raise KeyError(f"label store {self.directory}: no image {image_id!r}")
-        return self._records[image_id]
+        try:
+            return self._records[image_id]
+        except KeyError as error:
+            raise KeyError(f"label store {self.directory}: no image {image_id!r}") from error
 
     def path(self, image_id: str) -> Path:
         """Where an image's label map is or would be; slashes in the name make folders.
@@ -218,14 +218,8 @@ class LabelStore:
 
     def skip(self, image_id: str, reason: str) -> None:
         """Note that an image gets no label map, and why."""
-        record = {"image_id": image_id, "skipped": reason}
-        if self._records.get(image_id) != record:
-            self._append(record)
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        # An image that could not be read once may be labelled later, by another process whose file sorts first.
-        if "skipped" not in record or "skipped" in self._records.get(record["image_id"], record):
-            self._records[record["image_id"]] = record
+        if self._records.skipped.get(image_id) != reason:
+            self._append({"image_id": image_id, "skipped": reason})
 
     def _append(self, record: dict[str, Any], path: Path | None = None) -> None:
         if self._journal is None:
@@ -237,7 +231,7 @@ class LabelStore:
         """Bring what was written to the disk itself; see [`write`] for errors."""
         try:
             for record in self._journal.flush() if self._journal else []:
-                self._remember(record)
+                self._records.remember(record)
         except OSError as error:
             raise explained(error, f"label maps and records of {self.directory}") from error
 

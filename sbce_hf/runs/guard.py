@@ -54,9 +54,10 @@ def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig) -
     both = sorted(set(old_ids) & set(new_ids))
     old = old[np.searchsorted(old_ids, both)] if both else old[:0]
     new = new[np.searchsorted(new_ids, both)] if both else new[:0]
+    classes = [after.record(image_id)["classes"] for image_id in both]
     found = {}
     for index, name in enumerate(after.class_names):
-        known = np.array([index in after.record(image_id)["classes"] for image_id in both], bool)
+        known = np.array([index in those for those in classes], bool)
         # Of a class that had no pixel anywhere, nothing can be kept.
         if known.sum() < config.least_images or not old[known, index].any():
             continue
