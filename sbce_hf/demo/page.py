@@ -12,6 +12,7 @@ from PIL import Image
 from ..config import CrfConfig
 from ..data.decoding import decode_image, encode_png
 from ..data.shapes import THINGS, draw_scene
+from ..files import is_inside
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
@@ -147,7 +148,7 @@ def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
                     label="Photo", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="photo"
                 )
                 # gradio opens the file itself, and its message about a damaged one names a temporary path.
-                photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+                photo.preprocess = lambda payload: _uploaded(payload, photo.GRADIO_CACHE)  # type: ignore[method-assign]
                 tags, predict = _tag_inputs(names[1:]) if classifier else (gr.State([]), gr.State(False))
                 crf = gr.Checkbox(
                     label="Dense CRF: follow the edges of the photo",
@@ -223,6 +224,15 @@ def _add_example(names: Sequence[str], photo: gr.Image, tags: Any) -> None:
     else:
         label += " (its kites and lanterns are no classes of this checkpoint)"
         gr.Examples([[picture]], [photo], label=label, api_visibility="private")
+
+
+def _uploaded(payload: Any, folder: str) -> str | None:
+    """The file of an upload; whoever asks the page by a program could name any other of the server."""
+    if not payload:
+        return None
+    if not (payload.path and is_inside(payload.path, folder) and os.path.isfile(payload.path)):
+        raise _error("Photo: expected an upload; send the file itself.")
+    return str(payload.path)
 
 
 def _reasons() -> list[Any]:
