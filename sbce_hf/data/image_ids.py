@@ -10,12 +10,13 @@ from ..errors import UserError
 MAX_NAME = 255 - len(".png.tmp-00000")
 
 
-def check_ids(image_ids: Iterable[str], split: str) -> None:
+def check_ids(image_ids: Iterable[str], split: str, where: str = "data") -> None:
     """Look at the names of a split's images before anything is made of them.
 
     Args:
         image_ids: of the split.
         split: its name, for messages.
+        where: they are from, for messages.
 
     Raises:
         UserError: no image, a name twice, one that is no relative path or too long for a file's, or two of which the
@@ -25,25 +26,25 @@ def check_ids(image_ids: Iterable[str], split: str) -> None:
     folders: set[str] = set()
     for image_id in image_ids:
         if image_id in seen:
-            raise UserError(f"data: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
+            raise UserError(f"{where}: image id {image_id!r} occurs twice in split {split!r}; expected unique ids")
         # Label maps are stored under this name.
         if not image_id or "\\" in image_id or "\0" in image_id or not _is_inside(image_id):
             raise UserError(
-                f"data: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
+                f"{where}: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
             )
         path = PurePosixPath(image_id)
         if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
             raise UserError(
-                f"data: image id {image_id[:40]!r}...: a name in it is longer than {MAX_NAME} bytes, so that its "
+                f"{where}: image id {image_id[:40]!r}...: a name in it is longer than {MAX_NAME} bytes, so that its "
                 "label map could not be stored; rename the file"
             )
         seen.add(image_id)
         folders.update(str(folder) for folder in path.parents)
     if not seen:
-        raise UserError(f"data: split {split!r} has no images")
+        raise UserError(f"{where}: split {split!r} has no images")
     if clash := next((image_id for image_id in seen if f"{image_id}.png" in folders), None):
         raise UserError(
-            f"data: image id {clash!r}: its label map {clash}.png would lie where other images' folder is; rename one"
+            f"{where}: image id {clash!r}: its label map {clash}.png would lie where others' folder is; rename one"
         )
 
 

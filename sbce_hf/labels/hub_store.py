@@ -11,9 +11,10 @@ from datasets import Image as ImageFeature
 from datasets.data_files import sanitize_patterns
 
 from ..data.decoding import decode_labels, is_of_the_file, named
+from ..data.image_ids import check_ids
 from ..data.own_files import card_configs
 from ..errors import UserError
-from ..files import parse_json, read_text
+from ..files import is_inside, parse_json, read_text
 from ..references import download
 from .store import LabelStore
 
@@ -64,7 +65,7 @@ class HubLabelMaps:
         self.skipped: dict[str, str] = dict.fromkeys(info.get("skipped", ()), "skipped when it was labelled")
         self.undecided: set[str] = set()
         self._dataset = dataset.select_columns(list(_READ)).cast_column("label_map", ImageFeature(decode=False))
-        self._rows = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
+        self._rows = {image_id: row for row, image_id in enumerate(_checked(dataset, reference))}
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows
@@ -97,6 +98,22 @@ class HubLabelMaps:
         for row, index in zip(table, order, strict=True):
             row[labels[index]] = shares[index]
         return ids, table
+
+
+def _checked(dataset: Dataset, reference: str) -> list[str]:
+    """The ids of label maps, which become names of files, once they, labels and proportions fit together."""
+    ids, where = dataset["image_id"][:], f"label maps {reference}"
+    if not all(isinstance(image_id, str) for image_id in ids):
+        raise UserError(f"{where}: image_id: got a row without a name; push them again")
+    if ids:
+        check_ids(ids, SPLIT, where)
+    count = len(dataset.features["labels"].feature.names)
+    for image_id, labels, shares in zip(ids, dataset["labels"][:], dataset["proportions"][:], strict=True):
+        if labels is None or shares is None or len(labels) != len(shares):
+            raise UserError(f"{where}: image {image_id!r}: got another number of proportions than of labels")
+        if not all(label is not None and 0 <= label < count for label in labels):
+            raise UserError(f"{where}: image {image_id!r}: got labels {labels}, expected 0 to {count - 1}")
+    return list(ids)
 
 
 def _holds(feature: Any, kind: type) -> bool:
@@ -135,13 +152,19 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
             f"label maps {reference}: {what}, expected one of {sorted(patterns)} with a split {SPLIT!r}; name it as "
             f"in {name}:{next(iter(patterns), 'CONFIG')}"
         )
-    for pattern in patterns[config]:
-        if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
-            raise ValueError(f"label maps {reference}: data_files {pattern!r}, expected files of the dataset itself")
+    for part in (*patterns[config], config):
+        if PurePosixPath(part).is_absolute() or ".." in PurePosixPath(part).parts:
+            raise ValueError(f"label maps {reference}: got {part[:200]!r}, expected files of the dataset itself")
     # This very commit, whatever happens to the branch meanwhile.
     pinned = f"{name.partition('@')[0]}@{folder.name}"
     folder = download(pinned, "dataset", [*patterns[config], f"{config}/{INFO}"])
-    files = sorted(file for pattern in patterns[config] for file in folder.glob(pattern))
+    try:
+        files = sorted(file for pattern in patterns[config] for file in folder.glob(pattern))
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"label maps {reference}: README.md: data_files: {str(error)[:200]}") from error
+    # In the cache, a snapshot's files are links to others of the same repository.
+    if not all(is_inside(file, folder.parents[1]) for file in (*files, folder / config / INFO)):
+        raise UserError(f"label maps {reference}: has links to files of others; expected files of the dataset itself")
     if not files or any(file.suffix != ".parquet" for file in files):
         raise ValueError(
             f"label maps {reference}: {len(files)} files match {patterns[config]}, expected parquet files"

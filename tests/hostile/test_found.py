@@ -64,6 +64,32 @@ def damaged_page(folder):
     (folder / "table.parquet").write_bytes(data)
 
 
+def shard_with(**columns):
+    """A label set's rows with other values in some columns."""
+
+    def spoil(folder):
+        path = folder / "default" / "train-00000.parquet"
+        table = pq.read_table(path)
+        for name, change in columns.items():
+            index = table.column_names.index(name)
+            values = pa.array(change(table[name].to_pylist()), table.schema.field(name).type)
+            table = table.set_column(index, table.schema.field(name), values)
+        pq.write_table(table, path)
+
+    return spoil
+
+
+def first(value):
+    return lambda values: [value, *values[1:]]
+
+
+def linked_shard(folder):
+    path = folder / "default" / "train-00000.parquet"
+    (folder.parents[2] / "elsewhere").mkdir(exist_ok=True)
+    path.rename(folder.parents[2] / "elsewhere" / "shard.parquet")
+    path.symlink_to(folder.parents[2] / "elsewhere" / "shard.parquet")
+
+
 def outline(segmentation):
     def spoil(folder):
         path = folder / "annotations" / "instances_train2014.json"
@@ -188,6 +214,42 @@ FOUND = {
         "hub labels",
         content("default/train-00000.parquet", b"PAR1"),
         "label maps user/labels: no parquet files",
+    ),
+    "a label map that leaves the folder": (
+        "hub labels",
+        shard_with(image_id=first("../../x")),
+        "label maps user/labels: image id '../../x' is no relative path",
+    ),
+    "a label map from the root": ("hub labels", shard_with(image_id=first("/x")), "image id '/x' is no relative path"),
+    "a label map without a name": ("hub labels", shard_with(image_id=first("")), "image id '' is no relative path"),
+    "a label map with a zero": ("hub labels", shard_with(image_id=first("a\0b")), "is no relative path"),
+    "a label map of nothing": ("hub labels", shard_with(image_id=first(None)), "image_id: got a row without a name"),
+    "two label maps of one name": (
+        "hub labels",
+        shard_with(image_id=lambda ids: [ids[0], ids[0], *ids[2:]]),
+        "occurs twice in split 'train'",
+    ),
+    "proportions of other labels": (
+        "hub labels",
+        shard_with(proportions=first([0.1] * 7)),
+        "image '0': got another number of proportions than of labels",
+    ),
+    "a label that is no class": ("hub labels", shard_with(labels=first([0, 7])), "got labels .*7.*, expected 0 to 1"),
+    "a label map of somebody else": ("hub labels", linked_shard, "label maps user/labels: has links to files"),
+    "a pattern as long as no name": (
+        "hub labels",
+        card("configs: [{config_name: default, data_files: [{split: train, path: " + "a" * 300 + "}]}]"),
+        "label maps user/labels: README.md: data_files: .*too long",
+    ),
+    "a pattern that is none": (
+        "hub labels",
+        card("configs: [{config_name: default, data_files: [{split: train, path: 'a**b/*.parquet'}]}]"),
+        "label maps user/labels: README.md: data_files",
+    ),
+    "a configuration that leaves the folder": (
+        "hub labels",
+        card("configs: [{config_name: ../../x, data_files: [{split: train, path: '*/*.parquet'}]}]"),
+        "got '../../x', expected files of the dataset itself",
     ),
     "an info that is a list": ("hub labels", content("default/info.json", "[]"), "info.json: expected complete"),
     "skipped images that are numbers": (
