@@ -67,6 +67,11 @@ class ExportSource:
         self._label_maps = label_maps
         self.image_ids = label_maps.proportions()[0]
         self._guessed, self._undecided = photos is None, 0
+        if gone := getattr(label_maps, "gone", []):
+            raise UserError(
+                f"label maps {label_maps.directory}: {len(gone)} are missing, the first is of image {gone[0]!r}; make "
+                "them again with the command that made them"
+            )
         if not self.image_ids:
             raise UserError(f"label maps {label_maps.directory}: there are none to export; is the labelling finished?")
         self._files = {image_id: f"{image_id}{_SUFFIX}" for image_id in self.image_ids}

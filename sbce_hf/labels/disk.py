@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import sync
+from ..files import is_inside, sync
 
 # Files that wait for the disk at the same time.
 _AT_ONCE = 16
@@ -15,6 +15,19 @@ _AT_ONCE = 16
 def whole_lines(data: bytes) -> bytes:
     """All but a last line that a killed process left unfinished."""
     return data[: data.rfind(b"\n") + 1]
+
+
+def require_own(path: Path, folder: Path) -> None:
+    """See that what a store is described by is a file of its own, if it is there: neither a link nor a pipe.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if os.path.lexists(path) and not (path.is_file() and is_inside(path, folder)):
+        raise ValueError(
+            f"label store {folder}: {path.name} is a link out of it, or no file; expected a file in the store: put a "
+            "copy of it there"
+        )
 
 
 def flush(file: IO[bytes]) -> None:

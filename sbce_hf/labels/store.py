@@ -20,12 +20,11 @@ from PIL import Image
 from ..data.decoding import decode_labels, encode_png, named
 from ..data.schema import label_features, palette
 from ..files import explained, is_inside
-from .disk import Journal, replace, whole_lines
+from .disk import Journal, replace, require_own, whole_lines
 from .records import Records, checked_meta, checked_record, label_row
 
 META, MAPS = "meta.json", "label_maps"
-# Why an image is skipped whose label map would say 255 everywhere.
-NOTHING_SURE = "nothing is sure"
+NOTHING_SURE = "nothing is sure"  # Why an image is skipped whose label map would say 255 everywhere.
 # Label maps are uint8 and 255 stays free for "ignore".
 MAX_CLASSES = 254
 GROUP = 32  # Label maps that are brought to the disk together where many are made.
@@ -56,12 +55,13 @@ class LabelStore:
 
     def __init__(self, directory: str | os.PathLike[str], class_names: tuple[str, ...] | None = None) -> None:
         self.directory = Path(directory)
+        for path in (self.directory / META, *sorted(self.directory.glob("records-*.jsonl"))):
+            require_own(path, self.directory)
         try:
             text = (self.directory / META).read_bytes().decode(errors="replace")
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"no label store in {self.directory}: {META} is missing; make one with label_images"
-            ) from error
+            what = f"no label store in {self.directory}: {META} is missing; make one with label_images"
+            raise FileNotFoundError(what) from error
         self.meta: dict[str, Any] = checked_meta(text, str(self.directory / META))
         self.class_names: tuple[str, ...] = tuple(self.meta["class_names"])
         if class_names is not None and tuple(class_names) != self.class_names:
@@ -108,21 +108,22 @@ class LabelStore:
             raise ValueError(f"got {len(class_names)} classes, expected at most {MAX_CLASSES}: label maps are 8 bit")
         wanted = {"key": key, "class_names": list(class_names), "num_images": num_images}
         try:
-            if not (directory / META).exists():
+            if not os.path.lexists(directory / META):
                 directory.mkdir(parents=True, exist_ok=True)
                 meta = {**wanted, **(details or {}), "complete": False, "skipped": []}
                 replace(directory / META, json.dumps(meta, indent=2).encode(), rank)
             store = cls(directory)
+            for name, value in wanted.items():
+                if store.meta.get(name) != value:
+                    raise ValueError(
+                        f"label store {directory}: was made with {name} {store.meta.get(name)!r}, expected {value!r}. "
+                        "Its label maps come from another checkpoint, other options or other images: delete the "
+                        "folder or choose another one"
+                    )
+            # Cuts what a killed process left unfinished, so only now.
             store._journal, store._rank = Journal(directory / f"records-{rank:05d}.jsonl", group), rank
         except OSError as error:
             raise explained(error, f"label store {directory}") from error
-        for name, value in wanted.items():
-            if store.meta.get(name) != value:
-                raise ValueError(
-                    f"label store {directory}: was made with {name} {store.meta.get(name)!r}, expected {value!r}. Its "
-                    "label maps come from another checkpoint, other options or other images: delete the folder or "
-                    "choose another one"
-                )
         return store
 
     @property
@@ -149,6 +150,11 @@ class LabelStore:
     def unreadable(self) -> set[str]:
         """Images that were skipped for what is wrong with them."""
         return self.skipped.keys() - self.undecided
+
+    @property
+    def gone(self) -> list[str]:
+        """Images whose record is there and whose label map is not."""
+        return sorted(image_id for image_id in self._records.labelled if image_id not in self)
 
     def done_ids(self) -> set[str]:
         """Images with a label map and a record."""

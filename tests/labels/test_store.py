@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from sbce_hf.data.schema import palette
+from sbce_hf.errors import UserError
+from sbce_hf.export.source import ExportSource
 from sbce_hf.labels import disk
 from sbce_hf.labels.store import LabelStore
 
@@ -167,6 +169,43 @@ def test_names_cannot_leave_the_store(tmp_path, image_id):
     with pytest.raises(ValueError, match="image id"):
         store.write(image_id, make_map(), make_record(make_map()))
     assert [p.name for p in tmp_path.rglob("*.png")] == []
+
+
+def test_what_describes_a_store_is_a_file_of_its_own(tmp_path):
+    foreign = tmp_path / "token"
+    foreign.write_text("secret")
+    store = create(tmp_path / "store")
+    store.write("a", make_map(), make_record(make_map()))
+    store.flush()
+    for make in (lambda path: path.symlink_to(foreign), os.mkfifo, lambda path: path.symlink_to(tmp_path / "absent")):
+        path = tmp_path / "store" / "records-00001.jsonl"
+        make(path)
+        with pytest.raises(ValueError, match=r"records-00001\.jsonl is a link out of it, or no file"):
+            LabelStore(tmp_path / "store")
+        path.unlink()
+    meta = tmp_path / "store" / "meta.json"
+    meta.rename(tmp_path / "meta.json")
+    meta.symlink_to(tmp_path / "meta.json")
+    with pytest.raises(ValueError, match=r"meta\.json is a link"):
+        create(tmp_path / "store")
+    assert foreign.read_text() == "secret"
+
+
+def test_a_refused_store_stays_as_it_was(tmp_path):
+    create(tmp_path)
+    (tmp_path / "records-00000.jsonl").write_bytes(b"unfinished")
+    with pytest.raises(ValueError, match="was made with key"):
+        LabelStore.create(tmp_path, NAMES, key="other", num_images=3)
+    assert (tmp_path / "records-00000.jsonl").read_bytes() == b"unfinished"
+
+
+def test_label_maps_that_are_gone_are_known(filled):
+    name = sorted(filled.done_ids())[0]
+    assert filled.gone == []
+    filled.path(name).unlink()
+    assert LabelStore(filled.directory).gone == [name]
+    with pytest.raises(UserError, match=f"1 are missing, the first is of image '{name}'"):
+        ExportSource(LabelStore(filled.directory))
 
 
 def test_names_with_dots_stay_apart(tmp_path):
