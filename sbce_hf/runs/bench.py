@@ -14,7 +14,7 @@ from ..files import read_json, write_atomic
 from ..processes import decided
 from ..progress import Parts
 from ..training.device import use_cpu
-from .layout import IMAGES, NOTES
+from .layout import IMAGES, NOTES, read_notes
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Bench:
 
     def notes(self) -> dict[str, Any]:
         """What `run.json` says: command, versions, hardware, durations."""
-        return read_json(self.run_dir / NOTES, {})
+        return read_notes(self.run_dir)
 
     def note(self, **values: Any) -> None:
         """Add to `run.json`."""

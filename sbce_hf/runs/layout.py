@@ -1,10 +1,12 @@
 """Where a run keeps things, told without loading anything that trains."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..files import read_json
+from ..errors import UserError
+from ..files import is_inside, parse_json, read_text
 
 # In a run directory.
 CONFIG, NOTES, REPORT, PAGE, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "report.html", "quality.md"
@@ -23,6 +25,45 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / NOTES).is_file()
 
 
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What a run's `run.json` says; empty where there is none.
+
+    Raises:
+        UserError: it is damaged, or names results outside of the run.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return {}
+    notes = parse_json(read_text(path), str(path))
+    results = notes.get(RESULTS, {}) if isinstance(notes, Mapping) else None
+    if not isinstance(results, Mapping) or not all(
+        isinstance(part, str) and is_inside(folder / part, folder) for part in results.values()
+    ):
+        raise UserError(
+            f"{path}: {RESULTS}: expected the run's own folders by name; delete the file and give the command of the "
+            "run again"
+        )
+    return dict(notes)
+
+
+def require_own_folders(folder: Path) -> None:
+    """See that no folder of a run is a link out of it: what a stage writes there would replace somebody's files.
+
+    Raises:
+        UserError: one is.
+    """
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and not is_inside(path, folder):
+                raise UserError(
+                    f"{path}: is a link to {os.path.realpath(path)}, expected a folder of the run; move that folder "
+                    "here, or choose another --output-dir"
+                )
+        # Whole files are put there by their names, however many there are.
+        names[:] = [name for name in names if name != "label_maps"]
+
+
 def result_of(name: str | os.PathLike[str], what: Result) -> str:
     """Whatever a command takes for a checkpoint or a label store: a run directory becomes the result in it.
 
@@ -32,10 +73,11 @@ def result_of(name: str | os.PathLike[str], what: Result) -> str:
 
     Raises:
         FileNotFoundError: the run has not ended, or has no such result.
+        UserError: see [`read_notes`].
     """
     folder = Path(name)
     if is_run(folder):
-        results = read_json(folder / NOTES, {}).get(RESULTS, {})
+        results = read_notes(folder).get(RESULTS, {})
         if what in results:
             return str(folder / results[what])
         if results:

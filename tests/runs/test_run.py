@@ -16,6 +16,7 @@ from PIL import Image
 
 from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
+from sbce_hf.errors import UserError
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.layout import result_of
@@ -133,6 +134,37 @@ def test_finished_run_returns_at_once_and_refuses_another_config(finished, tiny_
     assert again.scores == summary.scores and digests(run_dir) == before
     with pytest.raises(ValueError, match=r"spatial\.lr was 0\.01, is 0\.02.*--output-dir"):
         run(load_recipe(str(tiny_recipe), {"spatial": {"lr": 0.02}}), run_dir)
+
+
+def test_a_run_names_no_results_of_others(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    notes = tmp_path / "run" / "run.json"
+    values = json.loads(notes.read_text())
+    (tmp_path / "private").mkdir()
+    for results in (
+        "5",
+        5,
+        {"label_maps": 5},
+        {"label_maps": "../private"},
+        {"label_maps": str(tmp_path / "private")},
+    ):
+        notes.write_text(json.dumps(values | {"results": results}))
+        with pytest.raises(UserError, match=r"run\.json: results: expected the run's own folders"):
+            result_of(tmp_path / "run", "label_maps")
+    for content in (b"{", b"[]", b"", b"\xff", b"[" * 100_000):
+        notes.write_bytes(content)
+        with pytest.raises(UserError, match=r"run\.json"):
+            result_of(tmp_path / "run", "label_maps")
+
+
+def test_nothing_is_written_through_a_link_out_of_a_run(finished, tiny_recipe, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "overlays")
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run" / "overlays").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"overlays: is a link to .*victim, expected a folder of the run"):
+        run(load_recipe(str(tiny_recipe)), tmp_path / "run")
+    assert not list((tmp_path / "victim").iterdir())
 
 
 def test_killed_at_any_time_ends_with_the_same_label_maps(finished, tiny_recipe, tmp_path):
