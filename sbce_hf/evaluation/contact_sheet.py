@@ -83,7 +83,7 @@ def contact_sheet(rows: Sequence[ContactRow], class_names: Sequence[str], path: 
         sheet.paste(part, (0, top))
         top += part.height
     buffer = BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
 
 
