@@ -75,6 +75,22 @@ def test_mistakes_are_errors_before_anything_starts(arguments, message, tmp_path
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected):
+    """OpenMP reads the variable as torch is loaded, so it has to be set by then."""
+    program = """
+import os, sys
+from sbce_hf import cli
+assert "torch" not in sys.modules
+cli.main(["recipes"])
+assert "torch" not in sys.modules
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split()[-1] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

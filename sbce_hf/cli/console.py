@@ -13,11 +13,14 @@ _CHATTY = ("timm",)
 
 
 def set_up(verbose: bool) -> None:
-    """Send log lines to standard error, below the progress bar if there is one.
+    """Send log lines to standard error, below the progress bar if there is one; call before torch is imported.
 
     Args:
         verbose: everything that is logged, of other libraries as well; otherwise progress, and warnings of ours.
     """
+    # OpenMP's threads spin while they wait for each other. Beside other work on the same cores they wait for one that
+    # does not run: small steps took twenty times the CPU time of one thread. Sleeping, they take twice.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
