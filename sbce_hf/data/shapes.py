@@ -2,7 +2,8 @@
 
 Each thing is a large body, plain and only weakly textured, with one small part that is loud: saturated and patterned.
 An image classifier looks at the loud part first, so its class activation map is strongest there; the body is what has
-to be won. Some hide their loud part, so that the body counts. Pebbles and flowers (blobs, loud spots) mean nothing.
+to be won. Some hide their loud part, so that the body counts. A third are small, so that no constant fits all, and one
+class is rare. Pebbles and flowers (blobs, loud spots) mean nothing.
 """
 
 import zlib
@@ -36,6 +37,7 @@ class Thing:
         part_pattern: above 0 where the second colour shows.
         tint: muted RGB colour of the body, the weak cue together with its texture.
         texture: the body's faint pattern, in [-1, 1].
+        frequency: share of the images in which it may be, drawn for each; 1 for a common thing.
     """
 
     body: Field
@@ -44,6 +46,7 @@ class Thing:
     part_pattern: Field
     tint: tuple[int, int, int]
     texture: Field
+    frequency: float = 1.0
 
 
 def _ellipse(x0: float, y0: float, width: float, height: float) -> Field:
@@ -100,11 +103,14 @@ THINGS = {
         part_pattern=lambda x, y: np.sin(16 * x) + np.sin(16 * y) - 1.0,
         tint=(152, 98, 142),
         texture=lambda x, y: np.sin(17 * x),
+        frequency=0.33,
     ),
 }
 SPLITS = ("train", "val")
 # Share of things that do not show their loud part, as animals hide their heads: the rest counts for something, too.
 HIDDEN_PART = 0.4
+# Share of things that are small, and their radii as shares of the image: about a quarter of a common thing's area.
+SMALL, SMALL_RADII = 0.3, (0.1, 0.14)
 # Validation images per training image.
 VAL_SHARE = 0.25
 
@@ -128,7 +134,7 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     columns: dict[str, list] = {"image_id": [], "image": [], "labels": [], "mask": []}
     for index in range(count):
         generator = np.random.default_rng([config.shapes_seed, zlib.crc32(split.encode()), index])
-        present = _draw_classes(index, len(class_names), generator)
+        present = _draw_classes(index, [THINGS[name].frequency for name in class_names], generator)
         image, mask = draw_scene(config.shapes_size, [(c, THINGS[class_names[c]]) for c in present], generator)
         columns["image_id"].append(f"{split}_{index:05d}")
         columns["image"].append({"bytes": encode_png(Image.fromarray(image)), "path": None})
@@ -144,11 +150,12 @@ def load(config: DataConfig, split: str) -> TaggedImages:
     )
 
 
-def _draw_classes(index: int, num_classes: int, generator: Generator) -> list[int]:
-    """One to three classes; the first by turns, so that a few images already show all."""
-    first = index % num_classes
-    others = generator.permutation([c for c in range(num_classes) if c != first])
-    return [first, *others[: generator.choice(3, p=[0.5, 0.35, 0.15])].tolist()]
+def _draw_classes(index: int, frequencies: Sequence[float], generator: Generator) -> list[int]:
+    """One to three classes; the first by turns. The first images show them all, whatever their frequencies."""
+    turns = [(index + turn) % len(frequencies) for turn in range(len(frequencies))]
+    kept = [c for c in turns if index < len(turns) or generator.random() < frequencies[c]] or turns[:1]
+    others = generator.permutation(kept[1:])
+    return [kept[0], *others[: generator.choice(3, p=[0.5, 0.35, 0.15])].tolist()]
 
 
 def draw_scene(
@@ -178,10 +185,11 @@ def draw_scene(
 
 def _places(count: int, generator: Generator) -> list[tuple[float, float, float]]:
     """Centres and radii, as shares of the image, of discs that do not overlap."""
-    low, high = {1: (0.3, 0.42), 2: (0.23, 0.29), 3: (0.19, 0.23)}[count]
+    common = {1: (0.3, 0.42), 2: (0.23, 0.29), 3: (0.19, 0.23)}[count]
+    radii = [generator.uniform(*(SMALL_RADII if generator.random() < SMALL else common)) for _ in range(count)]
     while True:
         places: list[tuple[float, float, float]] = []
-        for radius in generator.uniform(low, high, size=count):
+        for radius in radii:
             x, y = generator.uniform(0.85 * radius, 1 - 0.85 * radius, size=2)
             places.append((x, y, radius))
         if all(np.hypot(a[0] - b[0], a[1] - b[1]) > a[2] + b[2] for i, a in enumerate(places) for b in places[:i]):

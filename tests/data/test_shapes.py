@@ -26,10 +26,22 @@ def test_masks_hold_exactly_the_tags(images):
             assert 0.01 < (mask == label).mean() < 0.45
 
 
-def test_classes_are_balanced_and_all_there_in_the_first_four(images):
-    counts = images.label_matrix().sum(0)
-    assert counts.min() > 0.6 * counts.max()
+def test_one_class_is_rare_and_all_are_there_in_the_first_four():
+    *common, rare = load(config(shapes_images=120), "train").label_matrix().sum(0)
+    assert min(common) > 0.7 * max(common)
+    assert 0.2 * max(common) < rare < 0.5 * max(common)
     assert load(config(shapes_images=4), "train").label_matrix().max(0).tolist() == [1, 1, 1, 1]
+
+
+def test_things_have_two_sizes():
+    images = load(config(shapes_images=120, score_split="train"), "train")
+    single = [index for index in range(len(images)) if images.labels(index).sum() == 1]
+    shares = np.sort([(images.mask(index) > 0).mean() for index in single])
+    # Nothing between them, where no other thing takes room.
+    large = shares[np.diff(shares, prepend=0).argmax() :]
+    small = shares[: len(shares) - len(large)]
+    assert 0.15 < len(small) / len(shares) < 0.45
+    assert small.min() > 0.01 and small.max() < 0.06 < 0.08 < large.min()
 
 
 @pytest.mark.parametrize("name", THINGS)
