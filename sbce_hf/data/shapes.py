@@ -2,7 +2,7 @@
 
 Each thing is a large body, plain and only weakly textured, with one small part that is loud: saturated and patterned.
 An image classifier looks at the loud part first, so its class activation map is strongest there; the body is what has
-to be won. Some hide their loud part, so that the body counts. A third are small, so that no constant fits all, and one
+to be won. Some hide their loud part, so that the body counts. Some are small, so that no constant fits all, and one
 class is rare. Pebbles and flowers (blobs, loud spots) mean nothing.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageColor, ImageFilter
 
 from ..config import DataConfig
 from .decoding import encode_png
@@ -109,7 +109,7 @@ THINGS = {
 SPLITS = ("train", "val")
 # Share of things that do not show their loud part, as animals hide their heads: the rest counts for something, too.
 HIDDEN_PART = 0.4
-# Share of things that are small, and their radii as shares of the image: about a quarter of a common thing's area.
+# Share of things that are small, and their radii as shares of the image: a tenth to a third of a common thing's area.
 SMALL, SMALL_RADII = 0.3, (0.1, 0.14)
 # Validation images per training image.
 VAL_SHARE = 0.25
@@ -209,18 +209,8 @@ def _noise(size: int, generator: Generator, coarsest: int, persistence: float = 
 
 def _background(size: int, generator: Generator) -> FloatMap:
     """Ground of two blended natural colours under a gradient of light, `(size, size, 3)` in 0-255."""
-    natural = np.array(
-        [
-            (96, 120, 66),
-            (150, 140, 96),
-            (176, 160, 128),
-            (104, 138, 156),
-            (88, 84, 78),
-            (130, 104, 80),
-            (168, 178, 182),
-        ],
-        dtype=np.float32,
-    )
+    colours = ["#607842", "#968c60", "#b0a080", "#688a9c", "#58544e", "#826850", "#a8b2b6"]
+    natural = np.array([ImageColor.getrgb(colour) for colour in colours], dtype=np.float32)
     first, second = natural[generator.choice(len(natural), size=2, replace=False)]
     blend = 1 / (1 + np.exp(-2 * _noise(size, generator, coarsest=2)))[..., None]
     ground = first * blend + second * (1 - blend) + generator.normal(0, 8, size=3)
