@@ -36,7 +36,8 @@ LAUNCH: dict[str, Any] = {
     "theme": gr.themes.Soft(),
     "css": CSS,
     "max_file_size": "20mb",
-    "show_error": True,
+    # What is raised for visitors is shown all the same; other messages name folders of the server.
+    "show_error": False,
 }
 
 TABLE_HEADER = ["class", "image p", "threshold t", "mean p", "share"]

@@ -322,7 +322,9 @@ def test_neither_settings_nor_errors_show_a_path_of_the_server(client, folder, p
                 client.predict(picture, tags, False, False, api_name="/label")
             except AppError as error:
                 said.append(str(error))
-    for body in ({}, {"data": None}, {"data": [{"path": "/etc/passwd"}, ["kite"], False, False]}):
+    marked = {"path": "pyproject.toml", "meta": {"_type": "gradio.FileData"}}
+    bodies = [{"data": [picture, ["kite"], False, False]} for picture in ({"path": "/etc/passwd"}, marked)]
+    for body in ({}, {"data": None}, *bodies):
         answer = httpx.post(f"{root}/gradio_api/call/label", json=body)
         said.append(answer.text)
         if answer.is_success:
