@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Bytes of a file that a stage leaves for its readers; the largest lists every threshold of a stage.
+MAX_NOTES = 256 * 2**20
 
 
 def explained(error: OSError, what: str) -> OSError:
@@ -141,6 +143,78 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}") from error
+
+
+def read_small(path: Path, limit: int, remedy: str) -> str:
+    """Text of a file that is known to be small; no pipe or device is opened, and nothing large is read.
+
+    Args:
+        path: of the file.
+        limit: of its bytes.
+        remedy: what to do about one that is another, for messages.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: no file, too large, or no UTF-8.
+    """
+    require_regular(path, remedy)
+    size = path.stat().st_size
+    if size > limit:
+        raise UserError(f"{path}: has {size:,} bytes, expected at most {limit:,}; {remedy}")
+    try:
+        return read_text(path)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+
+
+def require_regular(path: Path, remedy: str) -> None:
+    """See that a path, if it is there, is a file: whoever opens a pipe may wait for ever.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; {remedy}")
+
+
+def read_fields(path: Path, fields: Mapping[str, Any], remedy: str) -> dict[str, Any] | None:
+    """An object from a JSON file that this package wrote, and others may have changed since.
+
+    Args:
+        path: of the file.
+        fields: the type of each that it must have, as an annotation; others may be there, too.
+        remedy: what to do about one that is damaged.
+
+    Returns:
+        its content; `None` where there is no file.
+
+    Raises:
+        UserError: it is damaged; names the file, the field and the remedy.
+    """
+    if not path.exists():
+        return None
+    text = read_small(path, MAX_NOTES, remedy)
+    try:
+        values = parse_json(text, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    return check_fields(values, fields, str(path), remedy)
+
+
+def check_fields(values: Any, fields: Mapping[str, Any], where: str, remedy: str) -> dict[str, Any]:
+    """See that plain values are an object with certain fields; see [`read_fields`]."""
+    from huggingface_hub.dataclasses import type_validator
+
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: got a {type(values).__name__}, expected an object of names and values; {remedy}")
+    for name, kind in fields.items():
+        try:
+            type_validator(name, values.get(name), kind)
+        except (TypeError, ValueError) as error:
+            expected = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
+            got = repr(values[name])[:80] if name in values else "nothing"
+            raise UserError(f"{where}: {name}: got {got}, expected {expected}; {remedy}") from error
+    return values
 
 
 def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:

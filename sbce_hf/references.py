@@ -70,6 +70,17 @@ def local_checkpoint(name: str | os.PathLike[str]) -> Path:
     return download(os.fspath(name), "model", CHECKPOINT_FILES)
 
 
+def repository_folder(folder: Path) -> Path:
+    """The folder in which all files of a checkpoint or a label set lie, those that it links to included.
+
+    Args:
+        folder: of it; a snapshot in the Hub's cache links to files of its repository.
+    """
+    repository = folder.absolute().parent.parent
+    is_snapshot = folder.absolute().parent.name == "snapshots" and "--" in repository.name
+    return repository if is_snapshot else folder
+
+
 def download(name: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
     """Download files of a repository, or find them in the cache when the Hub cannot be asked.
 

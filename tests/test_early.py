@@ -1,11 +1,16 @@
 """Typical mistakes are answered before torch is loaded, which alone takes longer than anybody waits."""
 
+import os
 import resource
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+
+from sbce_hf.errors import UserError
+from sbce_hf.models import modeling_checkpoint
+from sbce_hf.runs.early import MAX_CONFIG, check_checkpoint
 
 # Of CPU time, which other work on the machine does not change; loading torch and transformers takes four and more.
 LIMIT = 2.0
@@ -68,3 +73,61 @@ def test_mistakes_are_answered_at_once(place, command, message):
     assert line.startswith("sbce: error:") and message in line
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < LIMIT
     assert not (place / "out").exists() and not (place / "runs").exists()
+
+
+def sparse(folder):
+    with (folder / "config.json").open("wb") as file:
+        file.truncate(1_500_000_000)
+
+
+def pipe(name):
+    def spoil(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+def link_out(name):
+    def spoil(folder):
+        (folder.parent / "private").write_text('{"token": 1}')
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(folder.parent / "private")
+
+    return spoil
+
+
+SPOILT = {
+    "a configuration of 1.5 GB": (sparse, "config.json: has 1,500,000,000 bytes"),
+    "a deep one": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "config.json: not valid JSON"),
+    "one that is no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json: .*no UTF-8"),
+    "a pipe for a configuration": (pipe("config.json"), "config.json: is no regular file"),
+    "a pipe for weights": (pipe("model.safetensors"), "model.safetensors: is no regular file"),
+    "a pipe beside them": (pipe("x.safetensors"), "x.safetensors: is no regular file"),
+    "a configuration elsewhere": (link_out("config.json"), "config.json: is a link out of the checkpoint's folder"),
+    "weights elsewhere": (link_out("model.safetensors"), "model.safetensors: is a link out of"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_hostile_checkpoint_is_told_before_anything_is_read(kind, tmp_path):
+    spoil, message = SPOILT[kind]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    spoil(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        check_checkpoint(str(tmp_path / "model"))
+
+
+def test_a_snapshot_in_the_cache_is_no_hostile_checkpoint(tmp_path):
+    repository = tmp_path / "models--user--name"
+    snapshot = repository / "snapshots" / "abc"
+    for folder in (repository / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (repository / "blobs" / "1").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    assert check_checkpoint(str(snapshot)) == str(snapshot)
+
+
+def test_the_limit_is_that_of_the_reader():
+    assert MAX_CONFIG == modeling_checkpoint.MAX_CONFIG

@@ -117,9 +117,9 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     if others:
         raise ValueError(f"{others[0]}: a shard of a distributed checkpoint; expected {SAFE_WEIGHTS_NAME} alone")
     whole, index = (folder / with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    if whole.is_file():
-        return [own_file(whole)]
-    if not index.is_file():
+    if own_file(whole).is_file():
+        return [whole]
+    if not own_file(index).is_file():
         raise FileNotFoundError(
             f"{folder}: no {whole.name} and no {index.name}; expected the model/ folder of a "
             "finished training. Pickled weights (.bin, .pth) are not read: `sbce import` converts them"
@@ -135,13 +135,15 @@ def own_file(path: Path) -> Path:
     """The path of a file that lies in its folder, or, for a snapshot in the Hub's cache, in its repository's.
 
     Raises:
-        ValueError: it is a link to somewhere else.
+        ValueError: it is a link to somewhere else, or a pipe or device, on which a reader may wait for ever.
     """
     folder = path.parent
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         folder = folder.parent.parent
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{path}: is a link out of the checkpoint's folder, expected a file; put a copy there")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path}: is no regular file; fetch the checkpoint again")
     return path
 
 

@@ -4,7 +4,6 @@ Every check here is made again, and more thoroughly, by what uses the thing; her
 """
 
 import difflib
-import json
 import os
 from pathlib import Path
 
@@ -13,11 +12,15 @@ from safetensors import SafetensorError, safe_open
 from ..config import DataConfig, RunConfig
 from ..config.network_fields import network_fields
 from ..errors import UserError
-from ..references import local_checkpoint
+from ..files import is_inside, parse_json, read_small, require_regular
+from ..references import local_checkpoint, repository_folder
 from .layout import Result, result_of
 
 # Names that stand for no file.
 _NO_FILE = frozenset({"random", "pretrained", "classifier"})
+# Bytes of a config.json, as where it is read again.
+MAX_CONFIG = 2**20
+_AGAIN = "fetch the checkpoint again"
 
 
 def check_run(config: RunConfig, run_dir: Path | None = None) -> None:
@@ -96,13 +99,17 @@ def check_checkpoint(name: str, what: Result = "classifier") -> str:
         local_checkpoint(name)
         return name
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in (path, *weights):
+        if not is_inside(file, repository_folder(folder)):
+            raise UserError(f"{file}: is a link out of the checkpoint's folder, expected a file; put a copy there")
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}; fetch the checkpoint again") from error
-    for file in folder.glob("*.safetensors"):
+        parse_json(read_small(path, MAX_CONFIG, _AGAIN), str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {_AGAIN}") from error
+    for file in weights:
         _check_header(file)
     return name
 
@@ -141,11 +148,12 @@ def check_paths(paths: list[str]) -> None:
 def _check_header(path: Path) -> None:
     if path.suffix != ".safetensors":
         return
+    require_regular(path, _AGAIN)
     try:
         with safe_open(path, framework="numpy"):
             pass
     except SafetensorError as error:
-        raise UserError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path}: is no whole safetensors file ({error}); {_AGAIN}") from error
 
 
 def _check_model_keys(config: RunConfig) -> None:
