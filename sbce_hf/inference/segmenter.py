@@ -21,6 +21,7 @@ from ..models.configuration_checks import label_names
 from ..postprocess.crf_pool import CrfPool
 from ..processes import ALL, Share
 from ..progress import PREDICTION
+from .forward import logits_of
 from .views import MIN_SIDE, to_pixels
 from .windows import Tile, average_bands, cover
 from .writing import LabelledImage, LabelSummary, write_stores
@@ -205,7 +206,7 @@ def _predict_windows(
         for view in _view_sizes(size, factor, config.scales):
             pixels = torch.stack([to_pixels(crop, view, preprocessing.resample) for crop in crops]).to(model.device)
             batch = preprocessing(pixels).to(model.dtype)
-            for index, logits in enumerate(_logits(model, batch, config.flip)):
+            for index, logits in enumerate(logits_of(model, batch, config.flip)):
                 # Behind the windows come their mirror images. Mirroring back here equals doing so at image size.
                 own = logits.flip(-1) if index >= len(chunk) else logits
                 probabilities, into = _probabilities(own, view, size), merged[index % len(chunk)]
@@ -221,23 +222,6 @@ def _view_sizes(size: tuple[int, int], factor: float, scales: Sequence[float]) -
     height, width = size
     sizes = ([max(MIN_SIDE, round(side * factor * scale)) for side in (height, width)] for scale in scales)
     return [(view_height, view_width) for view_height, view_width in sizes]
-
-
-def _logits(model: PreTrainedModel, batch: Tensor, flip: bool) -> Tensor:
-    """Logits `(B, K, h, w)`, float32, of a batch and, if `flip`, then of its mirror images."""
-    output = model(pixel_values=torch.cat([batch, batch.flip(-1)]) if flip else batch, return_dict=True)
-    logits, num_labels = getattr(output, "logits", None), cast(Any, model.config).num_labels
-    if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
-        got = "none" if logits is None else f"shape {tuple(logits.shape)}"
-        raise ValueError(
-            f"logits of {type(model).__name__}: got {got}, expected (batch, {num_labels}, height, width), as models "
-            "for semantic segmentation return them"
-        )
-    if not bool(logits.isfinite().all()):
-        raise ValueError(
-            f"logits of {type(model).__name__}: not finite; its training diverged, or its weights are damaged"
-        )
-    return logits.float()
 
 
 def _probabilities(logits: Tensor, view: tuple[int, int], size: tuple[int, int]) -> Tensor:

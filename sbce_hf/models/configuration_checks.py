@@ -192,6 +192,10 @@ def check_labels(kind: str, id2label: Any, num_labels: Any = None) -> None:
                 f"{kind}.id2label: {key}: got {ascii(str(name)[:80])}, expected a name of at most {_MAX_NAME} "
                 "characters to see"
             )
+    if len(set(id2label.values())) < len(id2label):
+        names = list(id2label.values())
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{kind}.id2label: got {twice[:80]!r} twice, expected each name once; rename a label")
 
 
 def check_trunk(config: Any) -> None:

@@ -1,6 +1,8 @@
 """Loading a checkpoint as data: configuration and safetensors, nothing else, whoever made it.
 
 What is checked here is checked on the files, before transformers acts on them.
+
+Longer than 300 lines: it is one file of the code that travels with every checkpoint.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_checks import IMPLEMENTATIONS, STEERING_KEYS, TRUNK
@@ -198,6 +200,7 @@ def check_foreign_config(values: Mapping[str, Any], where: str) -> None:
     Raises:
         ValueError: it names files, repositories or kernels to load, or numbers that take memory out of bounds.
     """
+    architectures_of(values, where)
     for key, value in values.items():
         name = f"{where}: {str(key)[:80]}"
         if key in STEERING_KEYS and value:
@@ -218,6 +221,18 @@ def check_foreign_config(values: Mapping[str, Any], where: str) -> None:
                 check_foreign_config(part, name)
 
 
+def architectures_of(values: Mapping[str, Any], where: str) -> list[str]:
+    """The names of the model classes that a configuration is for; it may leave them out.
+
+    Raises:
+        ValueError: no such list.
+    """
+    found = values.get("architectures")
+    if found is not None and not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+        raise ValueError(f"{where}: architectures: got {str(found)[:120]}, expected a list of names of classes")
+    return found or []
+
+
 def _check_number(name: str, key: str, value: Any) -> None:
     entries = MAX_NAMES if key in ("id2label", "label2id") else MAX_ENTRIES
     if isinstance(value, list | Mapping) and len(value) > entries:
@@ -227,13 +242,15 @@ def _check_number(name: str, key: str, value: Any) -> None:
     limits = ((scale, MAX_SCALE), (layers, MAX_LAYERS), (parts, MAX_PARTS), (True, MAX_NUMBER))
     high = next(limit for applies, limit in limits if applies)
     numbers = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, int | float)]
+    if "stride" in key and any(number < 1 for number in numbers):
+        raise ValueError(f"{name}: got {str(value)[:120]}, expected at least 1")
     for number in [*numbers, sum(numbers)] if layers else numbers:
         if not abs(number) <= high:
             raise ValueError(f"{name}: got {number}, expected at most {high}" + (" in all" if layers else ""))
 
 
-def read_layout(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in safetensors files; nothing but their headers is read.
+def read_layout(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Names of the weights in safetensors files, with type and shape; nothing but their headers is read.
 
     Raises:
         ValueError: a damaged file.
@@ -243,7 +260,8 @@ def read_layout(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
-                    layout[name] = tuple(file.get_slice(name).get_shape())
+                    weight = file.get_slice(name)
+                    layout[name] = (weight.get_dtype(), tuple(weight.get_shape()))
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged safetensors file: {error}; fetch the checkpoint again") from error
     return layout
@@ -260,13 +278,23 @@ def check_loadable(kind: Any, config: PreTrainedConfig, folder: Path, variant: s
 
     Raises:
         FileNotFoundError: see [`weight_files`].
-        ValueError: a damaged file, numbers that make no model, or a model with far more weights than the files.
+        ValueError: a damaged file, numbers that make no model, a model with far more weights than the files, or whole
+            numbers for weights.
     """
-    there = sum(math.prod(shape) for shape in read_layout(weight_files(folder, variant)).values())
-    check_buildable(kind, config, str(folder), there + MAX_LACKING)
+    layout = read_layout(weight_files(folder, variant))
+    there = sum(math.prod(shape) for _, shape in layout.values())
+    model = check_buildable(kind, config, str(folder), there + MAX_LACKING)
+    for name, tensor in model.state_dict().items():
+        dtype = layout[name][0] if name in layout else "F32"
+        # transformers would take them without a word, whatever was lost when they were made whole.
+        if tensor.is_floating_point() and not dtype.startswith(("F", "BF")):
+            raise ValueError(
+                f"{folder}: weight {name[:120]!r}: got {dtype}, whole numbers, expected floating-point numbers; save "
+                "the weights as they were trained"
+            )
 
 
-def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int) -> None:
+def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int) -> PreTrainedModel:
     """Check that a configuration describes a model of a bounded size; no memory is taken for it.
 
     Args:
@@ -274,6 +302,9 @@ def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int)
         config: of the model.
         where: for messages.
         limit: number of weights.
+
+    Returns:
+        the model, without memory for its weights.
 
     Raises:
         ValueError: numbers that make no model, or too large a model.
@@ -292,3 +323,4 @@ def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int)
             f"{where}: config.json describes a model of {size:.1e} weights, expected at most {limit:.1e}, for which "
             "there are files or memory"
         )
+    return model

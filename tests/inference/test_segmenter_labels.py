@@ -94,6 +94,19 @@ def test_probabilities_at_the_image_s_own_size(segformer, photo, size, merge):
     assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5) and probabilities.min() >= 0
 
 
+def test_a_network_that_no_photo_fits_is_told_in_one_line(photo):
+    config = SegformerConfig(
+        depths=[1] * 4,
+        hidden_sizes=[8] * 4,
+        num_attention_heads=[1] * 4,
+        decoder_hidden_size=16,
+        reshape_last_stage=False,
+        num_labels=2,
+    )
+    with pytest.raises(ValueError, match="SegformerForSemanticSegmentation cannot be run on a photo of 80x60 pixels"):
+        segment(SegformerForSemanticSegmentation(config), photo, PredictionConfig())
+
+
 def test_softmax_of_upsampled_logits(segformer, photo):
     logits = view_logits(segformer, photo, (60, 80))
     assert logits.shape[-2:] == (15, 20), "at feature resolution"
