@@ -8,7 +8,7 @@ from ..errors import UserError
 from .parsing import from_mapping, merge
 from .ranges import shown
 from .run import RunConfig
-from .yaml_text import read_yaml
+from .yaml_text import read_yaml_file
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -103,14 +103,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         ('photos', 1, 0.002)
     """
     path = recipe_path(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    values = read_yaml(text, str(path)) or {}
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}: got {shown(values)}, expected a mapping such as data: {{source: shapes}}")
-    values, overrides = dict(values), dict(overrides or {})
+    values, overrides = read_yaml_file(path), dict(overrides or {})
     official = overrides.pop("official", values.pop("official", False))
     if not isinstance(official, bool):
         raise UserError(f"official: got {shown(official)}, expected true or false")
@@ -121,4 +114,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     if wanted is not None and isinstance(section, Mapping) and wanted != section.get("architecture", "deeplab"):
         # The file's fields are those of another architecture.
         values["segmenter"] = {key: value for key, value in section.items() if key != "model"}
+    for key, value in overrides.items():
+        # Merging would replace it, and with it the mistake.
+        if isinstance(value, Mapping) and not isinstance(values.get(key), Mapping | None):
+            raise UserError(f"{path.name}.{key}: got {shown(values[key])}, expected a mapping of fields")
     return from_mapping(RunConfig, merge(values, overrides), where=path.name)

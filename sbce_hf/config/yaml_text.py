@@ -1,14 +1,19 @@
 """YAML as recipes and options use it: small, plain, and every key once."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError
+from .ranges import shown
 
 # A recipe is four levels deep and has some hundred entries; the longest list in it is that of the classes.
 MAX_DEPTH = 32
 MAX_ENTRIES = 20_000
+# Of a file in all: most of a recipe is comments.
+MAX_BYTES = 2**20
 _TEXT = 100
 
 
@@ -81,3 +86,29 @@ def read_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         # PyYAML reports an impossible date or an endless integer through plain ValueErrors.
         raise UserError(f"{where}: not valid YAML: {error}") from error
+
+
+def read_yaml_file(path: Path, remedy: str = "expected a recipe") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, or nothing.
+
+    Args:
+        path: of the file.
+        remedy: what to do about one that is another, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: see [`read_yaml`]; or more than [`MAX_BYTES`], no UTF-8, or something else than a mapping.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; {remedy}")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path}: has {size:,} bytes, expected at most {MAX_BYTES:,}; {remedy}")
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error}; {remedy}") from error
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    if not isinstance(values, Mapping | None):
+        raise UserError(f"{path}: got {shown(values)}, expected a mapping such as data: {{source: shapes}}; {remedy}")
+    return dict(values or {})

@@ -94,3 +94,19 @@ def test_a_recipe_that_is_no_text(tmp_path):
 def test_a_section_that_is_none_is_the_users_mistake(text):
     with pytest.raises(UserError):
         load_recipe("voc-animals", {**parse_override(text)})
+
+
+def test_a_recipe_without_end_is_not_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    with path.open("wb") as file:
+        file.truncate(2_000_000_000)
+    with pytest.raises(UserError, match="recipe.yaml: has 2,000,000,000 bytes, expected at most"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("section", ["!!set {a}", "[1, 2]", "text"])
+def test_an_override_replaces_no_mistake(tmp_path, section):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"data: {section}\n")
+    with pytest.raises(UserError, match="recipe.yaml.data: got .*expected a mapping of fields"):
+        load_recipe(str(path), {"data": {"data_dir": "photos"}})
