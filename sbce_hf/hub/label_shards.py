@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.decoding import decode_labels, reading
 from ..data.schema import TaggedImages, decode_indices, label_features
+from ..labels.label_maps import check_values
 from ..labels.store import LabelStore
 from ..progress import Bar
 
@@ -85,7 +86,8 @@ def write_shards(
         SHA-256 of every file, by its name.
 
     Raises:
-        ValueError: a damaged label map, or an image that is not among `images`; names the image.
+        ValueError: a damaged label map, one with a value that is no class, or an image that is not among `images`;
+            names the image.
         OSError: a file cannot be read or written.
     """
     photos = {} if images is None else {image_id: row for row, image_id in enumerate(images.image_ids)}
@@ -97,10 +99,12 @@ def write_shards(
         )
 
     def read(image_id: str) -> dict[str, Any]:
+        name = f"label map of image {image_id!r} in {store.directory}"
         try:
             label_map = grey_png(store.file(image_id).read_bytes())
         except ValueError as error:
-            raise ValueError(f"label map of image {image_id!r} in {store.directory}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
+        check_values(store.read(image_id), len(store.class_names), name)
         row = {**store.row(image_id), "label_map": {"bytes": label_map, "path": None}}
         return row if images is None else {**row, "image": _photo(images, photos[image_id])}
 

@@ -112,6 +112,35 @@ def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[Tagge
     return images.select(kept) if missing else images, content.hexdigest()
 
 
+def check_values(values: NDArray[np.uint8], num_classes: int, name: str) -> NDArray[np.intp]:
+    """Check that a label map holds nothing but background, classes and pixels to ignore.
+
+    Args:
+        values: of shape `(H, W)`.
+        num_classes: number of foreground classes.
+        name: of the label map, for messages.
+
+    Returns:
+        the values that occur, ascending.
+
+    Raises:
+        UserError: it holds another value, or is no such array.
+    """
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise UserError(
+            f"{name}: got {values.dtype} of shape {values.shape}, expected 8-bit values of shape (H, W), as a "
+            "palette or grey PNG has"
+        )
+    occurring = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    unknown = occurring[(occurring > num_classes) & (occurring != IGNORE_INDEX)]
+    if unknown.size:
+        raise UserError(
+            f"{name}: got value {unknown[0]}, expected 0 (background) to {num_classes}, as there are "
+            f"{num_classes} classes, or {IGNORE_INDEX} (ignore); correct it or leave the image out"
+        )
+    return occurring
+
+
 def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) -> NDArray[np.uint8]:
     image_id = images.dataset["image_id"][index]
     name = f"label map of image {image_id!r}"
@@ -121,18 +150,7 @@ def _checked_label_map(images: TaggedImages, index: int, label_maps: LabelMaps) 
         if not is_of_the_file(error):
             raise
         raise UserError(f"{name}: {type(error).__name__}: {error}; correct it or leave the image out") from error
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise UserError(
-            f"{name}: got {values.dtype} of shape {values.shape}, expected 8-bit values of shape (H, W), as a "
-            "palette or grey PNG has"
-        )
-    occurring = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    unknown = occurring[(occurring > images.num_classes) & (occurring != IGNORE_INDEX)]
-    if unknown.size:
-        raise UserError(
-            f"{name}: got value {unknown[0]}, expected 0 (background) to {images.num_classes}, as there are "
-            f"{images.num_classes} classes, or {IGNORE_INDEX} (ignore); correct it or leave the image out"
-        )
+    occurring = check_values(values, images.num_classes, name)
     if occurring.tolist() == [IGNORE_INDEX]:
         raise UserError(
             f"{name}: got {IGNORE_INDEX} (ignore) for every pixel, expected at least one with a class or background; "
