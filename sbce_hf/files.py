@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,19 @@ def read_json(path: Path, default: Any = None) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise for what is no plain file, before it is opened: a pipe is waited for, and a device may never end.
+
+    Raises:
+        UserError: it is something else; says what.
+        OSError: there is nothing, or it may not be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise UserError(f"{os.fspath(path)}: is {what}, expected a file; take it away")
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Text from a file that anybody may have written.
 
@@ -155,9 +169,9 @@ def read_small(path: Path, limit: int, remedy: str) -> str:
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: no file, too large, or no UTF-8.
+        UserError: no plain file, too large, or no UTF-8.
     """
-    require_regular(path, remedy)
+    require_regular(path)
     size = path.stat().st_size
     if size > limit:
         raise UserError(f"{path}: has {size:,} bytes, expected at most {limit:,}; {remedy}")
@@ -165,16 +179,6 @@ def read_small(path: Path, limit: int, remedy: str) -> str:
         return read_text(path)
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
-
-
-def require_regular(path: Path, remedy: str) -> None:
-    """See that a path, if it is there, is a file: whoever opens a pipe may wait for ever.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no regular file; {remedy}")
 
 
 def read_fields(path: Path, fields: Mapping[str, Any], remedy: str) -> dict[str, Any] | None:

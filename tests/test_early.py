@@ -101,9 +101,9 @@ SPOILT = {
     "a configuration of 1.5 GB": (sparse, "config.json: has 1,500,000,000 bytes"),
     "a deep one": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "config.json: not valid JSON"),
     "one that is no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json: .*no UTF-8"),
-    "a pipe for a configuration": (pipe("config.json"), "config.json: is no regular file"),
-    "a pipe for weights": (pipe("model.safetensors"), "model.safetensors: is no regular file"),
-    "a pipe beside them": (pipe("x.safetensors"), "x.safetensors: is no regular file"),
+    "a pipe for a configuration": (pipe("config.json"), "config.json: is a named pipe, expected a file"),
+    "a pipe for weights": (pipe("model.safetensors"), "model.safetensors: is a named pipe, expected a file"),
+    "a pipe beside them": (pipe("x.safetensors"), "x.safetensors: is a named pipe, expected a file"),
     "a configuration elsewhere": (link_out("config.json"), "config.json: is a link out of the checkpoint's folder"),
     "weights elsewhere": (link_out("model.safetensors"), "model.safetensors: is a link out of"),
 }

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from huggingface_hub.dataclasses import strict
 
 from ..config import from_mapping
+from ..config.yaml_text import read_yaml_file
 from ..errors import UserError
-from ..files import file_digest, read_json
+from ..files import check_fields, file_digest
 from ..labels.store import LabelStore
+from ..runs.layout import CONFIG
 from ..runs.provenance import without_local_paths
-from ..runs.stage import RECORD
-from ..runs.stages import find_run
+from ..runs.stage import read_record
+from ..runs.stages import REWRITTEN, find_run
 from ..text import check_names
 
 
@@ -140,8 +141,9 @@ def source_of(store: LabelStore, num_images: int) -> LabelSource:
     seed = ground_truth = None
     checkpoint = store.meta.get("checkpoint")
     if run_dir is not None:
-        seed = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")).get("seed")
-        ground_truth = read_json(run_dir / str(stage) / RECORD)["uses_masks"]
+        config = read_yaml_file(run_dir / CONFIG, REWRITTEN)
+        seed = check_fields(config, {"seed": int | None}, str(run_dir / CONFIG), REWRITTEN).get("seed")
+        ground_truth = read_record(run_dir / str(stage)).get("uses_masks")
         weights = directory.parents[1] / "model" / "model.safetensors"
         if checkpoint is None and weights.is_file():
             checkpoint = file_digest(weights)

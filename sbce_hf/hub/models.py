@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 from ..config import RunConfig, from_mapping, to_mapping
 from ..evaluation.quality_page import summary_table
-from ..files import read_json, write_atomic
+from ..files import read_fields, write_atomic
+from ..models.configuration_checks import check_labels
 from ..models.configuration_deeplab import voc_palette
 from ..models.configuration_spatial_bce import SpatialBceConfig
-from ..models.modeling_checkpoint import own_file
+from ..models.modeling_checkpoint import architectures_of, own_file, read_json
 from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
 from ..runs.report import THRESHOLDS as HISTOGRAM
 from ..runs.scoring import read_quality, score_rows
-from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, stages_of
+from ..runs.stages import REWRITTEN, classifier_of, find_run, read_config, segmenter_of, stages_of
 from ..text import markdown
+from ..training.folder import read_summary
 from .cards import ModelCardContext, render_model_card
 from .licenses import License, chosen_license, license_of_run, trunk_license
 from .publish import check_repo_id, folder_digest, folder_files
@@ -174,12 +176,13 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
     for pattern in ("*.safetensors", "*.safetensors.index.json", "*.py"):
         for path in sorted(model_dir.glob(pattern)):
             shutil.copyfile(own_file(path), folder / path.name)
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or [""])[0]
+    where = model_dir / "config.json"
+    config = read_json(own_file(where))
+    architecture = (architectures_of(config, str(where)) or [""])[0]
     is_classifier = config.get("model_type") == SpatialBceConfig.model_type
     if not is_classifier and not architecture.endswith("ForSemanticSegmentation"):
         raise ValueError(
-            f"{model_dir / 'config.json'}: got architecture {architecture!r}, expected "
+            f"{where}: got architecture {architecture!r}, expected "
             "SpatialBceForImageClassification or any ...ForSemanticSegmentation"
         )
     if not (model_dir / "preprocessor_config.json").is_file():
@@ -190,13 +193,14 @@ def _copy_model(model_dir: Path, folder: Path, repo_id: str) -> ModelCardContext
             f"{model_dir}: config.json names code (auto_map) that is not there; save the model again "
             "with save_pretrained"
         )
-    names = [name for _, name in sorted((int(key), name) for key, name in config["id2label"].items())]
+    check_labels(str(where), config.get("id2label", {}))
+    names = [name for _, name in sorted((int(key), name) for key, name in config.get("id2label", {}).items())]
     labels = ["background", *names] if is_classifier else names
     if not config.get("palette"):
         config["palette"] = voc_palette(len(labels))
     config.pop("_name_or_path", None)
     _write_json(folder / "config.json", config)
-    processor = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))
+    processor = read_json(own_file(model_dir / "preprocessor_config.json"))
     _write_json(folder / "preprocessor_config.json", processor)
     kind: Kind = "classifier" if is_classifier else "segmenter"
     return ModelCardContext(repo_id, kind, custom_code, CLASSES.get(architecture), labels, config["palette"])
@@ -206,15 +210,15 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
     """Add what is known of the training; copies what says so into the folder."""
     if source.stage_dir is None:
         return context
-    stage, summary = source.stage_dir.resolve().name, read_json(source.stage_dir / "summary.json", {})
+    stage, summary = source.stage_dir.resolve().name, read_summary(source.stage_dir) or {}
     context = replace(context, num_images=summary.get("images"))
     if source.run_dir is None:
         if summary:
             _write_json(folder / "run.json", without_local_paths({"stage": stage, "training": summary}))
-        inputs = summary.get("settings", {}).get("inputs", {})
-        return replace(context, refined=inputs.get("labels_note", ""))
+        inputs = summary.get("settings", {}).get("inputs")
+        return replace(context, refined=str(inputs.get("labels_note", "")) if isinstance(inputs, dict) else "")
     run_dir, config = source.run_dir, read_config(source.run_dir)
-    notes = {"stage": stage, "seed": config.seed, **read_json(run_dir / NOTES, {}), "config": to_mapping(config)}
+    notes = {"stage": stage, "seed": config.seed, **_read_notes(run_dir), "config": to_mapping(config)}
     notes = without_local_paths(notes)
     _write_json(folder / NOTES, notes)
     for name in (QUALITY_PAGE, HISTOGRAM):
@@ -243,11 +247,17 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
     )
 
 
+def _read_notes(run_dir: Path) -> dict[str, Any]:
+    """What a run has noted, as far as cards show it."""
+    fields = {"command": str | None, "versions": dict | None, "hardware": str | None, "manifest_hash": str | None}
+    return read_fields(run_dir / NOTES, fields, REWRITTEN) or {}
+
+
 def _trunk_license(context: ModelCardContext, source: ModelSource) -> License | None:
     """Of the run, or of a model outside of one by the trunk's name alone."""
     if source.run_dir is not None:
         return license_of_run(read_config(source.run_dir), context.kind)
-    trunk = read_json(source.model_dir / "config.json", {}).get("trunk")
+    trunk = read_json(source.model_dir / "config.json").get("trunk")
     return trunk_license(trunk, "a file") if isinstance(trunk, str) else None
 
 

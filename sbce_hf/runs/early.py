@@ -148,7 +148,7 @@ def check_paths(paths: list[str]) -> None:
 def _check_header(path: Path) -> None:
     if path.suffix != ".safetensors":
         return
-    require_regular(path, _AGAIN)
+    require_regular(path)
     try:
         with safe_open(path, framework="numpy"):
             pass

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from ..config import LoopConfig, RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
-from ..files import read_json
 from ..training.classifier import FEATURES, create_classifier
 from ..training.device import resolved, use_cpu
 from ..training.features import features_size
@@ -26,7 +25,7 @@ from .bench import load_scored, load_training_images
 from .needs import Needs
 from .planned import Plan, StagePlan
 from .rehearsal import rehearse
-from .stage import RECORD, Stage, require_same
+from .stage import RECORD, Stage, read_record, require_same
 from .stages import REFINEMENTS, check_refinements, outside_of, stages_of
 from .timing import sample_size, stage_seconds, training_of
 
@@ -215,7 +214,7 @@ class _Planner:
                 self._attempt(lambda: require_same(self.run_dir, stages, images.manifest_hash))
             if len(self.problems) > known:
                 return "holds another run"
-            done = [name for name in begun if read_json(self.run_dir / name / RECORD, {}).get("finished")]
+            done = [name for name in begun if read_record(self.run_dir / name).get("finished")]
             return f"continues a run; finished so far: {', '.join(done) or 'nothing'}"
         there = next(parent for parent in (self.run_dir, *self.run_dir.absolute().parents) if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

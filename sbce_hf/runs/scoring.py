@@ -4,30 +4,47 @@ The report and the cards are made from these files. The work is shared by all pr
 from reads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
 from ..data import TaggedImages
+from ..errors import UserError
 from ..evaluation.confusion import score_store
 from ..evaluation.odd_photos import OddPhoto, odd_photos
 from ..evaluation.quality import Agreement, StageQuality, agreement, stage_quality
 from ..evaluation.scores import ScoreRow, SegmenterRow
-from ..files import digest, read_json, write_json
+from ..files import check_fields, digest, read_fields, write_json
 from ..labels.store import LabelStore
 from ..postprocess.methods import SHARE
 from ..processes import share_of, shared, summed
 from .bench import Bench
 from .guard import kept_note
-from .stage import KEPT, Stage
+from .stage import KEPT, REMEDY, Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
 # Photos that deserve a look; a report shows some of them.
 ODD_KEPT = 100
 # Stages whose label maps are results, and so can be looked at without masks.
 LABELLED = ("classifier", "refinement")
+# What the files hold, as annotations; `null` stands for NaN.
+_Number = float | int | None
+_ROW: dict[str, Any] = {
+    **{"crf": bool, "mean_iou": _Number, "per_class_iou": dict[str, _Number], "num_images": int},
+    **{"uses_ground_truth": bool | None, "note": str | None},
+}
+_LABELS_ROW: dict[str, Any] = {"stage": str, "rule": str, "uses_ground_truth": bool}
+_SEGMENTER_ROW: dict[str, Any] = {"labels": str}
+_CLASS: dict[str, Any] = {
+    **{"name": str, "images": int, "threshold_quantiles": list[_Number], "thresholds": list[_Number]},
+    **{"warnings": list[str], "empty_share": _Number, "lost_share": _Number, "coverage_mean": _Number},
+    **{"coverage_median": _Number, "soft_share": _Number, "mean_probability": _Number},
+}
+_AGREEMENT: dict[str, Any] = {
+    **{"with": str, "mean_iou": _Number, "per_class_iou": list[_Number], "pixels": _Number, "num_images": int},
+}
 
 
 def measure(bench: Bench, stage: Stage, key: str) -> None:
@@ -48,7 +65,7 @@ def measure(bench: Bench, stage: Stage, key: str) -> None:
 def _once(bench: Bench, stage: Stage, name: str, key: str, make: Any, *arguments: Any) -> None:
     path = bench.run_dir / stage.name / name
     # The main process decides for all: on a shared disk another may already see what it writes.
-    if not bench.decided((read_json(path) or {}).get("key") == key):
+    if not bench.decided((read_fields(path, {"key": str}, REMEDY) or {}).get("key") == key):
         values = make(bench, stage, *arguments)
         if bench.process.is_main_process:
             write_json(path, {"key": key, **values})
@@ -136,24 +153,47 @@ def _quality(bench: Bench, stage: Stage) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a stage's `scores.json`; none where nothing was scored."""
-    return (read_json(folder / SCORES) or {}).get("rows", [])
+    """The rows of a stage's `scores.json`; none where nothing was scored.
+
+    Raises:
+        UserError: it is damaged, as in all that reads here.
+    """
+    path = folder / SCORES
+    rows = (read_fields(path, {"rows": list[dict]}, REMEDY) or {"rows": []})["rows"]
+    return [check_fields(row, _ROW, f"{path}: rows", REMEDY) for row in rows]
 
 
 def read_quality(folder: Path) -> tuple[StageQuality, tuple[str, Agreement] | None] | None:
     """A stage's quality, and its agreement with the stage before; `None` where there is none."""
-    values = read_json(folder / QUALITY)
+    path = folder / QUALITY
+    values = read_fields(path, {"stage": dict, "agreement": dict | None}, REMEDY)
     if values is None:
         return None
-    compared = values["agreement"]
-    found = None if compared is None else (compared.pop("with"), Agreement.from_plain(compared))
-    return StageQuality.from_plain(values["stage"]), found
+    stage, compared = values["stage"], values["agreement"]
+    check_fields(stage, {"stage": str, "num_images": int, "classes": list[dict]}, f"{path}: stage", REMEDY)
+    for one in stage["classes"]:
+        check_fields(one, _CLASS, f"{path}: stage.classes", REMEDY)
+        _only(one, _CLASS, f"{path}: stage.classes")
+    if compared is None:
+        return StageQuality.from_plain(stage), None
+    check_fields(compared, _AGREEMENT, f"{path}: agreement", REMEDY)
+    return StageQuality.from_plain(stage), (compared["with"], Agreement.from_plain(compared))
 
 
 def read_odd(folder: Path) -> list[OddPhoto]:
     """The photos of a stage that deserve a look, the oddest first."""
-    found = (read_json(folder / QUALITY) or {}).get("odd", [])
+    path = folder / QUALITY
+    found = (read_fields(path, {"odd": list[dict] | None}, REMEDY) or {}).get("odd") or []
+    for photo in found:
+        check_fields(photo, {"image_id": str, "reasons": list[str]}, f"{path}: odd", REMEDY)
     return [OddPhoto(photo["image_id"], tuple(photo["reasons"])) for photo in found]
+
+
+def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuse what another version has written besides."""
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}: {name[:80]}: unknown field; {REMEDY}")
 
 
 def score_rows(run_dir: Path, stages: Sequence[Stage]) -> tuple[list[ScoreRow], list[SegmenterRow]]:
@@ -163,8 +203,14 @@ def score_rows(run_dir: Path, stages: Sequence[Stage]) -> tuple[list[ScoreRow], 
     for stage in stages:
         # What is there may be of an earlier start that had masks.
         rows = [] if stage.scored_on is None else read_scores(run_dir / stage.name)
-        if stage.kind == "segmenter":
-            segmenters += [SegmenterRow(**row) for row in rows]
-        else:
-            labels += [ScoreRow(**row) for row in rows]
+        where = f"{run_dir / stage.name / SCORES}: rows"
+        for row in rows:
+            own = _SEGMENTER_ROW if stage.kind == "segmenter" else _LABELS_ROW
+            check_fields(row, own, where, REMEDY)
+            _only(row, own | _ROW, where)
+            row = {name: value for name, value in row.items() if value is not None or name == "mean_iou"}
+            if stage.kind == "segmenter":
+                segmenters.append(SegmenterRow(**row))
+            else:
+                labels.append(ScoreRow(**row))
     return sorted(labels, key=lambda row: row.uses_ground_truth), segmenters

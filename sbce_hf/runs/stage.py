@@ -9,12 +9,14 @@ from transformers import PreTrainedModel
 
 from ..config import RunConfig
 from ..data import TaggedImages
-from ..files import digest, read_json, write_json
+from ..files import digest, read_fields, write_json
 from ..training.folder import FAILURE
 from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
+# What to do about a damaged file that a run has left in a stage's folder.
+REMEDY = "remove it and give the `sbce run` command again, which writes it anew"
 # In a stage's folder, if the guard has kept any class from the stage before; see `guard.py`.
 KEPT = "labels/kept"
 # In a refinement's settings: the hash of what it reads from outside the run.
@@ -95,9 +97,20 @@ def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:
     return keys
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a stage's folder says of itself, see [`write_record`]; nothing where it has no record.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    optional = {"uses_masks": bool | None, "images": str | None, "settings": dict | None, "needs": dict | None}
+    found = read_fields(folder / RECORD, {"key": str, "finished": bool, **optional}, REMEDY) or {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def is_finished(run_dir: Path, stage: Stage, key: str) -> bool:
     """Whether the folder holds the whole result of these settings."""
-    record = read_json(run_dir / stage.name / RECORD, {})
+    record = read_record(run_dir / stage.name)
     return bool(record.get("finished")) and record.get("key") == key
 
 
@@ -121,7 +134,7 @@ def require_same(run_dir: Path, stages: Sequence[Stage], images: str) -> None:
         ValueError: a stage was made, or begun, with other settings; names the keys, and what would be made again.
     """
     keys = keys_of(stages, images)
-    records = {stage.name: read_json(run_dir / stage.name / RECORD) for stage in stages}
+    records = {stage.name: read_record(run_dir / stage.name) for stage in stages}
     others = [
         stage
         for stage in stages

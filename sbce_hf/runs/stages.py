@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
 from transformers import PreTrainedModel
 
 from ..config import RunConfig, deciding, from_mapping
+from ..config.yaml_text import read_yaml_file
 from ..data import TaggedImages
+from ..errors import UserError
 from ..inference.affinity import AFFINITY
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
@@ -48,6 +49,8 @@ REFINEMENTS: Mapping[str, Refinement] = {
 LEAK, SEGMENTER = "leak_best_constant", "segmenter"
 # The section of the recipe that may name a table.
 PROPORTIONS = "proportions"
+# What to do about a damaged config of a run.
+REWRITTEN = "give the `sbce run` command again, which writes it anew"
 FROM_MASKS = "proportions from masks"
 
 
@@ -185,10 +188,14 @@ def read_config(run_dir: Path) -> RunConfig:
     """The config of a run directory.
 
     Raises:
-        ValueError: it is none of this version's.
+        UserError: it is damaged, or none of this version's.
     """
     path = run_dir / CONFIG
-    return from_mapping(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    values = read_yaml_file(path, REWRITTEN)
+    try:
+        return from_mapping(RunConfig, values, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {REWRITTEN}") from error
 
 
 def classifier_of(stages: Sequence[Stage]) -> Stage:

@@ -16,9 +16,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..files import explained, read_json, rename, write_json
+from ..files import explained, read_fields, read_json, rename, write_json
 
 TEMPORARY = ".tmp-"
+# In the folder of a training that has ended.
+SUMMARY = "summary.json"
 # In the folder of a training that has failed.
 FAILURE = "failure.json"
 
@@ -77,18 +79,18 @@ class StageFolder:
         self.model = self.path / "model"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self._summary = self.path / "summary.json"
+        self._summary = self.path / SUMMARY
         self._failure = self.path / FAILURE
 
     def summary(self) -> FitSummary | None:
         """The summary of a finished stage, else `None`.
 
         Raises:
-            ValueError: the stage was trained with other settings.
+            ValueError: the stage was trained with other settings, or the summary is damaged.
         """
-        if not self._summary.is_file():
+        content = read_summary(self.path)
+        if content is None:
             return None
-        content = json.loads(self._summary.read_text(encoding="utf-8"))
         self._compare(content.pop("settings"), self._summary)
         return FitSummary(model_dir=self.model, **content)
 
@@ -175,6 +177,17 @@ class StageFolder:
                 f"{where}: belongs to a training with other settings: {'; '.join(differences)}. Use another output "
                 f"folder, or remove {self.path} to train anew"
             )
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What the folder of a finished training says of it: [`FitSummary`] and `settings`; `None` where there is nothing.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    number = float | int | None
+    fields = {"name": str, "iterations": int, "images": int, "seconds": number, "values": dict, "settings": dict}
+    return read_fields(folder / SUMMARY, fields, "remove it and give the same command again, which trains anew")
 
 
 @contextmanager

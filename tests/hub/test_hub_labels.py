@@ -17,6 +17,7 @@ from PIL import Image
 from sbce_hf.cli import main
 from sbce_hf.config import load_recipe
 from sbce_hf.data import load_images
+from sbce_hf.data.decoding import encode_png
 from sbce_hf.data.schema import label_features
 from sbce_hf.files import write_json
 from sbce_hf.hub import label_shards
@@ -101,13 +102,37 @@ def test_origin_of_a_store_in_a_run(tmp_path):
         "segmenter/mask/predictions/labels": ("segmenter/mask", True),
     }
     for stage, ground_truth in expected.values():
-        write_json(run_dir / stage / "stage.json", {"uses_masks": ground_truth})
+        write_json(run_dir / stage / "stage.json", {"key": "k", "finished": True, "uses_masks": ground_truth})
     for place, (stage, ground_truth) in expected.items():
         source = source_of(fill(run_dir / place, ["a"]), 1)
         assert (source.stage, source.ground_truth, source.seed) == (stage, ground_truth, 7)
         assert (source.checkpoint is not None) == (stage == "round_1")
     alone = source_of(fill(tmp_path / "alone", ["a"]), 1)
     assert alone.stage is alone.seed is alone.ground_truth is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "!!python/object:os.x {}", "seed: {a: 1}", b"\xff", "#" * 2_000_000])
+def test_a_damaged_config_or_record_of_the_run_is_told_in_one_line(tmp_path, capsys, content):
+    store = fill(tmp_path / "run" / "round_1" / "labels" / "paper", ["a"])
+    for damaged in ("config.yaml", "stage.json"):
+        (tmp_path / "run" / "run.json").write_text("{}")
+        (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
+        write_json(tmp_path / "run" / "round_1" / "stage.json", {"key": "k", "finished": True})
+        path = next((tmp_path / "run").rglob(damaged))
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        assert push(store, "--dry-run") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(path) in line and "give the `sbce run` command again" in line and len(line) < 1000
+
+
+def test_a_label_map_with_a_value_that_is_no_class_is_not_published(tmp_path, capsys):
+    store = fill(tmp_path / "maps", ["a", "b"])
+    with Image.open(store.path("b")) as image:
+        values = np.array(image)
+    values[2, 3] = 7
+    store.path("b").write_bytes(encode_png(Image.fromarray(values)))
+    assert push(store, "--dry-run") == 1
+    assert "label map of image 'b'" in (line := capsys.readouterr().err) and "got value 7, expected 0" in line
 
 
 # Older stores call their method "rule".

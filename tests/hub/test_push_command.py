@@ -1,4 +1,5 @@
 import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -118,6 +119,41 @@ def test_failures_are_told_without_traceback(hub, run_dir, capsys, monkeypatch):
         patch.setattr("shutil.copyfile", full)
         assert "this disk is full" in told() and set(hub.repository("user/model").files()) == {".gitattributes"}
     assert push(run_dir) == 0
+
+
+QUALITY = '{"stage": {"stage": "round_1", "num_images": 1, "classes": [%s]}, "agreement": null}'
+DAMAGED = {
+    "config.yaml": ["{", "[1]", "!!python/object:os.x {}", "#" * 2_000_000, "seed: {a: 1}"],
+    "run.json": ["{", "[1]", "[" * 100_000, '{"versions": 5}', '{"command": [1]}'],
+    "round_1/scores.json": ["{", "[1]", "{}", '{"rows": 5}', '{"rows": [{}]}', '{"rows": [{"stage": 5}]}'],
+    "segmenter/mask/scores.json": ["[1]", '{"rows": [{"labels": "mask"}]}'],
+    "round_1/quality.json": ["{", "[1]", "{}", QUALITY % "{}", QUALITY % '{"name": 5}', QUALITY % 5],
+    "round_1/summary.json": ["{", "[1]", "{}", '{"images": "many"}'],
+    "round_1/model/config.json": ["{", "[1]", "[" * 100_000, '{"architectures": [{"a": 1}]}', '{"id2label": 5}'],
+    "round_1/model/preprocessor_config.json": ["{", "[1]"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_told_in_one_line(run_dir, capsys, name):
+    path = run_dir / name
+    whole = path.read_bytes()
+    try:
+        for content in DAMAGED[name]:
+            path.write_text(content)
+            assert push(run_dir, "--dry-run") == 1, content
+            (line,) = capsys.readouterr().err.splitlines()
+            assert str(path) in line and len(line) < 1000
+            # A checkpoint's files may be another's, of which only what is wrong is known.
+            assert "/model/" in name or "command again" in line
+        path.unlink()
+        os.mkfifo(path)
+        assert push(run_dir, "--dry-run") == 1
+        assert "sbce: error:" in capsys.readouterr().err
+    finally:
+        path.unlink()
+        path.write_bytes(whole)
+    assert push(run_dir, "--dry-run") == 0
 
 
 def test_no_word_is_sent_without_a_command(hub, run_dir, capsys):

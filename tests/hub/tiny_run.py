@@ -47,9 +47,8 @@ def write_run(run_dir, source="folder", seed=0):
     notes = {"command": command, "versions": {"torch": "2.9", "git": "abc1234"}, "hardware": "2 cores, no GPU"}
     write(run_dir / "run.json", json.dumps({**notes, "manifest_hash": "0123456789abcdef"}))
     for stage in ("round_1", "segmenter/adaptive", "segmenter/mask"):
-        write(
-            run_dir / stage / "summary.json", json.dumps({"name": "x", "images": 12, "settings": {"at": str(photos)}})
-        )
+        numbers = {"iterations": 3, "images": 12, "seconds": 1.5, "values": {"loss": 0.1}}
+        write(run_dir / stage / "summary.json", json.dumps({"name": "x", **numbers, "settings": {"at": str(photos)}}))
     stages = stages_of(config)
     for stage in stages:
         write_record(run_dir, stage, keys_of(stages, "images"), "images", finished=True)
