@@ -1,13 +1,18 @@
 """Work that several processes share without losing step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
+
+from .errors import UserError
+from .locks import locked
 
 T = TypeVar("T")
 
@@ -76,6 +81,31 @@ def decided(look: Callable[[], T], process: PartialState) -> T:
     if process.num_processes > 1:
         broadcast_object_list(answers)
     return answers[0]
+
+
+@contextmanager
+def alone_in(folder: Path, process: PartialState) -> Iterator[None]:
+    """Keep other commands out of a folder that processes of this one fill together; see [`locked`].
+
+    Args:
+        folder: made if needed.
+        process: this one; the main process holds the lock for all.
+
+    Raises:
+        UserError: another command is at work there.
+    """
+    with ExitStack() as held:
+
+        def take() -> str | None:
+            try:
+                held.enter_context(locked(folder))
+            except UserError as error:
+                return str(error)
+            return None
+
+        if (refused := decided(take, process)) is not None:
+            raise UserError(refused)
+        yield
 
 
 def summed(values: np.ndarray, process: PartialState) -> np.ndarray:

@@ -16,6 +16,7 @@ ORDER = [
     "progress",
     "config",
     "files",
+    "locks",
     "processes",
     "references",
     "data",

@@ -13,6 +13,7 @@ from ..config import DataConfig, RunConfig
 from ..config.network_fields import network_fields
 from ..errors import UserError
 from ..files import is_inside, parse_json, read_small, require_regular
+from ..locks import require_free
 from ..references import local_checkpoint, repository_folder
 from .layout import Result, result_of
 
@@ -32,7 +33,7 @@ def check_run(config: RunConfig, run_dir: Path | None = None) -> None:
 
     Raises:
         OSError: something is missing, or cannot be written to.
-        UserError: something cannot be used.
+        UserError: something cannot be used, or another process is at work in the run's directory.
     """
     _check_model_keys(config)
     check_weights("trunk weights", config.trunk_weights)
@@ -42,6 +43,9 @@ def check_run(config: RunConfig, run_dir: Path | None = None) -> None:
             check_weights(f"{name} weights", weights)
     if run_dir is not None:
         _check_writable(run_dir)
+        # Of processes that work together the first may have begun.
+        if os.environ.get("RANK", "0") == "0":
+            require_free(run_dir)
     check_data(config.data)
 
 

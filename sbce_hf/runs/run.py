@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 
 from ..config import RunConfig, to_mapping
 from ..data import TaggedImages
@@ -17,8 +18,10 @@ from ..evaluation.quality import StageQuality
 from ..evaluation.scores import ScoreRow, SegmenterRow
 from ..files import remove_leftovers, write_atomic, write_json
 from ..labels.store import LabelStore
+from ..processes import alone_in
 from ..progress import Itinerary
 from ..training.classifier import create_classifier
+from ..training.device import use_cpu
 from ..training.optimization import alternation
 from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
@@ -134,7 +137,7 @@ def run(
         started: called by the main process with the training images, once everything has been checked.
 
     Raises:
-        ValueError: see [`open_bench`].
+        ValueError: see [`open_bench`]; or another process is at work in the directory.
         FileNotFoundError: see [`open_bench`].
         TrainingHealthError: training has failed.
 
@@ -149,7 +152,12 @@ def run(
         ...     print(summary.report.name, LabelStore(summary.label_maps).complete, summary.num_images)
         report.html True 8
     """
-    bench = open_bench(config, run_dir, command)
+    with alone_in(Path(run_dir), PartialState(cpu=use_cpu())):
+        return _run(open_bench(config, run_dir, command), started)
+
+
+def _run(bench: Bench, started: Callable[[TaggedImages], None] | None) -> RunSummary:
+    config = bench.config
     if started is not None and bench.process.is_main_process:
         started(bench.images)
     stages = stages_of(config, bench.outside)

@@ -11,6 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import PartialState
+
 from ..config import RunConfig, SegmenterConfig
 from ..data import TaggedImages, load_images
 from ..files import weights_digest
@@ -18,7 +20,9 @@ from ..inference.checkpoints import read_classifier
 from ..labels.hub_store import open_label_maps
 from ..labels.label_maps import LabelMaps, MaskLabels
 from ..labels.store import LabelStore
+from ..processes import alone_in
 from ..references import local_checkpoint
+from ..training.device import use_cpu
 from ..training.folder import FitSummary
 from ..training.segmenter import create_segmenter, start_preprocessing, train_segmenter
 from .bench import Bench
@@ -57,7 +61,8 @@ def train_segmenter_stage(
         label_maps = MaskLabels(images)
     else:
         label_maps = open_label_maps(labels, images.class_names)
-    return _train_on(label_maps, images, section, classifier, output_dir, config.seed)
+    with alone_in(output_dir, PartialState(cpu=use_cpu())):
+        return _train_on(label_maps, images, section, classifier, output_dir, config.seed)
 
 
 def _train_on(

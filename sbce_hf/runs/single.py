@@ -34,7 +34,7 @@ from ..labels.variants import variants
 from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
 from ..postprocess.saliency import SaliencyMethod
-from ..processes import share_of
+from ..processes import alone_in, share_of
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
@@ -105,7 +105,8 @@ def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, spl
         inputs = {"saliency": deciding(section), "outside": check_saliency_maps(maps, images)}
         method = SaliencyMethod(section, maps, labelling.crf)
     strict = config.data.strict
-    return label_with_checkpoint(model_dir, images, labelling, output_dir, strict, method=method, inputs=inputs)
+    with alone_in(output_dir, PartialState(cpu=use_cpu())):
+        return label_with_checkpoint(model_dir, images, labelling, output_dir, strict, method=method, inputs=inputs)
 
 
 def maps_of(
@@ -176,13 +177,14 @@ def predict_photos(
     prediction = from_mapping(PredictionConfig, {"image_size": trained_side(processor), **options}, "prediction")
     results = [output_dir / name for name in (*variants(METHOD, CrfConfig()), "overlays")]
     images = load_photos(paths, foreground_classes(config), strict=strict, exclude=results)
-    summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
-    if overlays:
-        draw_overlays(images, LabelStore(summary.directories[-1]), output_dir / "overlays")
-    skipped = {**{image.file: image.reason for image in images.skipped}, **summary.skipped}
-    if summary.complete:
-        listed = [{"file": file, "reason": reason} for file, reason in sorted(skipped.items())]
-        write_atomic(output_dir / "skipped.json", json.dumps(listed, indent=1))
+    with alone_in(output_dir, PartialState(cpu=use_cpu())):
+        summary = predict_with_checkpoint(model_dir, images, prediction, output_dir, strict)
+        if overlays:
+            draw_overlays(images, LabelStore(summary.directories[-1]), output_dir / "overlays")
+        skipped = {**{image.file: image.reason for image in images.skipped}, **summary.skipped}
+        if summary.complete:
+            listed = [{"file": file, "reason": reason} for file, reason in sorted(skipped.items())]
+            write_atomic(output_dir / "skipped.json", json.dumps(listed, indent=1))
     return replace(summary, num_images=len(images) + len(images.skipped), skipped=skipped)
 
 
@@ -220,9 +222,10 @@ def train_stage(
         model = create_classifier(config.model, images.class_names, config.trunk_weights, config.seed)
     else:
         model = read_classifier(model_dir)
-    return train_classifier(
-        model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed, label_maps=label_maps
-    )
+    with alone_in(output_dir, PartialState(cpu=use_cpu())):
+        return train_classifier(
+            model, images, training, kind, proportions, output_dir=output_dir, seed=config.seed, label_maps=label_maps
+        )
 
 
 def evaluate_labels(config: RunConfig, labels: str | Path, split: str | None = None) -> dict[str, Any]:
