@@ -1,6 +1,7 @@
 """Label maps in the formats of other programs: one file per format, each with `write(source, folder)`."""
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -25,9 +26,17 @@ def export_label_maps(source: ExportSource, format: Format, folder: Path) -> lis
 
     Raises:
         UserError: the folder holds something, or a name that the format cannot hold.
-        OSError: something cannot be written.
+        OSError: something cannot be written; the folder is as before.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty; expected a new folder, in which nothing of another export is left")
-    writer = importlib.import_module(f".{format}", __name__)
-    return [*writer.write(source, folder), *source.notes()]
+    writer, is_new = importlib.import_module(f".{format}", __name__), not folder.exists()
+    try:
+        return [*writer.write(source, folder), *source.notes()]
+    # Half an export is of no use, and would be in the way of the same command. There was nothing in the folder before.
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_new and folder.is_dir():
+            folder.rmdir()
+        raise

@@ -1,6 +1,7 @@
 """Label maps come back out of every format through the decoder of the program that reads it."""
 
 import csv
+import errno
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -19,7 +20,7 @@ from sbce_hf.cli import main
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
 from sbce_hf.errors import UserError
-from sbce_hf.export import FORMATS, ExportSource, cvat, export_label_maps, labelstudio, yolo
+from sbce_hf.export import FORMATS, ExportSource, cvat, export_label_maps, labelstudio, masks, yolo
 from sbce_hf.labels.store import LabelStore
 
 NAMES = ("cat", "tom & <jerry>", "Übung")
@@ -328,3 +329,26 @@ def test_the_command(store, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"({len(MAPS)} label maps, 3 classes)" in printed and "note:" in printed
     assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == len(MAPS)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_was_cut_off_is_not_in_the_way(store, tmp_path, monkeypatch, error, there):
+    folder = tmp_path / "export"
+    if there:
+        folder.mkdir()
+    written, real = [], masks.write_atomic
+
+    def full(path, content):
+        written.append(path)
+        if len(written) == 3:
+            raise error
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "write_atomic", full)
+        with pytest.raises(type(error)):
+            export_label_maps(ExportSource(store), "masks", folder)
+    assert len(written) == 3 and folder.exists() == there and not any(folder.rglob("*"))
+    export_label_maps(ExportSource(store), "masks", folder)
+    assert len(list((folder / "masks").rglob("*.png"))) == len(MAPS)
