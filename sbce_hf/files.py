@@ -13,17 +13,18 @@ from typing import Any, get_args
 
 from .errors import UserError
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Bytes of a file that a stage leaves for its readers; the largest lists every threshold of a stage.
 MAX_NOTES = 256 * 2**20
 
 
 def explained(error: OSError, what: str) -> OSError:
     """An error of writing, with what was written and what to do."""
+    remedy = "Raise the limit of a file's size (ulimit -f)" if error.errno == errno.EFBIG else "Free space"
     return OSError(
         error.errno,
-        f"cannot write {what}: {error.strerror or error}. Free space or choose another output folder, then run the "
-        "same command again: it continues where it stopped",
+        f"cannot write {what}: {error.strerror or error}. {remedy} or choose another output folder, then run the same "
+        "command again: it continues where it stopped",
     )
 
 

@@ -177,3 +177,24 @@ def test_interrupted_from_the_keyboard(tiny_recipe, tmp_path):
 def _foreground():
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_pipe_that_nobody_reads_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        command = [sys.executable, "-m", "sbce_hf.cli", "recipes"]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_current_folder_that_is_gone_is_told_in_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    # Python itself finds the package by an absolute path.
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    script = 'import os, sys; os.rmdir(os.getcwd()); from sbce_hf.cli import main; sys.exit(main(["recipes"]))'
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "sbce: error: the current folder has been removed; change to one that is there, with cd\n"

@@ -1,6 +1,7 @@
 """What the command line tells in one line, and what it calls a defect."""
 
 import errno
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,19 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, command, message)
     assert message in line and "\n" not in line
 
 
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC])
+@pytest.mark.parametrize(("name", "named"), [(None, "a file"), ("x.parquet", "x.parquet")])
+def test_what_the_system_does_not_write_says_what_to_do(monkeypatch, capsys, number, name, named):
+    def command():
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setattr(cli, "_parser", lambda: _Parser(command))
+    assert cli.main([]) == 1
+    said = capsys.readouterr().err
+    assert f"cannot write {named}: {os.strerror(number)}. " in said and "run the same command again" in said
+    assert ("ulimit -f" in said) == (number == errno.EFBIG)
+
+
 def test_notes_are_told(monkeypatch, capsys):
     error = OSError(errno.EIO, "Input/output error")
     error.add_note("while reading image 'a'")
@@ -106,7 +120,7 @@ def test_a_defect_in_the_shell():
 import sys
 from sbce_hf import cli
 from sbce_hf.config import recipes
-recipes.read_yaml = lambda text, where: int("nonsense")
+recipes.read_yaml_file = lambda path: int("nonsense")
 sys.exit(cli.main(["run", "--recipe", "quickstart"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -12,7 +12,7 @@ from .. import __version__
 from ..progress import interrupted, remember_interrupts
 from . import check, convert, demo, export, label, predict, prepare, push, recipes, run, train
 from .common import say
-from .console import set_up
+from .console import UNREAD, nobody_reads, require_current_folder, set_up
 from .mistakes import DEFECT, told_in_one_line
 
 
@@ -25,12 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(options.verbose)
     remember_interrupts()
     try:
-        return options.command(options)
+        require_current_folder()
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
     except (Exception, KeyboardInterrupt) as error:
         # Also where what fails is a loader whose processes have heard it first.
         if isinstance(error, KeyboardInterrupt) or interrupted():
             say("interrupted; continue with the same command", file=sys.stderr)
             return 130
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            return UNREAD
         line = told_in_one_line(error)
         if line is None:
             error.add_note(DEFECT)

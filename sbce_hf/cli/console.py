@@ -2,12 +2,17 @@
 
 import logging
 import os
+import select
+import signal
 import sys
 
 from tqdm import tqdm
 
+from ..errors import UserError
 from ..text import visible
 
+# Exit status of a program that writes to a pipe which nobody reads any more, as a shell reports it.
+UNREAD = 128 + signal.SIGPIPE
 # Says of every trunk that its classifier was left out, which is what a trunk is.
 _CHATTY = ("timm",)
 
@@ -40,6 +45,31 @@ def quiet_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def require_current_folder() -> None:
+    """See that the folder in which the command was given is still there.
+
+    Raises:
+        UserError: it is not; every relative path would only be told to be missing.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder has been removed; change to one that is there, with cd") from error
+
+
+def nobody_reads() -> bool:
+    """Whether standard output goes to a program that has ended, as in `sbce config | head`.
+
+    What is left of it goes nowhere then, so that Python does not complain at its end either.
+    """
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 class _Lines(logging.Handler):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import UserError
+from ..files import DISK_FULL, explained
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -36,6 +37,8 @@ def told_in_one_line(error: BaseException) -> str | None:
             # A field of a recipe or a checkpoint; the error around it is about the dataclass, not for a user.
             return _one_line(str(link.__cause__))
         if _is_the_users(link):
+            if isinstance(link, OSError) and link.errno in DISK_FULL and link.strerror == os.strerror(link.errno):
+                link = explained(link, str(link.filename or "a file"))
             notes = [f" ({note})" for note in getattr(link, "__notes__", ())]
             return _one_line((str(link) or type(link).__name__) + "".join(notes))
     return None
