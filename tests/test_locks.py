@@ -1,9 +1,11 @@
 import fcntl
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from sbce_hf import processes
 from sbce_hf.config import load_recipe
 from sbce_hf.errors import UserError
 from sbce_hf.locks import LOCK, locked, require_free
@@ -49,6 +51,14 @@ def test_the_same_run_stops_before_it_touches_anything(held, tiny_recipe):
 def test_processes_that_work_together_do_not_refuse_each_other(held, tiny_recipe, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     check_run(load_recipe(str(tiny_recipe)), held[0])
+
+
+def test_a_refusal_is_told_to_every_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda answers: answers.__setitem__(0, "somebody is"))
+    second = SimpleNamespace(is_main_process=False, num_processes=2)
+    with pytest.raises(UserError, match="somebody is"), processes.alone_in(tmp_path / "run", second):
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_process_holds_nothing(held):
