@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from ..config import RunConfig, from_mapping, to_mapping
 from ..evaluation.quality_page import summary_table
-from ..files import read_fields, write_atomic
+from ..files import write_atomic
 from ..models.configuration_checks import check_labels
 from ..models.configuration_deeplab import voc_palette
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_checkpoint import architectures_of, own_file, read_json
-from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT
+from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT, read_notes
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
 from ..runs.report import THRESHOLDS as HISTOGRAM
 from ..runs.scoring import read_quality, score_rows
-from ..runs.stages import REWRITTEN, classifier_of, find_run, read_config, segmenter_of, stages_of
+from ..runs.stages import classifier_of, find_run, read_config, segmenter_of, stages_of
 from ..text import markdown
 from ..training.folder import read_summary
 from .cards import ModelCardContext, render_model_card
@@ -218,7 +218,7 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         inputs = summary.get("settings", {}).get("inputs")
         return replace(context, refined=str(inputs.get("labels_note", "")) if isinstance(inputs, dict) else "")
     run_dir, config = source.run_dir, read_config(source.run_dir)
-    notes = {"stage": stage, "seed": config.seed, **_read_notes(run_dir), "config": to_mapping(config)}
+    notes = {"stage": stage, "seed": config.seed, **read_notes(run_dir), "config": to_mapping(config)}
     notes = without_local_paths(notes)
     _write_json(folder / NOTES, notes)
     for name in (QUALITY_PAGE, HISTOGRAM):
@@ -245,12 +245,6 @@ def _add_training(context: ModelCardContext, source: ModelSource, folder: Path) 
         label_free=summary_table(qualities).markdown() if qualities else "",
         warnings="\n".join(warnings) or "None.",
     )
-
-
-def _read_notes(run_dir: Path) -> dict[str, Any]:
-    """What a run has noted, as far as cards show it."""
-    fields = {"command": str | None, "versions": dict | None, "hardware": str | None, "manifest_hash": str | None}
-    return read_fields(run_dir / NOTES, fields, REWRITTEN) or {}
 
 
 def _trunk_license(context: ModelCardContext, source: ModelSource) -> License | None:

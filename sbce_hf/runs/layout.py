@@ -1,12 +1,11 @@
 """Where a run keeps things, told without loading anything that trains."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from ..files import is_inside, parse_json, read_text
+from ..files import is_inside, read_fields
 
 # In a run directory.
 CONFIG, NOTES, REPORT, PAGE, QUALITY_PAGE = "config.yaml", "run.json", "report.md", "report.html", "quality.md"
@@ -16,6 +15,14 @@ OVERLAYS = "overlays"
 IMAGES = "images.json"
 # In the notes of a run that has ended: where its results lie, relative to its directory.
 RESULTS = "results"
+
+# What is read of the notes.
+_NOTES: dict[str, Any] = {
+    **dict.fromkeys(("command", "hardware", "manifest_hash"), str | None),
+    **dict.fromkeys((RESULTS, "versions", "durations"), dict | None),
+    "starts": list | None,
+}
+_REMEDY = "delete the file and give the run's command again"
 
 Result = Literal["classifier", "segmenter", "label_maps"]
 
@@ -32,18 +39,11 @@ def read_notes(folder: Path) -> dict[str, Any]:
         UserError: it is damaged, or names results outside of the run.
     """
     path = folder / NOTES
-    if not path.is_file():
-        return {}
-    notes = parse_json(read_text(path), str(path))
-    results = notes.get(RESULTS, {}) if isinstance(notes, Mapping) else None
-    if not isinstance(results, Mapping) or not all(
-        isinstance(part, str) and is_inside(folder / part, folder) for part in results.values()
-    ):
-        raise UserError(
-            f"{path}: {RESULTS}: expected the run's own folders by name; delete the file and give the command of the "
-            "run again"
-        )
-    return dict(notes)
+    notes = read_fields(path, _NOTES, _REMEDY) or {}
+    results = notes.get(RESULTS) or {}
+    if not all(isinstance(part, str) and is_inside(folder / part, folder) for part in results.values()):
+        raise UserError(f"{path}: {RESULTS}: expected the run's own folders by name; {_REMEDY}")
+    return notes
 
 
 def require_own_folders(folder: Path) -> None:
@@ -77,7 +77,7 @@ def result_of(name: str | os.PathLike[str], what: Result) -> str:
     """
     folder = Path(name)
     if is_run(folder):
-        results = read_notes(folder).get(RESULTS, {})
+        results = read_notes(folder).get(RESULTS) or {}
         if what in results:
             return str(folder / results[what])
         if results:

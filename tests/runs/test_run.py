@@ -149,7 +149,7 @@ def test_a_run_names_no_results_of_others(finished, tmp_path):
         {"label_maps": str(tmp_path / "private")},
     ):
         notes.write_text(json.dumps(values | {"results": results}))
-        with pytest.raises(UserError, match=r"run\.json: results: expected the run's own folders"):
+        with pytest.raises(UserError, match=r"run\.json: .*results"):
             result_of(tmp_path / "run", "label_maps")
     for content in (b"{", b"[]", b"", b"\xff", b"[" * 100_000):
         notes.write_bytes(content)
