@@ -6,7 +6,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -124,6 +125,17 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{os.fspath(path)}: is {what}, expected a file; take it away")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that anybody may have put there.
+
+    Raises:
+        UserError: see [`require_regular`].
+        OSError: it cannot be read.
+    """
+    require_regular(path)
+    return path.read_bytes()
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Text from a file that anybody may have written.
 
@@ -132,28 +144,37 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         encoding: UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: it is no such text.
+        UserError: it is no such text, or see [`require_regular`].
     """
     try:
-        return path.read_text(encoding=encoding)
+        return read_bytes(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         what = f"{error.reason}, byte {error.start}"
         raise UserError(f"{path}: got bytes that are no UTF-8 ({what}); save it as UTF-8") from error
 
 
-def parse_json(text: str, where: str, **options: Any) -> Any:
+def parse_json(text: str, where: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Plain values from JSON that anybody may have written.
 
     Args:
         text: of one value.
         where: it comes from, for messages.
-        options: of `json.loads`.
+        object_hook: is given each object, innermost first, and returns what takes its place.
 
     Raises:
-        UserError: no JSON, or a nesting or a number beyond all use.
+        UserError: no JSON, a key that is given twice, of which readers take one or the other, or a nesting or a number
+            beyond all use.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            (doubled, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise UserError(f"{where}: key {doubled[:80]!r} is given twice in one object; remove one")
+        return found if object_hook is None else object_hook(found)
+
     try:
-        return json.loads(text, **options)
+        return json.loads(text, object_pairs_hook=unique)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import require_regular
 from .common import add_command, say
 
 
@@ -46,6 +47,9 @@ def _import(options: argparse.Namespace) -> int:
     source = Path(options.file)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file")
+
+    if not source.is_dir():
+        require_regular(source)
 
     from ..importers.mxnet_params import is_params
     from ..importers.writing import check_output, write_classifier, write_trunk

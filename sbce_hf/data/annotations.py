@@ -1,6 +1,5 @@
 """Tags in the files of annotation programs: Label Studio, CVAT, COCO, VOC, and a plain JSON object of lists."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..errors import UserError
+from ..files import parse_json
 from .coco_instances import read_listing
 from .rows import Row, Table
 from .tables import read_text
@@ -25,10 +25,7 @@ def read_json_table(path: Path, separator: str | None) -> Table:
         UserError: it is none of these; says what was expected.
     """
     text, notes = read_text(path)
-    try:
-        data: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    data: Any = parse_json(text, str(path))
     if isinstance(data, Mapping) and {"images", "annotations"} <= data.keys():
         return _coco(path)
     if isinstance(data, list) and all(isinstance(task, Mapping) for task in data) and data:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
 from ..errors import UserError
+from ..files import require_regular
 
 # EXIF orientations that exchange width and height.
 _TURNED = (5, 6, 7, 8)
@@ -69,7 +70,8 @@ def reading(what: str) -> Iterator[None]:
         # PIL reports damage through OSError, SyntaxError, ValueError, struct.error, zlib.error and its own types.
         if not is_of_the_file(error):
             raise
-        raise UnreadableError(f"unreadable {what}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UnreadableError(f"unreadable {what}: {kind}{error}") from error
 
 
 @contextmanager
@@ -89,6 +91,8 @@ def named(name: str) -> Iterator[None]:
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Mapping):
         source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
+    if not isinstance(source, bytes):
+        require_regular(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=open_formats())
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..errors import UserError
-from ..files import replacing
+from ..files import read_bytes, replacing
 from ..progress import Bar
 from .decoding import encode_png
 from .schema import TaggedImages, features
@@ -78,7 +78,7 @@ def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], bar: B
 def _row(images: TaggedImages, index: int, masked: set[str]) -> dict[str, Any]:
     row = images.dataset[index]
     source = row["image"]
-    data = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
+    data = read_bytes(Path(source["path"])) if source["bytes"] is None else source["bytes"]
     name = None if source["path"] is None else Path(source["path"]).name
     mask = encode_png(Image.fromarray(images.mask(index))) if row["image_id"] in masked else None
     return {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import DataConfig
+from ..config.ranges import shown
 from ..errors import UserError
 from .annotations import read_json_table, read_voc_folder, read_xml_table
 from .own_files import require_own_paths
@@ -107,7 +108,7 @@ def understand(config: DataConfig) -> Understood:
                 f"they are in {photos}"
             )
         if how:
-            odd.setdefault(how, []).append(f"{row.file!r} is {file}")
+            odd.setdefault(how, []).append(f"{shown(row.file)} is {file}")
         found.append(replace(row, file=file))
     how_found = {
         "letters": "with other capital letters than in",
@@ -133,14 +134,19 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
     """The table of a folder: one file's, one of annotations, or what its parts say."""
     if config.tags_file is not None:
         path = root / config.tags_file
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no tags table; data.tags_file names it, relative to {root}")
-        return _relative(_read_file(path, config), path.parent, photos)
-    if (table := _table_in(root, photos, config)) is not None:
+        if path.is_relative_to(root) and ".." not in path.relative_to(root).parts:
+            # Elsewhere it is where the user has said.
+            _require_own([path], root, config)
+        return _relative(_read_file(path, config, len(names)), path.parent, photos)
+    if (table := _table_in(root, photos, names, root, config)) is not None:
         return table
     # A class may be called train as well: then there are folders of other names.
     if names and all(name.partition("/")[0] in SPLITS and "/" in name for name in names):
-        return _parts([photos / split for split in SPLITS if (photos / split).is_dir()], photos, config)
+        parts = [photos / split for split in SPLITS if (photos / split).is_dir()]
+        _require_own(parts, root, config)
+        return _parts(parts, photos, root, config)
     if photos == root and (table := _class_folders(root, names)) is not None:
         return table
     raise FileNotFoundError(
@@ -150,14 +156,15 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
     )
 
 
-def _table_in(root: Path, photos: Path, config: DataConfig) -> Table | None:
-    """The table in a folder, in that of its photos, or in one of annotations."""
-    for place in dict.fromkeys((root, photos, *(root / name for name in ANNOTATION_FOLDERS))):
+def _table_in(folder: Path, photos: Path, names: Sequence[str], root: Path, config: DataConfig) -> Table | None:
+    """The table in a folder of a data set, in that of its photos, or in one of annotations."""
+    for place in dict.fromkeys((folder, photos, *(folder / name for name in ANNOTATION_FOLDERS))):
+        # Before any is opened to see what it is.
+        _require_own([path for path in _files(place) if path.suffix.lower() in SUFFIXES], root, config)
         if (path := _choose(place)) is not None:
-            _require_own([path], root, config)
-            return _relative(_read_file(path, config), place if place in (root, photos) else photos, photos)
+            table = _read_file(path, config, len(names))
+            return _relative(table, place if place in (folder, photos) else photos, photos)
         if voc := _voc_files(place):
-            _require_own(voc, root, config)
             return read_voc_folder(place, voc)
     return None
 
@@ -166,6 +173,11 @@ def _require_own(paths: Sequence[Path], root: Path, config: DataConfig) -> None:
     """Raise for a link to a file outside: its text could be shown in a message or become a class."""
     if not config.outside_files:
         require_own_paths(paths, root)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is in a folder, hidden files excepted."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
 
 def _choose(folder: Path) -> Path | None:
@@ -179,9 +191,7 @@ def _choose(folder: Path) -> Path | None:
         if found:
             return found[0]
     others = sorted(
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.suffix.lower() in SUFFIXES and path.name not in _NOT_TABLES and not path.name.startswith(".")
+        path for path in _files(folder) if path.suffix.lower() in SUFFIXES and path.name not in _NOT_TABLES
     )
     if len([path for path in others if path.suffix.lower() == ".xml"]) > 1 or _voc_files(folder):
         others = [path for path in others if path.suffix.lower() != ".xml"]
@@ -193,7 +203,7 @@ def _choose(folder: Path) -> Path | None:
     return others[0] if others else None
 
 
-def _read_file(path: Path, config: DataConfig) -> Table:
+def _read_file(path: Path, config: DataConfig, num_photos: int) -> Table:
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         return read_jsonl(path, config.separator)
@@ -202,7 +212,7 @@ def _read_file(path: Path, config: DataConfig) -> Table:
     if suffix == ".xml":
         return read_xml_table(path)
     if suffix == ".parquet":
-        return read_parquet(path, config.separator)
+        return read_parquet(path, config.separator, num_photos)
     return read_delimited(path, config.separator, is_photo_name)
 
 
@@ -218,17 +228,17 @@ def _relative(table: Table, folder: Path, photos: Path) -> Table:
 
 def _voc_files(folder: Path) -> list[Path]:
     """VOC's annotations in a folder."""
-    files = sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
+    files = sorted(path for path in _files(folder) if path.suffix == ".xml")
     return files if files and read_xml(files[0]).tag == "annotation" else []
 
 
-def _parts(parts: Sequence[Path], photos: Path, config: DataConfig) -> Table:
+def _parts(parts: Sequence[Path], photos: Path, root: Path, config: DataConfig) -> Table:
     """The tables of folders that are splits, as one."""
     tables = []
     for part in parts:
         inner = next((part / name for name in PHOTO_FOLDERS if (part / name).is_dir()), part)
         names = [file.relative_to(part).as_posix() for file in walk(part)[0]]
-        table = _table_in(part, inner, config) or (_class_folders(part, names) if inner == part else None)
+        table = _table_in(part, inner, names, root, config) or (_class_folders(part, names) if inner == part else None)
         if table is None:
             raise FileNotFoundError(
                 f"{part}: no tags table, and no folders that are classes; expected {TABLES[0][0]} or one like it in "

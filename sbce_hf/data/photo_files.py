@@ -93,6 +93,7 @@ class Finder:
 
     def __init__(self, files: Sequence[str]) -> None:
         self._exact = set(files)
+        self._depth = 1 + max((file.count("/") for file in files), default=0)
         self._by_form: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
@@ -112,7 +113,7 @@ class Finder:
         name = name.strip().replace("\\", "/")
         if name in self._exact:
             return name, ""
-        for tail in _tails(name):
+        for tail in _tails(name, self._depth):
             file = tail if tail in self._exact else _only(self._by_form.get(_form(tail)))
             if file is not None:
                 # Tables of the imagefolder convention count from the table's own folder.
@@ -141,9 +142,10 @@ def _form(name: str) -> str:
     return _nfc(name).casefold()
 
 
-def _tails(name: str) -> Iterator[str]:
+def _tails(name: str, depth: int) -> Iterator[str]:
+    """What a name ends with, the longest first, of at most so many parts as a file has."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    for start in range(len(parts)):
+    for start in range(max(len(parts) - depth, 0), len(parts)):
         yield "/".join(parts[start:])
 
 

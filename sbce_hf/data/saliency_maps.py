@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..config import DataConfig, SaliencyConfig
 from ..errors import UserError
+from ..files import read_bytes
 from .decoding import UnreadableError, reading
 from .hub import load_column
 from .own_files import require_own_paths
@@ -76,13 +77,13 @@ class SaliencyMaps:
             if source is None or source["bytes"] is not None:
                 return None if source is None else bytes(source["bytes"])
             # It lies in the dataset's own folder, or the user has allowed it.
-            return Path(source["path"]).read_bytes()
+            return read_bytes(Path(source["path"]))
         path = Path(self.name(image_id))
         if not os.path.lexists(path):
             return None
         if not self.outside_files and self.folder is not None:
             require_own_paths([path], self.folder)
-        return path.read_bytes() if path.is_file() else None
+        return read_bytes(path) if path.exists() else None
 
     def read(self, image_id: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         """The saliency of an image, `(H, W)` uint8 from 0 to 255.

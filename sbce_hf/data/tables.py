@@ -2,18 +2,20 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import parse_json, read_bytes, require_regular
 from ..text import visible
 from .rows import Row, Table
-from .tags import clean_all, clean_tag, split_cell
+from .tags import MAX_CLASSES, clean_all, clean_tag, split_cell
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# A parquet file of some kilobytes may hold any number of equal rows; so many take seconds.
+MAX_ROWS = 1_000_000
 # Names of columns, as programs write them; compared without case, blanks and hyphens.
 FILE_COLUMNS = (
     "file", "file_name", "filename", "filepath", "file_path", "image", "image_name", "image_path", "image_file", "img",
@@ -35,7 +37,7 @@ def read_text(path: Path) -> tuple[str, list[str]]:
         UserError: bytes that are no text.
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             return data.decode("utf-16"), []
@@ -205,27 +207,36 @@ def read_jsonl(path: Path, separator: str | None) -> Table:
         if not entry.strip():
             continue
         where = f"{path}, line {line}"
-        try:
-            record: Any = json.loads(entry)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not valid JSON: {error}") from error
-        rows.append(_row_of(record, entry.strip(), separator, where))
+        rows.append(_row_of(parse_json(entry, where), entry.strip(), separator, where))
     return Table("lines of JSON", path, rows, notes)
 
 
-def read_parquet(path: Path, separator: str | None) -> Table:
+def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
     """Read a parquet file with a column of file names and one of tags.
 
+    Args:
+        path: the file.
+        separator: see [`read_delimited`].
+        num_photos: that are there: for each, a row for each of the classes that there can be, and [`MAX_ROWS`] anyway.
+
     Raises:
-        UserError: no such columns, or a row that cannot be read.
+        UserError: no such columns, a row that cannot be read, or more rows than that.
     """
     import pyarrow
     import pyarrow.parquet
 
+    require_regular(path)
     try:
         file = pyarrow.parquet.ParquetFile(path)
         wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
-        records = file.read(columns=wanted).to_pylist()
+        records, most = list[dict[str, Any]](), max(MAX_ROWS, MAX_CLASSES * num_photos)
+        # What the file's own description says of its rows need not be so.
+        for batch in file.iter_batches(columns=wanted):
+            if len(records) + len(batch) > most:
+                raise UserError(
+                    f"{path}: got more than {most} rows for {num_photos} photos; keep the rows of these photos"
+                )
+            records += batch.to_pylist()
     # Names and texts are decoded when they are taken out.
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         # The machine's errors have a number; pyarrow's own, about damage, have none.

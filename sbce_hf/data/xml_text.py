@@ -6,6 +6,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from ..errors import UserError
+from ..files import read_bytes
 
 
 def read_xml(path: Path) -> Element:
@@ -28,7 +29,7 @@ def read_xml(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_bytes(path), True)
     except (expat.ExpatError, LookupError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import require_regular
 from .report import COUNTER
 
 LIST_MAGIC = struct.pack("<QQ", 0x112, 0)
@@ -22,7 +23,13 @@ MAX_ARRAYS, MAX_DIMENSIONS, MAX_NAME = 100_000, 8, 1024
 
 
 def is_params(path: Path) -> bool:
-    """Whether a file starts like an NDArray list."""
+    """Whether a file starts like an NDArray list.
+
+    Raises:
+        UserError: it is no plain file.
+        OSError: it cannot be read.
+    """
+    require_regular(path)
     with open(path, "rb") as file:
         return file.read(len(LIST_MAGIC)) == LIST_MAGIC
 

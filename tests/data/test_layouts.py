@@ -1,7 +1,9 @@
 """Folders as people have them: each is understood, or refused with the remedy."""
 
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from PIL import Image
 
 from sbce_hf.cli import main
 from sbce_hf.config import DataConfig
-from sbce_hf.data import load_images
+from sbce_hf.data import load_images, tables
 from sbce_hf.data.layout import understand
 from sbce_hf.errors import UserError
 from sbce_hf.runs import plan
@@ -337,3 +339,62 @@ def test_the_file_that_is_named_is_read(tmp_path):
     write(tmp_path / "two.csv", "file,tags\na.jpg,dog\nb.jpg,cow\n")
     config = DataConfig(source="folder", data_dir=str(tmp_path), tags_file="two.csv")
     assert load_images(config, "train").class_names == ("cow", "dog")
+
+
+@pytest.fixture
+def in_time():
+    """Opening a pipe waits for ever: fail instead."""
+
+    def late(*_):
+        raise TimeoutError("still waiting")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "name", ["tags.csv", "x.csv", "metadata.parquet", "x.jsonl", "x.json", "images/a.xml", "masks/a.png"]
+)
+def test_a_pipe_is_not_waited_for(tmp_path, in_time, name):
+    photos(tmp_path, "images/a.jpg")
+    if name.startswith("masks"):
+        write(tmp_path / "tags.csv", "file,tags\na.jpg,cat\n")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: is a named pipe, expected a file"):
+        load_images(DataConfig(data_dir=str(tmp_path), score_split="train"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.jpg", "tags": ["cat"], "tags": ["dog"]}\n'),
+        ("tags.json", '{"a.jpg": ["cat"], "a.jpg": ["dog"]}'),
+        ("c.json", '{"categories": [{"id": 1, "name": "a", "name": "b"}], "images": [], "annotations": []}'),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, name, content):
+    photos(tmp_path, "a.jpg")
+    write(tmp_path / name, content)
+    with pytest.raises(UserError, match=rf"{name}.*: key '(tags|a\.jpg|name)' is given twice in one object; remove"):
+        load_images(DataConfig(data_dir=str(tmp_path)), "train")
+
+
+def test_a_small_table_of_endless_rows_is_not_read(tmp_path, monkeypatch):
+    photos(tmp_path, "a.jpg")
+    table = pa.table({"file_name": pa.array(["a.jpg"] * 5000), "tags": pa.array(["cat", "dog"] * 2500)})
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    assert load_images(DataConfig(data_dir=str(tmp_path)), "train").class_names == ("cat", "dog")
+    monkeypatch.setattr(tables, "MAX_ROWS", 100)
+    with pytest.raises(UserError, match="got more than 254 rows for 1 photos; keep the rows of these photos"):
+        load_images(DataConfig(data_dir=str(tmp_path)), "train")
+
+
+def test_a_name_of_endless_folders_costs_no_time_and_is_shown_in_part(tmp_path, in_time):
+    photos(tmp_path, "images/a.jpg")
+    write(tmp_path / "tags.csv", f"file,tags\n{'x/' * 60_000}a.jpg,cat\n")
+    (note,) = load_images(DataConfig(data_dir=str(tmp_path)), "train").notes
+    assert note.endswith("is a.jpg") and len(note) < 1000

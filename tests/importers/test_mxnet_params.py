@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import struct
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from foreign_files import FLAGS, GOOD_PARAMS, HOSTILE_PARAMS, V1, V2, array, head, params
 
+from sbce_hf.cli import main
 from sbce_hf.importers.mxnet_params import is_params, read_params, resnet38_name
 from sbce_hf.importers.trunks import import_trunk
 
@@ -128,3 +130,10 @@ def test_the_error_tells_the_right_byte(write):
 
 def test_good_is_good(write):
     assert list(read_params(write(GOOD_PARAMS))) == ["arg:a", "arg:b"]
+
+
+@pytest.mark.parametrize("options", [[], ["--trunk", "resnet38"]])
+def test_a_pipe_is_not_waited_for(tmp_path, capsys, options):
+    os.mkfifo(tmp_path / "f.pth")
+    assert main(["import", str(tmp_path / "f.pth"), "--output", str(tmp_path / "out"), *options]) == 1
+    assert "f.pth: is a named pipe, expected a file" in capsys.readouterr().err
