@@ -12,6 +12,7 @@ from pathlib import Path
 from ..config import DataConfig
 from ..errors import UserError
 from .coco_instances import InstancePainter, ListedImage, read_listing
+from .own_files import require_own_paths
 from .schema import IGNORE_INDEX, TaggedImages
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_folder
 
@@ -117,6 +118,8 @@ def list_split(config: DataConfig, split: str) -> Listing:
 def _read(config: DataConfig, split: str) -> _Split:
     root = require_folder(Path(config.data_dir or ""), "a folder with COCO's train2014/, val2014/ and annotations/")
     path = _annotation_file(config, split)
+    if config.tags_file is None and not config.outside_files:
+        require_own_paths([path], root)
     rows, names = read_listing(path)
     official = names.items() <= NAMES.items()
     if official:

@@ -10,7 +10,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..config.yaml_text import read_yaml
 from ..errors import UserError
-from ..files import Folder, parse_json, read_text
+from ..files import Folder, parse_json, read_text, require_regular
 
 
 def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path) -> None:
@@ -25,20 +25,37 @@ def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path
     """
     own = Folder(root)
     for path in paths:
-        if path is not None and not own.has(path):
-            raise UserError(
-                f"{path}: is {os.path.realpath(path)}, expected a file inside of {root}. If these data are your own, "
-                "set data.outside_files=true"
-            )
+        if path is not None:
+            _require_own(path, own)
+
+
+def _require_own(path: str | os.PathLike[str], own: Folder) -> None:
+    if not own.has(path):
+        raise UserError(
+            f"{os.fspath(path)}: is {os.path.realpath(path)}, expected a file inside of {own.path}. If these data are "
+            "your own, set data.outside_files=true"
+        )
 
 
 def require_own_sources(folder: Path) -> None:
     """Check which files a folder with a dataset takes its rows from: none outside, by a link, a list or a pattern.
 
     Raises:
-        UserError: names the file; see [`require_own_paths`].
+        UserError: names the file; see [`require_own_paths`]. Or it is none, but a pipe or the like.
     """
-    require_own_paths((path for path in folder.rglob("*") if not path.is_dir()), folder)
+    own = Folder(folder)
+    for path in folder.rglob("*"):
+        # A link to a folder is not entered here, but by what reads the dataset.
+        _require_own(path, own)
+        if not path.is_dir() and path.exists():
+            require_regular(path)
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        content = parse_json(read_text(splits), str(splits))
+        names = content.get("splits") if isinstance(content, Mapping) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{splits}: got {str(content)[:200]}, expected splits, a list of names")
+        require_own_paths((folder / name for name in names), folder)
     for state in folder.rglob("state.json"):
         content = parse_json(read_text(state), str(state))
         files = content.get("_data_files") if isinstance(content, Mapping) else None

@@ -78,6 +78,8 @@ def _read(config: DataConfig, split: str) -> tuple[Listing, tuple[str, ...], lis
     """A split, the classes in the order of their mask values, and what was decided for the user."""
     root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
     photos = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
+    if not config.outside_files:
+        require_own_paths([root / LISTS / f"{split}.txt", root / TAGS_FILE], root)
     image_ids = _read_split(root, split)
     num_listed = len(image_ids)
     needed = [(photos, ".jpg", f"images of split {split!r}")]
@@ -87,6 +89,9 @@ def _read(config: DataConfig, split: str) -> tuple[Listing, tuple[str, ...], lis
         paths = [folder / f"{image_id}{suffix}" for image_id in image_ids]
         there = present_files(paths, what, config.partial, f"VOC's are in {ARCHIVE}")
         image_ids = [image_ids[index] for index in there]
+        if not config.outside_files:
+            # Their text becomes classes, or is shown in messages.
+            require_own_paths((paths[index] for index in there), root)
     masks = [_find_mask(root, image_id) for image_id in image_ids]
     if not config.outside_files:
         # Tags may be read from them.

@@ -1,10 +1,11 @@
 """A data set shows only itself: no row and no link of a stranger's takes another file of this machine along."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -268,3 +269,65 @@ def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
         file.symlink_to(blob)
     assert json.loads((snapshot / "config.json").read_text())["trunk"] == "test_resnet"
     load_classifier(snapshot)
+
+
+def saved(folder, secret, splits=("train",)):
+    rows = {"image": [{"bytes": secret.read_bytes(), "path": None}], "labels": [[0]]}
+    part = Dataset.from_dict(rows, features=Features({name: FEATURES[name] for name in rows}))
+    DatasetDict(dict.fromkeys(splits, part)).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_saved_dataset_has_no_split_elsewhere(tmp_path, secret):
+    elsewhere = saved(tmp_path / "private" / "ds", secret)
+    own = saved(tmp_path / "own", secret)
+    config = DataConfig(source="hub", dataset=str(own))
+    assert len(load_images(config, "train")) == 1
+    for name in ("../private/ds/train", str(elsewhere / "train")):
+        (own / "dataset_dict.json").write_text(json.dumps({"splits": ["train", name]}))
+        with pytest.raises(UserError, match=r"private/ds/train, expected a file inside of .*outside_files=true"):
+            load_images(config, name)
+    shutil.rmtree(own / "train")
+    (own / "train").symlink_to(elsewhere / "train")
+    (own / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match=r"own/train: is .*private/ds/train, expected a file inside of"):
+        load_images(config, "train")
+    (own / "dataset_dict.json").write_text('{"splits": "train"}')
+    (own / "train").unlink()
+    with pytest.raises(UserError, match="expected splits, a list of names"):
+        load_images(config, "train")
+
+
+def test_a_linked_folder_of_parquet_files_is_refused(tmp_path, secret):
+    write_parquet(tmp_path / "private" / "pq" / "train.parquet", {"bytes": secret.read_bytes(), "path": None})
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "data").symlink_to(tmp_path / "private" / "pq")
+    card(tmp_path / "own", "data/train.parquet")
+    with pytest.raises(UserError, match=r"own/data: is .*private/pq, expected a file inside of"):
+        load_images(DataConfig(source="hub", dataset=str(tmp_path / "own")), "train")
+
+
+def test_a_linked_split_is_not_looked_into(tmp_path):
+    for folder in ("photos/train", "private"):
+        picture(tmp_path / folder / "a.png")
+        (tmp_path / folder / "tags.csv").write_text(f"file,tags\na.png,{folder.replace('/', ' ')}\n")
+    (tmp_path / "photos" / "valid").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"photos/valid: is .*private, expected a file inside of"):
+        load_images(DataConfig(data_dir=str(tmp_path / "photos")), "train")
+
+
+def test_linked_annotations_are_refused_before_they_are_opened(tmp_path, folder):
+    (tmp_path / "private").mkdir(exist_ok=True)
+    # Opened, it would be told as no XML.
+    (tmp_path / "private" / "key.xml").write_text("secret")
+    (folder / "tags.csv").unlink()
+    (folder / "Annotations").mkdir()
+    (folder / "Annotations" / "0.xml").symlink_to(tmp_path / "private" / "key.xml")
+    with pytest.raises(UserError, match=r"Annotations/0.xml: is .*key.xml, expected a file inside of"):
+        load_images(DataConfig(data_dir=str(folder)), "train")
+    (folder / "images").rename(folder / "JPEGImages")
+    picture(folder / "JPEGImages" / "0.jpg")
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n")
+    with pytest.raises(UserError, match=r"Annotations/0.xml: is .*key.xml, expected a file inside of"):
+        load_images(DataConfig(source="voc", data_dir=str(folder)), "train")
