@@ -9,9 +9,11 @@ import contextlib
 import errno
 import functools
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,12 @@ _OF_THE_FILE = (
 # A TIFF's tag that names the value of "no data", the values that mean it without one, and beyond which none is meant.
 _GDAL_NODATA = 42_113
 _FILLERS, _LARGEST = (-9999.0, -32_768.0, -99_999.0), 1e30
+# Programs write about ten.
+MAX_SCANS = 100
+# Does not occur in the data of a JPEG, where a byte of 255 is followed by 0.
+_START_OF_SCAN = b"\xff\xda"
+# Pixels of a large picture that are worked on at a time.
+_STRIP = 2**18
 # Of an image's `info`: its grey was scaled by its own range.
 OWN_RANGE = "own_range"
 
@@ -93,7 +101,14 @@ def _open(source: ImageSource) -> Image.Image:
         source = source["path"] if source.get("bytes") is None else bytes(source["bytes"])
     if not isinstance(source, bytes):
         require_regular(source)
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=open_formats())
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=open_formats())
+    if image.info.get("progressive"):
+        # Every scan is a pass over all pixels, and may be a few bytes.
+        scans = (source if isinstance(source, bytes) else Path(source).read_bytes()).count(_START_OF_SCAN)
+        if scans > MAX_SCANS:
+            image.close()
+            raise UnreadableError(f"a progressive JPEG of {scans} scans, expected at most {MAX_SCANS}; save it again")
+    return image
 
 
 @functools.cache
@@ -119,13 +134,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             image.info[OWN_RANGE] = True
         return image
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return _on_white(image)
     if image.mode == "RGB":
         # Converting would copy it.
         image.load()
         return image
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image.load()
+    shown = Image.new("RGB", image.size)
+    for rows in _strips(image.height, image.width):
+        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+        shown.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), (0, rows.start))
+    return shown
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Rows that are worked on at a time, so that a large picture takes no multiple of its memory meanwhile."""
+    step = max(_STRIP // max(width, 1), 1)
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 def _filler(image: Image.Image) -> float | None:
@@ -143,7 +172,7 @@ def scaled_to_8_bits(values: NDArray, fillers: Sequence[float] = ()) -> tuple[ND
     16-bit grey that uses at least a quarter of its range is scaled by 1/257, so that photos of one camera keep their
     exposures. Everything else, 10 to 14 bits in 16, 32 bits, floating point, is scaled from its own range, a
     thousandth of the pixels at either end left out, so that one hot pixel changes nothing. What is not finite, or
-    stands for "no data", is black.
+    stands for "no data", is black. Besides the values, a second copy of them and two bytes a pixel are in memory.
 
     Args:
         values: `(H, W)` of any number type.
@@ -152,24 +181,47 @@ def scaled_to_8_bits(values: NDArray, fillers: Sequence[float] = ()) -> tuple[ND
     Returns:
         `(H, W)` uint8, and whether its own range was used.
     """
-    wide = values.astype(np.float64)
-    known = np.isfinite(wide) & (np.abs(wide) < _LARGEST)
+    known = np.empty(values.shape, bool)
     whole = values.dtype.kind == "u"
-    for filler in (*fillers, *(() if whole else _FILLERS)):
-        known &= wide != filler
+    strips = list(_strips(*values.shape))
+    for rows in strips:
+        wide = values[rows].astype(np.float64)
+        known[rows] = np.isfinite(wide) & (np.abs(wide) < _LARGEST)
+        for filler in (*fillers, *(() if whole else _FILLERS)):
+            known[rows] &= wide != filler
     if not known.any():
         return np.zeros(values.shape, np.uint8), True
-    inside = wide[known]
-    low, high = inside.min(), inside.max()
-    if (whole or values.dtype == np.int32) and low >= 0 and high <= 65_535 and (high - low >= 2**14 or low == high):
-        return np.rint(np.where(known, wide, 0) / 257).astype(np.uint8), False
-    cut_low, cut_high = np.percentile(inside, (0.1, 99.9))
-    if cut_high > cut_low:
-        low, high = cut_low, cut_high
-    if high == low:
-        return np.where(known, 128, 0).astype(np.uint8), True
-    grey = (np.clip(np.where(known, wide, low), low, high) - low) * (255 / (high - low))
-    return np.where(known, np.rint(grey), 0).astype(np.uint8), True
+    inside = values[known]
+    low, high = float(inside.min()), float(inside.max())
+    own_range = not (
+        (whole or values.dtype == np.int32) and low >= 0 and high <= 65_535 and (high - low >= 2**14 or low == high)
+    )
+    if own_range:
+        cut_low, cut_high = _quantiles(inside, (0.001, 0.999))
+        low, high = (cut_low, cut_high) if cut_high > cut_low else (low, high)
+    del inside
+    grey = np.zeros(values.shape, np.uint8)
+    for rows in strips:
+        wide = np.where(known[rows], values[rows], low).astype(np.float64)
+        if not own_range:
+            wide /= 257
+        elif high == low:
+            wide[:] = 128
+        else:
+            wide = (np.clip(wide, low, high) - low) * (255 / (high - low))
+        grey[rows] = np.where(known[rows], np.rint(wide), 0)
+    return grey, own_range
+
+
+def _quantiles(values: NDArray, shares: Sequence[float]) -> list[float]:
+    """Quantiles as `numpy.quantile` gives them, without its copy: `values`, of shape `(n,)`, are reordered."""
+    places = [share * (len(values) - 1) for share in shares]
+    values.partition(sorted({index for place in places for index in (int(place), math.ceil(place))}))
+    found = []
+    for place in places:
+        below, above = float(values[int(place)]), float(values[math.ceil(place)])
+        found.append(below + (above - below) * (place % 1))
+    return found
 
 
 def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
@@ -185,7 +237,8 @@ def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Imag
             shorter than this many pixels.
 
     Raises:
-        UnreadableError: the image is missing, truncated or of a kind that PIL cannot read.
+        UnreadableError: the image is missing, truncated, of a kind that PIL cannot read, of more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS` (179 million), or a JPEG of more than [`MAX_SCANS`].
         OSError: the machine, not the file, is at fault, as with too many open files.
     """
     with reading("image"), _open(source) as image:

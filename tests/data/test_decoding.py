@@ -1,13 +1,25 @@
 """What a file is to blame for may cost a photo; what the machine is to blame for stops with its own error."""
 
 import errno
+import re
 import resource
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sbce_hf.data.decoding import UnreadableError, decode_image, decode_indices, upright_size
+from sbce_hf.data import decoding
+from sbce_hf.data.decoding import (
+    UnreadableError,
+    decode_image,
+    decode_indices,
+    encode_png,
+    scaled_to_8_bits,
+    upright_size,
+)
 from sbce_hf.data.photos import load_photos
 from sbce_hf.inference.writing import read_images
 from sbce_hf.labels.label_maps import check_label_maps
@@ -136,3 +148,60 @@ def test_label_maps_are_not_called_damaged_either(folder):
         assert caught.value is error
     with pytest.raises(ValueError, match="label map of image 'b': SyntaxError: broken"):
         check_label_maps(images, FailingLabelMaps(SyntaxError("broken")))
+
+
+def test_large_grey_takes_little_more_memory_than_itself():
+    values = np.zeros((1500, 2000), np.uint16)
+    values[:700] = np.arange(2000)
+    tracemalloc.start()
+    grey, own_range = scaled_to_8_bits(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert own_range and grey[0, 0] == 0 and grey[0, -1] == 255
+    # A copy of two bytes a pixel, what is known and the result, one each; and what is worked on.
+    assert peak < 4 * values.size + 16e6 < 10 * values.size
+
+
+def test_strips_and_the_whole_are_one(monkeypatch):
+    noise = np.random.default_rng(0)
+    grey = [np.abs(noise.normal(500, 200, (70, 90))).astype(kind) for kind in (np.uint16, ">u2", np.int32, np.float32)]
+    cut_out = Image.fromarray(noise.integers(0, 256, (70, 90, 4), dtype=np.uint8))
+    palette = cut_out.quantize(40)
+    palette.info["transparency"] = 3
+    coded = [encode_png(picture) for picture in (cut_out, cut_out.convert("LA"), palette)]
+
+    def all_of_them():
+        return [scaled_to_8_bits(values)[0] for values in grey] + [np.asarray(decode_image(png)) for png in coded]
+
+    whole = all_of_them()
+    for values, found in zip(grey, whole, strict=False):
+        low, high = np.quantile(values.astype(float), (0.001, 0.999))
+        expected = np.rint((np.clip(values.astype(float), low, high) - low) * (255 / (high - low)))
+        np.testing.assert_array_equal(found, expected)
+    on_white = Image.alpha_composite(Image.new("RGBA", cut_out.size, "white"), cut_out).convert("RGB")
+    np.testing.assert_array_equal(whole[len(grey)], np.asarray(on_white))
+    monkeypatch.setattr(decoding, "_STRIP", 200)
+    for found, expected in zip(all_of_them(), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_picture_beyond_all_photos_is_skipped_by_its_header(folder):
+    png = (folder / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + png[24:29]
+    png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    (folder / "a.png").write_bytes(png)
+    (skipped,) = load_photos([folder], ("cat",)).skipped
+    assert "400000000 pixels" in skipped.reason and "178956970" in skipped.reason
+
+
+def test_a_jpeg_of_endless_scans_is_skipped(folder):
+    picture = Image.open(folder / "a.png")
+    picture.save(folder / "a.jpg", progressive=True)
+    (folder / "a.png").unlink()
+    assert not load_photos([folder], ("cat",)).skipped
+    content = (folder / "a.jpg").read_bytes()
+    start = content.index(b"\xff\xda")
+    scan = content[start : content.index(b"\xff\xc4", start)]
+    (folder / "a.jpg").write_bytes(content[:start] + 500 * scan + content[start:])
+    (skipped,) = load_photos([folder], ("cat",)).skipped
+    assert re.search(r"a progressive JPEG of 5\d\d scans, expected at most 100", skipped.reason)
