@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,13 +20,18 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print what may hold names from anywhere: they cannot control the terminal.
+    r"""Print what may hold names from anywhere: they cannot control the terminal.
+
+    What the terminal's encoding lacks is shown as `\u732b`.
 
     Args:
         text: of one line or several.
         file: by default standard output.
     """
-    print(visible(str(text), kept="\n\t"), file=file)
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = visible(str(text), kept="\n\t").encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, file=stream)
 
 
 def say_table(table: "Table") -> None:
