@@ -14,6 +14,8 @@ from .errors import UserError
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters, separators of lines and paragraphs, and halves of surrogate pairs.
 _CONTROLS = frozenset({"Cc", "Zl", "Zp", "Cs"})
+# No characters for good, and an error in XML.
+_NONE = frozenset("\ufffe\uffff")
 # Not the bar, which [`markdown_table`] escapes in its cells, and which does nothing elsewhere.
 # Parentheses and exclamation marks do nothing without brackets, underscores nothing within a word, and some characters
 # only where a line starts.
@@ -21,8 +23,17 @@ _MARKUP = re.compile(r"[\\`*\[\]<>~&$]|(?<![^\W_])_|_(?![^\W_])|^[#+=-]")
 
 
 def is_control(character: str) -> bool:
-    """Whether a character is not one to see but one that does something."""
-    return character in _DIRECTION or unicodedata.category(character) in _CONTROLS
+    """Whether a character is not one to see but one that does something, or none at all as Unicode has it."""
+    return character in _DIRECTION or _is_unwritable(character)
+
+
+def is_writable(name: str) -> bool:
+    """Whether a name can stand in any file, of XML as well: no control characters and nothing that is no character."""
+    return not any(map(_is_unwritable, name))
+
+
+def _is_unwritable(character: str) -> bool:
+    return character in _NONE or unicodedata.category(character) in _CONTROLS
 
 
 def check_names(names: Iterable[object], what: str) -> None:

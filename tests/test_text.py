@@ -1,14 +1,16 @@
 """Names that would be markup, links or control characters stay text."""
 
+import io
 import re
 
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from sbce_hf.cli.common import say
 from sbce_hf.errors import UserError
 from sbce_hf.models.configuration_checks import UNSEEN
-from sbce_hf.text import check_names, code_block, code_span, is_control, markdown, visible
+from sbce_hf.text import check_names, code_block, code_span, is_control, is_writable, markdown, visible
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -100,3 +102,21 @@ def test_models_refuse_the_same_characters():
     # Their code imports nothing of ours, because checkpoints carry it.
     for code in range(0x110000):
         assert bool(UNSEEN.search(chr(code))) == is_control(chr(code)), hex(code)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"\u732b \xfc"), ("latin-1", "\\u732b \xfc"), ("utf-8", "猫 ü")]
+)
+def test_a_terminal_of_few_letters_shows_all_names(encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    say("猫 ü", stream)
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == f"{shown}\n"
+
+
+def test_what_is_no_character_is_in_no_name():
+    assert is_writable("Übung 1\u200f.png") and not any(
+        map(is_writable, ("a\x1b", "a\n", "a\udcff", "a\ufffe", "\uffff"))
+    )
+    with pytest.raises(UserError, match=r"cat\\ufffe"):
+        check_names(["cat\ufffe"], "classes")

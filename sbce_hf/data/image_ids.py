@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from ..errors import UserError
+from ..text import is_writable, visible
 
 # Bytes of a file's name on the usual file systems, less what a label map's own ending and a temporary one take.
 MAX_NAME = 255 - len(".png.tmp-00000")
@@ -31,6 +32,11 @@ def check_ids(image_ids: Iterable[str], split: str, where: str = "data") -> None
         if not image_id or "\\" in image_id or "\0" in image_id or not _is_inside(image_id):
             raise UserError(
                 f"{where}: image id {image_id!r} is no relative path; expected one without '..' or a leading '/'"
+            )
+        if not is_writable(image_id):
+            raise UserError(
+                f"data: image id {visible(repr(image_id))[:120]}: has control characters, or what is no character; "
+                "expected a name that can be written into any file. Rename the image"
             )
         path = PurePosixPath(image_id)
         if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):

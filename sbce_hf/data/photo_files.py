@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..errors import UserError
+from ..text import is_writable
 from .decoding import open_formats
 
 # Pillow tells what these are, and cannot read them by itself.
@@ -23,9 +25,14 @@ UNREAD = {
         (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), f"a camera's raw file: {_CONVERT}"
     ),
 }
+# Of a name that could be written into no table, or broke it.
+UNWRITABLE = "its name has control characters or is no UTF-8; rename it"
 _NAMES_SIDE_FILE = "._"
 # A folder with both is a run directory.
 _RUN = frozenset({"config.yaml", "run.json"})
+# Label maps over their photos, beside the label store, and what is among them once all are drawn.
+_OVERLAYS, _DRAWN = "overlays", "drawn.json"
+_RESULTS = "a run, a label store or its overlays, whose pictures are results; they are not looked at"
 
 
 @functools.cache
@@ -41,6 +48,18 @@ def is_photo_name(name: str) -> bool:
     return PurePosixPath(name.strip().replace("\\", "/")).suffix.lower() in photo_suffixes() | UNREAD.keys()
 
 
+def check_name(path: Path) -> None:
+    """Raise for a path that is no text, which datasets could not hold.
+
+    Raises:
+        UserError: its bytes are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: the name is no UTF-8; rename it") from error
+
+
 def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Look for photos in a folder, at any depth.
 
@@ -50,24 +69,33 @@ def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list
 
     Returns:
         the photos, sorted, and what looks like one or may hold some, each with the reason why it is left out.
+
+    Raises:
+        UserError: the folder's own name is no UTF-8.
     """
+    check_name(folder)
     apart = {path.resolve() for path in exclude}
     photos: list[Path] = []
     left_out: list[tuple[Path, str]] = []
     for root, folders, files in os.walk(folder):
         here = Path(root)
-        if _RUN.issubset(files) or ("label_maps" in folders and "meta.json" in files):
-            left_out.append((here, "a run or a label store, whose pictures are results; they are not looked at"))
+        if _RUN.issubset(files) or _DRAWN in files or _is_store(here):
+            left_out.append((here, _RESULTS))
             folders.clear()
             continue
+        # Overlays of a prediction that is not finished.
+        unfinished = _OVERLAYS in folders and any(_is_store(here / name) for name in folders)
         for name in list(folders):
             path = here / name
             if path.is_symlink():
                 left_out.append(
                     (path, "a link to a folder, which is not followed; give that folder itself, or copy it")
                 )
-            if path.is_symlink() or path.resolve() in apart:
-                folders.remove(name)
+            elif name == _OVERLAYS and unfinished and path.resolve() not in apart:
+                left_out.append((path, _RESULTS))
+            elif path.resolve() not in apart:
+                continue
+            folders.remove(name)
         for name in files:
             path = here / name
             suffix = path.suffix.lower()
@@ -75,13 +103,19 @@ def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list
                 continue
             if name.startswith(_NAMES_SIDE_FILE):
                 left_out.append((path, "a side file of macOS, not a photo; delete it"))
+            elif not is_writable(path.relative_to(folder).as_posix()):
+                left_out.append((path, UNWRITABLE))
             elif suffix not in photo_suffixes():
                 left_out.append((path, UNREAD[suffix]))
             elif not path.is_file():
-                left_out.append((path, "a link to a file that is not there"))
+                left_out.append((path, "no file: a link to one that is not there, a folder, or a pipe"))
             else:
                 photos.append(path)
     return sorted(photos), sorted(left_out)
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "meta.json").is_file() and (folder / "label_maps").is_dir()
 
 
 class Finder:

@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from ..config import DataConfig
 from ..errors import UserError
-from .photo_files import UNREAD, photo_suffixes, walk
+from ..text import is_writable
+from .photo_files import UNREAD, UNWRITABLE, check_name, photo_suffixes, walk
 from .schema import SkippedImage, TaggedImages, features
 from .validation import checked_images
 
@@ -100,5 +101,8 @@ def _listed(
             raise FileNotFoundError(f"{path}: no such file or folder; expected photos")
         elif (suffix := path.suffix.lower()) in UNREAD and suffix not in photo_suffixes():
             left_out.append((path, UNREAD[suffix]))
+        elif not is_writable(path.name):
+            left_out.append((path, UNWRITABLE))
         else:
+            check_name(path)
             yield path.stem, path

@@ -41,8 +41,10 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Label maps are 8-bit images, in which 255 is ignored.
 MAX_LABELS = 255
 _MAX_NAME = 256
-# Control characters, ends of lines, marks of direction, halves of surrogate pairs.
-UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+# Control characters, ends of lines, marks of direction, halves of surrogate pairs, what is no character.
+UNSEEN = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
+)
 
 # A timm model, with or without the name of its weights; a ":" or "/" would name a repository or a folder.
 TRUNK = re.compile(r"[a-zA-Z0-9_]{1,64}(\.[a-zA-Z0-9_]{1,64})?")

@@ -9,9 +9,12 @@ from PIL import Image, TiffImagePlugin
 from sbce_hf.config import DataConfig
 from sbce_hf.data import decoding, load_images, photo_files
 from sbce_hf.data.decoding import decode_image, scaled_to_8_bits
+from sbce_hf.data.image_ids import check_ids
 from sbce_hf.data.photo_files import Finder, is_photo_name, walk
 from sbce_hf.data.photos import load_photos
+from sbce_hf.data.start_table import write_start_table
 from sbce_hf.errors import UserError
+from sbce_hf.runs.overlays import DRAWN
 
 RAMP = np.linspace(0, 1, 48 * 64).reshape(48, 64)
 
@@ -100,15 +103,16 @@ def test_folders_of_results_are_passed_over_without_a_word(tmp_path):
 
 
 def test_results_that_lie_among_the_photos_are_neither_photos_nor_classes(tmp_path):
-    for name in ("cat/a.png", "dog/b.png", "runs/x/figures/sheet.png", "old/labels/label_maps/a.png"):
+    results = ("runs/x/figures/sheet.png", "old/labels/label_maps/a.png", "old/overlays/a.jpg", "drawn/b.jpg")
+    for name in ("cat/a.png", "dog/b.png", *results):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         gradient().save(tmp_path / name)
-    for name in ("runs/x/config.yaml", "runs/x/run.json", "old/labels/meta.json"):
+    for name in ("runs/x/config.yaml", "runs/x/run.json", "old/labels/meta.json", f"drawn/{DRAWN}"):
         (tmp_path / name).write_text("{}")
     images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
     assert images.class_names == ("cat", "dog")
     left_out = {skipped.file.removeprefix(f"{tmp_path}/") for skipped in images.skipped}
-    assert left_out == {"runs/x", "old/labels"}
+    assert left_out == {"runs/x", "old/labels", "old/overlays", "drawn"}
     assert load_photos([tmp_path], ("cat",)).image_ids == ["cat/a", "dog/b"]
 
 
@@ -171,3 +175,23 @@ def test_a_table_made_elsewhere_finds_its_files():
 def test_names_of_photos():
     assert all(map(is_photo_name, ("a.jpg", " x\\y.PNG ", "a.heic")))
     assert not any(map(is_photo_name, ("a.txt", "file", "tags", "", "v1.2")))
+
+
+def test_a_name_that_breaks_tables_is_left_out_with_the_reason(tmp_path):
+    odd = ("a\x1b[31m.png", "b\n.png", "c\udcff.png", "d\ufffe.png", "e\udcff/e.png")
+    for name in ("ok \u00fc\u200f.png", *odd):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        gradient().save(tmp_path / "photos" / name)
+    photos = load_photos([tmp_path / "photos"], ("cat",))
+    assert photos.image_ids == ["ok \u00fc\u200f"]
+    assert {skipped.file.removeprefix(f"{tmp_path}/photos/") for skipped in photos.skipped} == set(odd)
+    assert all("has control characters or is no UTF-8; rename it" in skipped.reason for skipped in photos.skipped)
+    with pytest.raises(UserError, match=r"no photos; .*rename it"):
+        load_photos([tmp_path / "photos" / "c\udcff.png"], ("cat",))
+    for path in ("e\udcff", "e\udcff/e.png"):
+        with pytest.raises(UserError, match="the name is no UTF-8; rename it"):
+            load_photos([tmp_path / "photos" / path], ("cat",))
+    table, count, left_out = write_start_table(tmp_path / "photos")
+    assert count == 1 and len(left_out) == len(odd) and "ok \u00fc" in table.read_text(encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"image id 'a\\x1b': has control characters"):
+        check_ids(["a\x1b"], "train")
