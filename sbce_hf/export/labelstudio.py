@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -36,7 +37,7 @@ def write(source: ExportSource, folder: Path) -> list[str]:
             }
             for index, mask in photo.masks()
         ]
-        image = f"/data/local-files/?d={photo.file}"
+        image = f"/data/local-files/?d={quote(photo.file)}"
         tasks.append({"data": {"image": image}, "predictions": [{"model_version": "sbce_hf", "result": result}]})
     write_json(folder / "tasks.json", tasks)
     colours = np.array(palette()).reshape(256, 3).tolist()

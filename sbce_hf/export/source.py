@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.decoding import named, upright_size
 from ..data.photo_files import walk
 from ..data.schema import IGNORE_INDEX
 from ..errors import UserError
 from ..labels.hub_store import HubLabelMaps
 from ..labels.store import LabelStore
 from ..progress import tracked
+from ..text import is_writable, visible
 
 Format = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "masks"]
 
@@ -59,7 +61,8 @@ class ExportSource:
             ids with `.jpg`.
 
     Raises:
-        UserError: no label maps, or photos that are not there.
+        UserError: no label maps, photos that are not there or of which two may be meant, or a name that would break
+            the files of a format.
     """
 
     def __init__(self, label_maps: LabelStore | HubLabelMaps, photos: Path | None = None) -> None:
@@ -74,9 +77,17 @@ class ExportSource:
             )
         if not self.image_ids:
             raise UserError(f"label maps {label_maps.directory}: there are none to export; is the labelling finished?")
+        self._photos: Path | None = None
         self._files = {image_id: f"{image_id}{_SUFFIX}" for image_id in self.image_ids}
         if photos is not None:
-            self._files = _find_files(self.image_ids, photos)
+            self._photos = photos / "images" if (photos / "images").is_dir() else photos
+            self._files = _find_files(self.image_ids, photos, self._photos)
+        for what, names in (("image", self.image_ids), ("class", self.class_names), ("photo", self._files.values())):
+            if odd := next((name for name in names if not is_writable(name)), None):
+                raise UserError(
+                    f"{what} {visible(repr(odd))[:120]}: has control characters, or what is no character; rename it, "
+                    "and label again"
+                )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -91,8 +102,21 @@ class ExportSource:
                     f"label map of image {image_id!r}: got value {int(label_map.max())}, expected 0 to "
                     f"{len(self.class_names)} or {IGNORE_INDEX}; is the store damaged?"
                 )
+            self._check_size(image_id, label_map)
             self._undecided += bool((label_map == IGNORE_INDEX).any())
             yield Exported(number, image_id, self._files[image_id], label_map)
+
+    def _check_size(self, image_id: str, label_map: NDArray[np.uint8]) -> None:
+        if self._photos is None:
+            return
+        photo = self._photos / self._files[image_id]
+        with named(str(photo)):
+            width, height = upright_size(photo)
+        if label_map.shape != (height, width):
+            raise UserError(
+                f"{photo}: has {width} x {height} pixels, expected {label_map.shape[1]} x {label_map.shape[0]} like "
+                "its label map; name the folder that was labelled"
+            )
 
     def notes(self) -> list[str]:
         """What holds for every format, after the iteration."""
@@ -110,12 +134,17 @@ class ExportSource:
         return [f"{self._undecided} label maps have pixels of 255 (undecided), which this format has no way to say"]
 
 
-def _find_files(ids: list[str], photos: Path) -> dict[str, str]:
+def _find_files(ids: list[str], photos: Path, base: Path) -> dict[str, str]:
     if not photos.is_dir():
         raise UserError(f"--photos {photos}: no such folder")
-    base = photos / "images" if (photos / "images").is_dir() else photos
-    names = (file.relative_to(base) for file in walk(base)[0])
-    known = {_form(name.with_suffix("").as_posix()): name.as_posix() for name in names}
+    names = [file.relative_to(base) for file in walk(base)[0]]
+    known, wanted = dict[str, str](), {_form(image_id) for image_id in ids}
+    for name in names:
+        form = _form(name.with_suffix("").as_posix())
+        if known.setdefault(form, name.as_posix()) != name.as_posix() and form in wanted:
+            raise UserError(
+                f"--photos {photos}: image {form!r} may be {known[form]} or {name.as_posix()}; take one of them away"
+            )
     missing = [image_id for image_id in ids if _form(image_id) not in known]
     if missing:
         raise UserError(

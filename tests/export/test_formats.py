@@ -6,6 +6,7 @@ import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import cv2
 import numpy as np
@@ -194,7 +195,7 @@ def test_label_studio(exported):
     tasks = json.loads((folder / "tasks.json").read_text())
     assert len(tasks) == len(MAPS)
     for task in tasks:
-        label_map = MAPS[task["data"]["image"].removeprefix("/data/local-files/?d=").removesuffix(".jpg")]
+        label_map = MAPS[unquote(task["data"]["image"]).removeprefix("/data/local-files/?d=").removesuffix(".jpg")]
         back = np.zeros_like(label_map)
         for result in task["predictions"][0]["result"]:
             assert (result["original_width"], result["original_height"]) == label_map.shape[::-1]
@@ -352,3 +353,39 @@ def test_an_export_that_was_cut_off_is_not_in_the_way(store, tmp_path, monkeypat
     assert len(written) == 3 and folder.exists() == there and not any(folder.rglob("*"))
     export_label_maps(ExportSource(store), "masks", folder)
     assert len(list((folder / "masks").rglob("*.png"))) == len(MAPS)
+
+
+@pytest.mark.parametrize(("image_id", "names"), [("a\x1b[31mred", ("cat",)), ("a", ("cat\ufffe",))])
+def test_a_name_that_would_break_the_files_is_refused(tmp_path, image_id, names):
+    odd = make_store(tmp_path / "s", {image_id: MAPS["one"]}, ("cat",))
+    # As label maps on the Hub may have them.
+    odd.class_names = names
+    with pytest.raises(UserError, match=r"(image 'a\\x1b\[31mred'|class 'cat\\ufffe'): has control characters"):
+        ExportSource(odd)
+
+
+def test_label_studio_finds_a_photo_of_any_name(tmp_path):
+    ids = ["# head", "a&b", "%2e%2e/x", "50 % + more?", "Übung/a b"]
+    for image_id in ids:
+        (tmp_path / "photos" / image_id).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 40)).save(tmp_path / "photos" / f"{image_id}.png")
+    store = make_store(tmp_path / "s", dict.fromkeys(ids, MAPS["hole"]))
+    export_label_maps(ExportSource(store, tmp_path / "photos"), "labelstudio", tmp_path / "out")
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    found = [parse_qs(urlsplit(task["data"]["image"]).query) for task in tasks]
+    assert sorted(query["d"] for query in found) == sorted([f"{image_id}.png"] for image_id in ids)
+    assert all(query.keys() == {"d"} for query in found)
+
+
+def test_photos_that_are_not_those_that_were_labelled_are_refused(tmp_path):
+    store = make_store(tmp_path / "s", {"0": MAPS["hole"]})
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (40, 50)).save(photos / "0.jpg")
+    with pytest.raises(UserError, match=r"0\.jpg: has 40 x 50 pixels, expected 50 x 40 like its label map"):
+        export_label_maps(ExportSource(store, photos), "coco", tmp_path / "out")
+    Image.new("RGB", (50, 40)).save(photos / "0.png")
+    with pytest.raises(UserError, match=r"image '0' may be 0\.jpg or 0\.png; take one of them away"):
+        ExportSource(store, photos)
+    (photos / "0.jpg").unlink()
+    assert export_label_maps(ExportSource(store, photos), "coco", tmp_path / "coco") == []
