@@ -14,8 +14,8 @@ from .rows import Row, Table
 from .tags import MAX_CLASSES, clean_all, clean_tag, split_cell
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# A parquet file of some kilobytes may hold any number of equal rows; so many take seconds.
-MAX_ROWS = 1_000_000
+# A parquet file of some kilobytes may hold any number of equal rows, each of any length; so many take seconds.
+MAX_ROWS, MAX_TEXT = 1_000_000, 2**28
 # Names of columns, as programs write them; compared without case, blanks and hyphens.
 FILE_COLUMNS = (
     "file", "file_name", "filename", "filepath", "file_path", "image", "image_name", "image_path", "image_file", "img",
@@ -217,7 +217,8 @@ def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
     Args:
         path: the file.
         separator: see [`read_delimited`].
-        num_photos: that are there: for each, a row for each of the classes that there can be, and [`MAX_ROWS`] anyway.
+        num_photos: that are there: for each, a row for each of the classes that there can be, and [`MAX_ROWS`] anyway,
+            all in [`MAX_TEXT`] characters.
 
     Raises:
         UserError: no such columns, a row that cannot be read, or more rows than that.
@@ -229,14 +230,16 @@ def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
-        records, most = list[dict[str, Any]](), max(MAX_ROWS, MAX_CLASSES * num_photos)
+        records, most, size = list[dict[str, Any]](), max(MAX_ROWS, MAX_CLASSES * num_photos), 0
         # What the file's own description says of its rows need not be so.
-        for batch in file.iter_batches(columns=wanted):
-            if len(records) + len(batch) > most:
-                raise UserError(
-                    f"{path}: got more than {most} rows for {num_photos} photos; keep the rows of these photos"
-                )
+        for batch in file.iter_batches(batch_size=1024, columns=wanted):
             records += batch.to_pylist()
+            size += sum(len(str(record)) for record in records[-len(batch) :])
+            if len(records) > most or size > MAX_TEXT:
+                raise UserError(
+                    f"{path}: got more than {most} rows or {MAX_TEXT} characters of files and tags for {num_photos} "
+                    "photos; keep the rows of these photos"
+                )
     # Names and texts are decoded when they are taken out.
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         # The machine's errors have a number; pyarrow's own, about damage, have none.

@@ -388,9 +388,11 @@ def test_a_small_table_of_endless_rows_is_not_read(tmp_path, monkeypatch):
     table = pa.table({"file_name": pa.array(["a.jpg"] * 5000), "tags": pa.array(["cat", "dog"] * 2500)})
     pq.write_table(table, tmp_path / "metadata.parquet")
     assert load_images(DataConfig(data_dir=str(tmp_path)), "train").class_names == ("cat", "dog")
-    monkeypatch.setattr(tables, "MAX_ROWS", 100)
-    with pytest.raises(UserError, match="got more than 254 rows for 1 photos; keep the rows of these photos"):
-        load_images(DataConfig(data_dir=str(tmp_path)), "train")
+    for name, limit in (("MAX_ROWS", 100), ("MAX_TEXT", 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, name, limit)
+            with pytest.raises(UserError, match="got more than .* for 1 photos; keep the rows of these photos"):
+                load_images(DataConfig(data_dir=str(tmp_path)), "train")
 
 
 def test_a_name_of_endless_folders_costs_no_time_and_is_shown_in_part(tmp_path, in_time):

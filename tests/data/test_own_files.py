@@ -1,6 +1,7 @@
 """A data set shows only itself: no row and no link of a stranger's takes another file of this machine along."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -331,3 +332,10 @@ def test_linked_annotations_are_refused_before_they_are_opened(tmp_path, folder)
     (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n")
     with pytest.raises(UserError, match=r"Annotations/0.xml: is .*key.xml, expected a file inside of"):
         load_images(DataConfig(source="voc", data_dir=str(folder)), "train")
+
+
+def test_a_pipe_among_a_datasets_files_is_not_waited_for(tmp_path, secret):
+    write_parquet(tmp_path / "own" / "train.parquet", {"bytes": secret.read_bytes(), "path": None})
+    os.mkfifo(tmp_path / "own" / "more.parquet")
+    with pytest.raises(UserError, match=r"more\.parquet: is a named pipe, expected a file"):
+        load_images(DataConfig(source="hub", dataset=str(tmp_path / "own")), "train")
