@@ -5,9 +5,13 @@ it stops with the place and the remedy, before two spellings become two classes 
 """
 
 import ast
+import io
 import json
+import re
+import tokenize
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from ..errors import UserError
 from ..text import is_control, visible
@@ -93,7 +97,7 @@ def clean_all(tags: Iterable[object], where: str) -> list[str]:
 
 
 def _printed_list(text: str, where: str) -> list[object]:
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, _literal):
         try:
             values = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -103,6 +107,25 @@ def _printed_list(text: str, where: str) -> list[object]:
     raise UserError(
         f"{where}: tags {visible(text)[:120]!r}: starts like a list and is none; expected ['cat', 'dog'] or cat;dog"
     )
+
+
+def _literal(text: str) -> object:
+    """A list as Python or NumPy print it; Python itself would join the strings of an array, `['cat' 'dog']`, to one.
+
+    Raises:
+        ValueError: no such list.
+        SyntaxError: no such list.
+    """
+    try:
+        tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string.strip()]
+    except tokenize.TokenError as error:
+        raise SyntaxError(str(error)) from error
+    strings = [token.type == tokenize.STRING for token in tokens]
+    if any(first and second for first, second in pairwise(strings)):
+        if tokens[-1].string != "]" or not all(strings[1:-1]):
+            raise ValueError("strings side by side")
+        return [ast.literal_eval(token.string) for token in tokens[1:-1]]
+    return ast.literal_eval(text)
 
 
 def check_spelling(found: Mapping[str, str]) -> None:
@@ -116,7 +139,7 @@ def check_spelling(found: Mapping[str, str]) -> None:
     """
     forms: dict[str, str] = {}
     for tag, where in found.items():
-        form = unicodedata.normalize("NFKC", tag).casefold()
+        form = _form(tag)
         if form == RESERVED:
             raise UserError(
                 f"{where}: tag {tag!r}: is the name of label 0, which every photo has; leave the tag out, or give the "
@@ -127,6 +150,12 @@ def check_spelling(found: Mapping[str, str]) -> None:
             raise UserError(
                 f"{where}: tag {tag!r} is also written {other!r} ({found[other]}); write it one way everywhere"
             )
+
+
+def _form(tag: str) -> str:
+    """What a reader takes a tag for: `Big_Cat` for `big cat`, and `01` and `1.0` for `1`."""
+    form = " ".join(unicodedata.normalize("NFKC", tag).casefold().replace("_", " ").split()) or tag
+    return f"{float(form):.17g}" if re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?", form, re.ASCII) else form
 
 
 def check_separators(found: Mapping[str, str], allowed: Collection[str] = ()) -> None:

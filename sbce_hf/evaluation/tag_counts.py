@@ -26,6 +26,10 @@ def histogram(counts: Mapping[str, int], num_photos: int) -> str:
     return "\n".join([*lines, f"{'in all':{width}}  {num_photos:6} photo{'s' if num_photos != 1 else ''}"])
 
 
+# What tables have where nobody wrote a tag.
+NO_TAG = frozenset({"nan", "n/a", "na", "<na>", "null", "none", "-", "--", "?", "-1"})
+
+
 def tag_concerns(labels: NDArray, names: Sequence[str]) -> list[str]:
     """Sentences on classes of which tags alone teach little, the gravest first; none if all is well.
 
@@ -37,6 +41,8 @@ def tag_concerns(labels: NDArray, names: Sequence[str]) -> list[str]:
     alike: dict[bytes, list[str]] = {}
     for name, column in zip(names, present.T, strict=True):
         count = int(column.sum())
+        if count and name.casefold() in NO_TAG:
+            found.append(f"{name}: many programs write this for no tag; empty those cells if so")
         if count == 0:
             found.append(f"{name}: no photo has this tag")
         elif count == len(labels) and len(labels) > 1:

@@ -37,3 +37,8 @@ def test_on_every_photo_on_few_and_on_none():
     assert [line.split(":")[0] for line in tag_concerns(many, NAMES)] == ["cow", "sky"]
     many[:, 1] = 0
     assert "dog: no photo has this tag" in tag_concerns(many, NAMES)
+
+
+def test_words_for_no_tag_are_told():
+    found = tag_concerns(np.eye(2, dtype=np.float32).repeat(9, axis=0), ("NaN", "cat"))
+    assert found == ["NaN: many programs write this for no tag; empty those cells if so"]
