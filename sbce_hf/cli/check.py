@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,17 @@ def _say_understood(config: "RunConfig", images: "TaggedImages") -> None:
         found = understand(config.data)
         say(f"reader     {found.reader} ({found.table})")
         say(f"photos     {len(images)} in {found.photos}, split {config.data.train_split}")
+        others = Counter(row.split for row in found.rows if row.split and row.split != config.data.train_split)
+        if others:
+            say(f"           other splits: {', '.join(f'{name} {count}' for name, count in others.items())}")
     else:
         say(f"reader     source {config.data.source}")
         say(f"photos     {len(images)} of split {config.data.train_split}")
     labels = images.label_matrix()
     masked = len(images.with_masks())
     say(f"masks      {f'{masked} photos have one' if masked else 'none, so nothing can be scored; none are needed'}")
+    if masked and config.data.score_split is None:
+        say(f"           they are neither checked nor scored without --set data.score_split={config.data.train_split}")
     say(f"classes    {images.num_classes}, {int((labels.sum(axis=1) == 0).sum())} photos without any")
     for line in histogram(count_tags(labels, images.class_names), len(images)).splitlines():
         say(f"           {line}")

@@ -90,6 +90,9 @@ def rows_of(found: Understood, split: str) -> list[Row]:
         UserError: no such split.
     """
     splits = sorted({row.split for row in (*found.rows, *found.missing) if row.split})
+    for name in splits:
+        if name != split and name.casefold() == split.casefold():
+            raise UserError(f"{found.table}: split {name!r} is also asked for as {split!r}; write it one way")
     whole = not splits and split == "train"
     chosen = [row for row in found.rows if whole or row.split == split]
     if missing := [str(found.photos / row.file) for row in found.missing if whole or row.split == split]:

@@ -87,6 +87,7 @@ def understand(config: DataConfig) -> Understood:
     names = [file.relative_to(photos).as_posix() for file in files]
     table = _read(root, photos, names, config)
     finder, found, missing = Finder(names), list[Row](), list[Row]()
+    unreadable = Finder([file.relative_to(photos).as_posix() for file, _ in left_out])
     odd, meant, guessed = dict[str, list[str]](), dict[str, str](), set[str]()
     for row in table.rows:
         if not row.file or ".." in Path(row.file.replace("\\", "/")).parts or row.file in (".", "/"):
@@ -98,7 +99,12 @@ def understand(config: DataConfig) -> Understood:
                     f"{row.where}: file {row.file!r} may be {' or '.join(several[:3])}; write the folder in the "
                     "table, or take the copies away"
                 )
-            missing.append(row)
+            # What is there and is no photo is left out with the reason, and does not stop the others.
+            if unreadable.find(row.file)[0] is None:
+                if (photos / row.file).is_file():
+                    left_out.append((photos / row.file, "its name does not end like a photo's; rename it, as to .jpg"))
+                else:
+                    missing.append(row)
             continue
         if how in ("folder", "ending"):
             guessed.add(file)

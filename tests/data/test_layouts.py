@@ -400,3 +400,32 @@ def test_a_name_of_endless_folders_costs_no_time_and_is_shown_in_part(tmp_path, 
     write(tmp_path / "tags.csv", f"file,tags\n{'x/' * 60_000}a.jpg,cat\n")
     (note,) = load_images(DataConfig(data_dir=str(tmp_path)), "train").notes
     assert note.endswith("is a.jpg") and len(note) < 1000
+
+
+def test_a_listed_photo_that_cannot_be_read_stops_nothing(tmp_path):
+    photos(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "b.jpg").rename(tmp_path / "noext")
+    (tmp_path / "phone.HEIC").write_bytes(b"")
+    write(tmp_path / "tags.csv", "file,tags\na.jpg,cat\nnoext,cat\nphone.HEIC,cat\n")
+    images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+    reasons = {skipped.file.rpartition("/")[2]: skipped.reason for skipped in images.skipped}
+    assert images.image_ids == ["a"] and reasons.keys() == {"noext", "phone.HEIC"}
+    assert "rename it" in reasons["noext"]
+    write(tmp_path / "tags.csv", "file,tags\na.jpg,cat\nabsent.HEIC,cat\n")
+    with pytest.raises(FileNotFoundError, match=r"1 images listed in tags\.csv missing: .*absent\.HEIC"):
+        load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+
+
+def test_splits_are_told_and_written_one_way(tmp_path, capsys, monkeypatch):
+    table_beside(tmp_path)
+    masks = tmp_path / "masks" / "a.png"
+    masks.parent.mkdir()
+    Image.new("L", (8, 6)).save(masks)
+    write(tmp_path / "tags.csv", "file,tags,split\na.jpg,cat;dog,train\nb.png,cat,val\nc.jpg,,val\n")
+    monkeypatch.setattr(plan, "stage_seconds", lambda config, stages, *_: {stage.name: [] for stage in stages})
+    main(["check", str(tmp_path), *TINY])
+    said = capsys.readouterr().out
+    assert "other splits: val 2" in said and "neither checked nor scored without --set data.score_split=train" in said
+    write(tmp_path / "tags.csv", "file,tags,split\na.jpg,cat;dog,train\nb.png,cat,Train\nc.jpg,,val\n")
+    assert main(["check", str(tmp_path), *TINY]) == 1
+    assert "split 'Train' is also asked for as 'train'; write it one way" in capsys.readouterr().err
