@@ -84,5 +84,12 @@ def test_photos_are_labelled_like_a_checkpoint_explains_them(tmp_path):
     explained = sbce_hf.explain(sbce_hf.load_checkpoint(str(tmp_path)), photo, ["b"], sbce_hf.CrfConfig())
     assert (label_map == explained.label_map).all()
     assert sbce_hf.label_photos(tmp_path, [photo], None)[0].shape == (32, 40)
+    photo.save(tmp_path / "photo.png")
+    (from_file,) = sbce_hf.label_photos(tmp_path, [tmp_path / "photo.png"], [["b"]])
+    assert (from_file == label_map).all()
+    with pytest.raises(UserError, match="photo absent.jpg: no such file|photo absent.jpg"):
+        sbce_hf.label_photos(tmp_path, ["absent.jpg"], [["b"]])
+    with pytest.raises(UserError, match="photos: got a ndarray, expected Pillow's images or files"):
+        sbce_hf.label_photos(tmp_path, [np.asarray(photo)], [["b"]])
     with pytest.raises(UserError, match="photo 0: got .'c'., expected a list of"):
         sbce_hf.label_photos(tmp_path, [photo], [["c"]])

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import LabellingConfig
+from ..data.decoding import decode_image, named
 from ..data.preprocessing import Preprocessing
 from ..errors import UserError
 from ..models.configuration_checks import label_names
@@ -22,7 +23,7 @@ from .views import class_maps
 
 def label_photos(
     model: SpatialBceForImageClassification | str | os.PathLike[str],
-    photos: Sequence[Image.Image],
+    photos: Sequence[Image.Image | str | os.PathLike[str]],
     tags: Sequence[Sequence[str]] | None,
     config: LabellingConfig | None = None,
 ) -> list[np.ndarray]:
@@ -30,7 +31,7 @@ def label_photos(
 
     Args:
         model: a trained classifier, or its folder, or a Hub id with an optional `@revision`.
-        photos: of any modes and sizes.
+        photos: of any modes and sizes, or their files.
         tags: names of the classes on each photo; `None` predicts them.
         config: views, rule and dense CRF; by default one view of the checkpoint's size, the learned thresholds and the
             CRF.
@@ -39,7 +40,7 @@ def label_photos(
         Label maps, uint8 of shape `(H, W)`: 0 is background, `c + 1` the model's class `c`.
 
     Raises:
-        UserError: a tag that is no class of the model, or not one list of tags for each photo.
+        UserError: a tag that is no class of the model, not one list of tags for each photo, or a file that is none.
 
     Examples:
         >>> from PIL import Image
@@ -67,7 +68,7 @@ def label_photos(
         labels = np.array([[name in own for name in names] for own in tags], np.float32)
     known = config.known_classes if labels is not None else "predicted"
     config = replace(config, known_classes=known)
-    upright = [photo.convert("RGB") for photo in photos]
+    upright = [_picture(photo) for photo in photos]
     found = []
     for photo, maps in zip(
         upright, class_maps(model, upright, labels, config, preprocessing=Preprocessing.of(model.config)), strict=True
@@ -77,3 +78,12 @@ def label_photos(
             label_map = dense_crf(np.asarray(photo), label_map, maps.classes.tolist(), config.crf)
         found.append(label_map)
     return found
+
+
+def _picture(photo: Image.Image | str | os.PathLike[str]) -> Image.Image:
+    if isinstance(photo, Image.Image):
+        return photo.convert("RGB")
+    if not isinstance(photo, (str, os.PathLike)):
+        raise UserError(f"photos: got a {type(photo).__name__}, expected Pillow's images or files")
+    with named(f"photo {os.fspath(photo)}"):
+        return decode_image(os.fspath(photo))
