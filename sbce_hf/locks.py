@@ -7,13 +7,14 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from .errors import UserError
 
 # In the folder, while somebody is at work there.
 LOCK = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def require_free(folder: Path) -> None:
     Raises:
         UserError: one is; says which.
     """
-    with suppress(FileNotFoundError, NotADirectoryError), (folder / LOCK).open("r+") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), _open(folder / LOCK, "r+") as file:
         _lock(file, folder)
 
 
@@ -54,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _taken(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
-        with path.open("a+") as file:
+        with _open(path, "a+") as file:
             _lock(file, folder)
             # Whoever had it before may have removed it since it was opened.
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -67,6 +68,13 @@ def _taken(folder: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    """Open the lock itself: what a stranger's folder links it to would be emptied."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: is a link, or no file; take it away")
+    return cast(TextIO, open(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINK, 0o666)))
 
 
 def _lock(file: TextIO, folder: Path) -> None:

@@ -1,4 +1,5 @@
 import fcntl
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -100,3 +101,15 @@ def test_where_there_are_no_locks_there_is_a_warning(tmp_path, monkeypatch, capl
     with locked(tmp_path):
         pass
     assert "cannot be locked (Operation not supported)" in caplog.text
+
+
+def test_a_lock_of_a_stranger_empties_nothing(tmp_path):
+    (tmp_path / "token").write_text("secret")
+    for make in (lambda path: path.symlink_to(tmp_path / "token"), os.mkfifo):
+        make(tmp_path / LOCK)
+        with pytest.raises(UserError, match="is a link, or no file; take it away"):
+            require_free(tmp_path)
+        with pytest.raises(UserError, match="is a link, or no file; take it away"), locked(tmp_path):
+            pass
+        (tmp_path / LOCK).unlink()
+    assert (tmp_path / "token").read_text() == "secret"
