@@ -46,18 +46,18 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return notes
 
 
-def require_own_folders(folder: Path) -> None:
-    """See that no folder of a run is a link out of it: what a stage writes there would replace somebody's files.
+def require_own_files(folder: Path) -> None:
+    """See that nothing of a run is a link out of it: what a stage writes there would change somebody's files.
 
     Raises:
         UserError: one is.
     """
-    for parent, names, _ in os.walk(folder):
-        for name in names:
+    for parent, names, files in os.walk(folder):
+        for name in (*names, *files):
             path = os.path.join(parent, name)
             if os.path.islink(path) and not is_inside(path, folder):
                 raise UserError(
-                    f"{path}: is a link to {os.path.realpath(path)}, expected a folder of the run; move that folder "
+                    f"{path}: is a link to {os.path.realpath(path)}, expected the run's own; move that "
                     "here, or choose another --output-dir"
                 )
         # Whole files are put there by their names, however many there are.

@@ -26,7 +26,7 @@ from ..training.optimization import alternation
 from ..training.sampler import count_iterations
 from ..training.segmenter import create_segmenter
 from .bench import Bench
-from .layout import CONFIG, IMAGES, OVERLAYS, PAGE, RESULTS, require_own_folders
+from .layout import CONFIG, IMAGES, OVERLAYS, PAGE, RESULTS, require_own_files
 from .overlays import draw_overlays
 from .provenance import hardware, versions
 from .rehearsal import rehearse
@@ -98,7 +98,7 @@ def open_bench(config: RunConfig, run_dir: str | Path, command: str = "") -> Ben
     rehearse(config, stages, models, bench.images)
     check_refinements(config, classifier)
     if bench.process.is_main_process:
-        require_own_folders(bench.run_dir)
+        require_own_files(bench.run_dir)
         require_same(bench.run_dir, stages, bench.manifest_hash)
         bench.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(

@@ -162,9 +162,15 @@ def test_nothing_is_written_through_a_link_out_of_a_run(finished, tiny_recipe, t
     shutil.rmtree(tmp_path / "run" / "overlays")
     (tmp_path / "victim").mkdir()
     (tmp_path / "run" / "overlays").symlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match=r"overlays: is a link to .*victim, expected a folder of the run"):
+    with pytest.raises(UserError, match=r"overlays: is a link to .*victim, expected the run's own"):
         run(load_recipe(str(tiny_recipe)), tmp_path / "run")
     assert not list((tmp_path / "victim").iterdir())
+    (tmp_path / "run" / "overlays").unlink()
+    metrics = tmp_path / "run" / "bce" / "metrics.jsonl"
+    metrics.rename(tmp_path / "victim" / "lines")
+    metrics.symlink_to(tmp_path / "victim" / "lines")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is a link to .*lines, expected the run's own"):
+        run(load_recipe(str(tiny_recipe)), tmp_path / "run")
 
 
 def test_killed_at_any_time_ends_with_the_same_label_maps(finished, tiny_recipe, tmp_path):
