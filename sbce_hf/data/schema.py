@@ -115,7 +115,7 @@ class TaggedImages:
         >>> images: TaggedImages = load_images(DataConfig(source="shapes", shapes_images=6, shapes_size=48), "train")
         >>> found = images.select([index for index, tags in enumerate(images.label_matrix()) if tags[2]])
         >>> images.class_names[2], found.image_ids
-        ('beetle', ['train_00001', 'train_00002'])
+        ('beetle', ['train_00002'])
         >>> found.image(0).size, found.mask(0).shape
         ((48, 48), (48, 48))
     """

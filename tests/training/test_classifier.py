@@ -218,7 +218,9 @@ def true_maps(images):
 def test_a_round_learns_where_the_label_maps_say_a_class_is(tmp_path, images):
     config = TrainingConfig(**{**LABELS, "epochs": 40, "lr": 0.02, "weights_iterations": 3, "log_every": 20})
     maps = true_maps(images)
-    summary = train_classifier(build(images), images, config, "spatial", output_dir=tmp_path, label_maps=maps)
+    # A class of two pictures may fade; what counts here is the whole.
+    options = {"output_dir": tmp_path, "label_maps": maps, "guarded": True}
+    summary = train_classifier(build(images), images, config, "spatial", **options)
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert lines[-1]["spatial_loss"] < 0.6 * lines[0]["spatial_loss"] and "proportion_loss" not in lines[0]
     assert summary.images == 16 and {"mean_q", "mean_p", "soft_share"} <= lines[0].keys()
