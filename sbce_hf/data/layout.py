@@ -9,6 +9,7 @@
 Each form is understood alone; where two could be meant, the user says which.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,7 @@ def understand(config: DataConfig) -> Understood:
                 )
             # What is there and is no photo is left out with the reason, and does not stop the others.
             if unreadable.find(row.file)[0] is None:
-                if (photos / row.file).is_file():
+                if os.path.isfile(photos / row.file):
                     left_out.append((photos / row.file, "its name does not end like a photo's; rename it, as to .jpg"))
                 else:
                     missing.append(row)
