@@ -58,8 +58,7 @@ RECIPE = {
     "guard": {"min_coverage": 1.0, "least_images": 1},
     "contact_images": 2,
 }
-# What differs between two runs that end alike: clocks, versions, how often and where it was started.
-VOLATILE = ("run.json", "report.md", "report.html", "quality.md", "summary.json", "training.json", "metrics.jsonl")
+# What two runs that end alike have alike; clocks, versions and starts are in other files.
 PATTERNS = ("*.png", "*.safetensors", "*.parquet", "scores.json", "quality.json", "guard.json", "scan.json")
 
 
@@ -128,7 +127,7 @@ def _differs(truth: dict[str, str], run_dir: Path, status: int) -> bool:
 
 def digests(run_dir: Path) -> dict[str, str]:
     """Hash of everything in a run directory that has to be the same."""
-    paths = {path for pattern in PATTERNS for path in run_dir.rglob(pattern) if path.name not in VOLATILE}
+    paths = {path for pattern in PATTERNS for path in run_dir.rglob(pattern)}
     return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 

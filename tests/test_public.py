@@ -87,7 +87,7 @@ def test_photos_are_labelled_like_a_checkpoint_explains_them(tmp_path):
     photo.save(tmp_path / "photo.png")
     (from_file,) = sbce_hf.label_photos(tmp_path, [tmp_path / "photo.png"], [["b"]])
     assert (from_file == label_map).all()
-    with pytest.raises(UserError, match="photo absent.jpg: no such file|photo absent.jpg"):
+    with pytest.raises(UserError, match="photo absent.jpg"):
         sbce_hf.label_photos(tmp_path, ["absent.jpg"], [["b"]])
     with pytest.raises(UserError, match="photos: got a ndarray, expected Pillow's images or files"):
         sbce_hf.label_photos(tmp_path, [np.asarray(photo)], [["b"]])

@@ -7,6 +7,7 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -59,9 +60,7 @@ def explain_key(config: RunConfig, key: str) -> Explained:
         hints = typing.get_type_hints(section)
         if part not in hints:
             where = ".".join(key.split(".")[:number])
-            near = difflib.get_close_matches(part, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(hints))}"
-            raise UserError(f"--explain {key}: {where or 'a recipe'} has no key {part!r}; {hint}")
+            raise _unknown(key, where or "a recipe", part, hints)
         value = None if value is None else getattr(value, part)
         if number < len(parents):
             inner = _section_of(hints[part])
@@ -85,12 +84,16 @@ def _explain_network(config: RunConfig, section: str, name: str) -> Explained:
     if section == "segmenter.model" and architecture != "deeplab":
         raise UserError(f"--explain {key}: the fields of architecture {architecture!r} are those of transformers")
     if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
-        raise UserError(f"--explain {key}: {section} has no key {name!r}; {hint}")
+        raise _unknown(key, section, name, fields)
     found = fields[name]
     default = ast.literal_eval(found.default)
     return Explained(key, found.documentation, found.kind, default, "", (value or {}).get(name, default))
+
+
+def _unknown(key: str, where: str, name: str, known: Collection[str]) -> UserError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return UserError(f"--explain {key}: {where} has no key {name!r}; {hint}")
 
 
 def summaries() -> dict[str, str]:

@@ -14,6 +14,7 @@ from ..data.photo_files import walk
 from ..data.schema import IGNORE_INDEX
 from ..errors import UserError
 from ..labels.hub_store import HubLabelMaps
+from ..labels.label_maps import check_values
 from ..labels.store import LabelStore
 from ..progress import tracked
 from ..text import is_writable, visible
@@ -96,12 +97,7 @@ class ExportSource:
         self._undecided = 0
         for number, image_id in enumerate(tracked(self.image_ids, "export", len(self)), start=1):
             label_map = self._label_maps.read(image_id)
-            unknown = (label_map > len(self.class_names)) & (label_map != IGNORE_INDEX)
-            if label_map.ndim != 2 or unknown.any():
-                raise UserError(
-                    f"label map of image {image_id!r}: got value {int(label_map.max())}, expected 0 to "
-                    f"{len(self.class_names)} or {IGNORE_INDEX}; is the store damaged?"
-                )
+            check_values(label_map, len(self.class_names), f"label map of image {image_id!r}")
             self._check_size(image_id, label_map)
             self._undecided += bool((label_map == IGNORE_INDEX).any())
             yield Exported(number, image_id, self._files[image_id], label_map)

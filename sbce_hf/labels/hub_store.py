@@ -160,6 +160,7 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
     folder = download(pinned, "dataset", [*patterns[config], f"{config}/{INFO}"])
     try:
         files = sorted(file for pattern in patterns[config] for file in folder.glob(pattern))
+    # A pattern too long for a name, with `**` inside of one, or from the root.
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"label maps {reference}: README.md: data_files: {str(error)[:200]}") from error
     # In the cache, a snapshot's files are links to others of the same repository.
