@@ -15,7 +15,7 @@ from ..data.image_ids import check_ids
 from ..data.own_files import card_configs
 from ..errors import UserError
 from ..files import is_inside, parse_json, read_text
-from ..references import download
+from ..references import download, repository_folder
 from .store import LabelStore
 
 SPLIT = "train"
@@ -163,8 +163,7 @@ def _download(reference: str) -> tuple[list[Path], dict[str, Any]]:
     # A pattern too long for a name, with `**` inside of one, or from the root.
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"label maps {reference}: README.md: data_files: {str(error)[:200]}") from error
-    # In the cache, a snapshot's files are links to others of the same repository.
-    if not all(is_inside(file, folder.parents[1]) for file in (*files, folder / config / INFO)):
+    if not all(is_inside(file, repository_folder(folder)) for file in (*files, folder / config / INFO)):
         raise UserError(f"label maps {reference}: has links to files of others; expected files of the dataset itself")
     if not files or any(file.suffix != ".parquet" for file in files):
         raise ValueError(
