@@ -24,11 +24,16 @@ class _RefusedError(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     """Refuses what only a mistake or malice writes, before anything is built from it.
 
+    Only `true` and `false` are truth values, as in YAML 1.2: `mixed_precision: no` is a word, and so is a class `on`.
     Entries are counted as if every alias were written out, because that is what merging and checking would walk over.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
+        self.yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            for first, resolvers in self.yaml_implicit_resolvers.items()
+        }
         self._depth, self._entries = 0, 0
         self._sizes: dict[int, int] = {}
 

@@ -28,6 +28,13 @@ def test_anchors_merge_keys_and_nesting_of_recipes_are_read():
     assert read_yaml("[" * deep + "]" * deep, "") is not None
 
 
+def test_only_true_and_false_are_truth_values():
+    text = "[true, False, yes, no, on, OFF, y, n, 'true', ~]"
+    assert read_yaml(text, "") == [True, False, "yes", "no", "on", "OFF", "y", "n", "true", None]
+    assert load_recipe("quickstart", parse_override("bce.mixed_precision=no")).bce.mixed_precision == "no"
+    assert parse_override("data.classes=[on, no]") == {"data": {"classes": ["on", "no"]}}
+
+
 def test_duplicate_keys_name_the_key_and_both_lines(tmp_path):
     refused("bce:\n  lr: 1\n  epochs: 2\n  lr: 3\n", "key 'lr' is given twice, in lines 2 and 4")
     path = tmp_path / "own.yaml"
