@@ -3,14 +3,20 @@
 python scripts/trunks.py [NAME ...] [--sizes 224 256 320] [--small]
 
 Weights are random and images are noise: it says whether a trunk of timm's works with this library, at training sizes
-and on a photo of 333 x 250 at its own size, not how good it is. `--small` makes the transformers two layers deep.
+and on a photo of 333 x 250 at its own size, not how good it is. Each model is then loaded again, and the folder that a
+push would send in a process that has transformers and timm, but not this package. `--small` makes the transformers two
+layers deep.
 """
 
 import argparse
-import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 # By family; the first of each is the one that tests look at.
 TRUNKS = {
@@ -55,6 +61,32 @@ TRUNKS = {
 }
 CLASSES = {"id2label": {0: "ant", 1: "bee"}, "label2id": {"ant": 0, "bee": 1}}
 PHOTO = (333, 250)
+# What the other process runs: it reads folders, one a line, and answers with a word, one a line.
+ELSEWHERE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sbce_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+
+import numpy as np, torch
+from transformers import AutoModelForImageClassification
+
+for line in sys.stdin:
+    folder = line.rstrip()
+    try:
+        model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+        with torch.no_grad():
+            logits = model(torch.from_numpy(np.load(f"{folder}/pixels.npy"))).pixel_logits.numpy()
+        apart = float(np.abs(logits - np.load(f"{folder}/logits.npy")).max())
+        answer = "yes" if apart <= 1e-4 else f"no: differs by {apart:.1e}"
+    except Exception as error:
+        answer = "no: " + str(error).replace("|", "/").replace("\\n", " ")[:80]
+    print(answer, flush=True)
+"""
 
 
 def main() -> None:
@@ -66,25 +98,59 @@ def main() -> None:
     options = parser.parse_args()
     families = {name: family for family, names in TRUNKS.items() for name in names}
     sizes = " | ".join(f"train {size}" for size in options.sizes)
-    print(f"| trunk | family | features | {sizes} | photo {PHOTO[0]} x {PHOTO[1]} | saved and loaded | s |")
-    print(f"| --- | --- | --- | {' | '.join('---' for _ in options.sizes)} | --- | --- | ---: |")
-    for name in options.names or families:
-        started = time.perf_counter()
-        row = try_trunk(name, options.sizes, small=options.small)
-        seconds = time.perf_counter() - started
-        print(f"| {name} | {families.get(name, '')} | {' | '.join(row)} | {seconds:.1f} |", flush=True)
+    print(
+        f"| trunk | family | features | {sizes} | photo {PHOTO[0]} x {PHOTO[1]} | loaded | without the package | s |"
+    )
+    print(f"| --- | --- | --- | {' | '.join('---' for _ in options.sizes)} | --- | --- | --- | ---: |")
+    with Elsewhere() as elsewhere:
+        for name in options.names or families:
+            started = time.perf_counter()
+            row = try_trunk(name, options.sizes, elsewhere, small=options.small)
+            seconds = time.perf_counter() - started
+            print(f"| {name} | {families.get(name, '')} | {' | '.join(row)} | {seconds:.1f} |", flush=True)
 
 
-def try_trunk(name: str, sizes: list[int], small: bool = False) -> list[str]:
+class Elsewhere:
+    """A process that cannot import this package, and loads what a push would send with `trust_remote_code`."""
+
+    def __enter__(self) -> Self:
+        self._home = tempfile.TemporaryDirectory()
+        offline = {"HF_HOME": self._home.name, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", ELSEWHERE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=self._home.name,
+            env={**{k: v for k, v in os.environ.items() if k != "HF_MODULES_CACHE"}, **offline},
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+        self._home.cleanup()
+
+    def load(self, folder: Path) -> str:
+        """Load a folder with `pixels.npy` and `logits.npy`; `"yes"`, or why not."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(folder, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline().rstrip() or "no: the process has ended"
+
+
+def try_trunk(name: str, sizes: list[int], elsewhere: Elsewhere, small: bool = False) -> list[str]:
     """What a trunk does, in words: `"yes"` or why not.
 
     Args:
         name: of timm's.
         sizes: of training samples.
+        elsewhere: where the published folder is loaded.
         small: two layers of a plain transformer instead of all.
 
     Returns:
-        channels and stride, one word for each size, for the photo, and for saving and loading.
+        channels and stride, one word for each size, for the photo, and for loading here and elsewhere.
     """
     import torch
 
@@ -103,10 +169,11 @@ def try_trunk(name: str, sizes: list[int], small: bool = False) -> list[str]:
         except ValueError as error:
             problem = _brief(error)
     if model is None:
-        return [problem, *("no" for _ in sizes), "no", "no"]
+        return [problem, *("no" for _ in sizes), "no", "no", "no"]
     features = f"{model.spatial_bce.num_features} at {_attempt(lambda: _stride(model, sizes[0]))}"
     steps = [_attempt(lambda size=size: _train(model, size)) for size in sizes]
-    return [features, *steps, _attempt(lambda: _label(model)), _attempt(lambda: _reload(model))]
+    labelled, loaded = _attempt(lambda: _label(model)), _attempt(lambda: _reload(model))
+    return [features, *steps, labelled, loaded, _attempt(lambda: _publish(model, elsewhere))]
 
 
 def _attempt(function: Any) -> str:
@@ -171,18 +238,40 @@ def _label(model: Any) -> None:
 
 def _reload(model: Any) -> None:
     """The same answers from a checkpoint."""
-    import torch
-
     with tempfile.TemporaryDirectory() as folder:
         model.eval().save_pretrained(folder)
         loaded = type(model).from_pretrained(folder)
-        with open(f"{folder}/config.json", encoding="utf-8") as file:
-            json.load(file)
+    _, ours, theirs = _pixels_and_logits(model, loaded)
+    if (apart := abs(ours - theirs).max()) > 1e-4:
+        raise ValueError(f"differs by {apart:.1e}")
+
+
+def _publish(model: Any, elsewhere: Elsewhere) -> str:
+    """The same answers from what a push would send, where this package is not installed."""
+    import numpy as np
+
+    from sbce_hf.hub.models import ModelSource, render_model_folder
+    from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, published = Path(folder, "model"), Path(folder, "published")
+        model.eval().save_pretrained(source)
+        SpatialBceImageProcessor().save_pretrained(source)
+        published.mkdir()
+        render_model_folder(ModelSource(source), "user/name", published)
+        pixels, logits = _pixels_and_logits(model)
+        np.save(published / "pixels.npy", pixels)
+        np.save(published / "logits.npy", logits)
+        return elsewhere.load(published)
+
+
+def _pixels_and_logits(*models: Any) -> list[Any]:
+    """Noise, and each model's pixel logits for it."""
+    import torch
+
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = (one(pixels).pixel_logits for one in (model, loaded))
-    if (ours - theirs).abs().max() > 1e-4:
-        raise ValueError(f"differs by {(ours - theirs).abs().max().item():.1e}")
+        return [pixels.numpy(), *(model.eval()(pixels).pixel_logits.numpy() for model in models)]
 
 
 if __name__ == "__main__":

@@ -16,16 +16,23 @@ def script():
     return module
 
 
+@pytest.fixture(scope="module")
+def elsewhere(script):
+    with script.Elsewhere() as process:
+        yield process
+
+
 @pytest.mark.parametrize("family", ["CNN", "NHWC", "ViT", "hybrid"])
-def test_every_family_serves(script, family):
-    features, *answers = script.try_trunk(script.TRUNKS[family][0], [64, 80], small=True)
-    assert answers == ["yes"] * 4 and " at " in features
+def test_every_family_serves(script, elsewhere, family):
+    features, *answers = script.try_trunk(script.TRUNKS[family][0], [64, 80], elsewhere, small=True)
+    assert answers == ["yes"] * 5 and " at " in features
 
 
-def test_what_does_not_serve_says_why(script):
-    _, first, second, photo, again = script.try_trunk("levit_128s", [64, 224])
-    assert first.startswith("no: ") and second == again == "yes" and photo.startswith("no: ")
-    assert script.try_trunk("no_such_model", [64])[1:] == ["no", "no", "no"]
+def test_what_does_not_serve_says_why(script, elsewhere, tmp_path):
+    _, first, second, photo, again, published = script.try_trunk("levit_128s", [64, 224], elsewhere)
+    assert first.startswith("no: ") and second == again == published == "yes" and photo.startswith("no: ")
+    assert script.try_trunk("no_such_model", [64], elsewhere)[1:] == ["no"] * 4
+    assert elsewhere.load(tmp_path).startswith("no: ")
 
 
 def test_the_table_is_long_enough(script):
