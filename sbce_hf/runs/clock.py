@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import (
+    AffinityConfig,
     AugmentationConfig,
     CrfConfig,
     IrnRefinementConfig,
@@ -27,6 +28,7 @@ from ..data import TaggedImages
 from ..data.decoding import UnreadableError
 from ..data.transforms import TrainingDataset
 from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
+from ..inference.affinity import AffinityMethod
 from ..inference.irn import WalkMethod
 from ..inference.segmenter import segment
 from ..inference.views import class_maps
@@ -109,7 +111,11 @@ class Clock:
         return self._time(look) / len(samples)
 
     def labelling(
-        self, model: SpatialBceForImageClassification, config: LabellingConfig, crfs: int = 1, walk: Any = None
+        self,
+        model: SpatialBceForImageClassification,
+        config: LabellingConfig,
+        crfs: int = 1,
+        method: Callable[[np.ndarray, ClassMaps, None], Any] | None = None,
     ) -> float:
         """Views, rule and dense CRF.
 
@@ -117,16 +123,16 @@ class Clock:
             model: the classifier.
             config: views and CRF.
             crfs: how often the CRF runs on each photo.
-            walk: a [`WalkMethod`] instead of the rule.
+            method: for a photo and its class maps, instead of the rule.
         """
         maps, views = self.maps(model, config)
 
         def refine() -> None:
             for photo, found in zip(self.photos, maps, strict=True):
-                if walk is None:
+                if method is None:
                     apply_rule(found, config)
                 else:
-                    walk(np.asarray(photo), with_thresholds(config.rule, found, config.peak_share), None)
+                    method(np.asarray(photo), found, None)
 
         own = views + self._time(refine) / len(maps)
         if config.crf is None:
@@ -143,7 +149,17 @@ class Clock:
         """IRN's walk, with views and CRF."""
         network.to(self.device)  # type: ignore[arg-type]
         walk = WalkMethod(network, section, config.crf)
-        return self.labelling(model, config, walk=walk)
+
+        def method(image: np.ndarray, maps: ClassMaps, crf: None) -> Any:
+            return walk(image, with_thresholds(config.rule, maps, config.peak_share), crf)
+
+        return self.labelling(model, config, method=method)
+
+    def spreading(
+        self, model: SpatialBceForImageClassification, config: LabellingConfig, section: AffinityConfig
+    ) -> float:
+        """Class maps spread over what is alike, with views and CRF."""
+        return self.labelling(model, config, method=AffinityMethod(model, section, config))
 
     def scanning(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> float:
         """The yardstick: the scan for the best constant, and labelling with it."""

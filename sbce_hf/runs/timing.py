@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from ..config import LoopConfig, RunConfig, TrainingConfig
+from ..config import AffinityConfig, LoopConfig, RunConfig, TrainingConfig
 from ..data import TaggedImages
 from ..progress import LABELLING, PREDICTION, TRAINING, announce
 from ..training.features import View, training_views
@@ -87,13 +87,16 @@ def stage_seconds(
             parts.append((LABELLING, counts[0] / processes * each))
         elif stage.kind == "refinement":
             labelling = labelling_of(config, config.rounds)
-            if model is None:
+            section = getattr(config, stage.name)
+            if isinstance(section, AffinityConfig):
+                each = clock.spreading(classifier, labelling, section)
+            elif model is None:
                 each = once(repr(labelling), clock.labelling, classifier, labelling)
             else:
                 # Seeds, each with CRFs of its own, then the network, then the walk.
                 each = clock.labelling(classifier, labelling, crfs=2)
                 parts.insert(0, (LABELLING, len(images) / processes * each))
-                each = clock.walking(classifier, labelling, model, getattr(config, stage.name))
+                each = clock.walking(classifier, labelling, model, section)
             parts.append((LABELLING, len(images) / processes * each))
         elif stage.kind == "segmenter" and config.segmenter is not None and model is not None:
             each = once("predict", clock.predicting, model, config.segmenter)

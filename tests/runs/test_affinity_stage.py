@@ -17,7 +17,9 @@ from sbce_hf.config import load_recipe, to_mapping
 from sbce_hf.errors import UserError
 from sbce_hf.files import read_json
 from sbce_hf.hub.labels import render_label_folder
+from sbce_hf.inference.affinity import AffinityMethod
 from sbce_hf.labels.store import LabelStore
+from sbce_hf.runs import clock
 from sbce_hf.runs.run import run
 
 VIT = {"model": {"trunk": "test_vit", "output_stride": None}, "trunk_weights": "random", "rounds": 1}
@@ -107,6 +109,20 @@ def test_features_of_any_trunk_are_the_other_source(tiny_recipe, tmp_path, capsy
     command = ["run", "--recipe", str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path), "--dry-run"]
     assert main(command) == 0
     assert "finished so far: bce, round_1, " in (printed := capsys.readouterr().out) and "affinity" in printed
+
+
+def test_the_plan_times_what_the_stage_does(tiny_recipe, tmp_path, monkeypatch):
+    photos = []
+
+    def counted(self, image, maps, crf):
+        photos.append(image.shape)
+        return AffinityMethod.__call__(self, image, maps, crf)
+
+    monkeypatch.setattr(clock, "AffinityMethod", type("Counted", (AffinityMethod,), {"__call__": counted}))
+    command = ["run", "--recipe", str(tiny_recipe), "--output-dir", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 0 and not photos
+    assert main([*command, "--set", "affinity.source=features"]) == 0
+    assert len(photos) == clock.PHOTOS * clock.REPEATS
 
 
 def test_it_and_irn_exclude_each_other(tiny_recipe):
