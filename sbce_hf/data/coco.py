@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import DataConfig
 from ..errors import UserError
 from .coco_instances import InstancePainter, ListedImage, read_listing
-from .own_files import require_own_paths
+from .own_files import require_own_table
 from .schema import IGNORE_INDEX, TaggedImages
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_folder
 
@@ -117,9 +117,9 @@ def list_split(config: DataConfig, split: str) -> Listing:
 
 def _read(config: DataConfig, split: str) -> _Split:
     root = require_folder(Path(config.data_dir or ""), "a folder with COCO's train2014/, val2014/ and annotations/")
+    if not config.outside_files:
+        require_own_table(_annotations(config, split), root)
     path = _annotation_file(config, split)
-    if config.tags_file is None and not config.outside_files:
-        require_own_paths([path], root)
     rows, names = read_listing(path)
     official = names.items() <= NAMES.items()
     if official:
@@ -146,9 +146,12 @@ def _read(config: DataConfig, split: str) -> _Split:
     return _Split(found, rows, names)
 
 
+def _annotations(config: DataConfig, split: str) -> str:
+    return config.tags_file or f"{ANNOTATIONS}/instances_{split}.json"
+
+
 def _annotation_file(config: DataConfig, split: str) -> Path:
-    root = Path(config.data_dir or "")
-    path = root / (config.tags_file or f"{ANNOTATIONS}/instances_{split}.json")
+    path = Path(config.data_dir or "") / _annotations(config, split)
     if not path.is_file():
         found = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))
         raise FileNotFoundError(

@@ -18,7 +18,7 @@ from ..config import DataConfig
 from ..config.ranges import shown
 from ..errors import UserError
 from .annotations import read_json_table, read_voc_folder, read_xml_table
-from .own_files import require_own_paths
+from .own_files import require_own_paths, require_own_table
 from .photo_files import Finder, is_photo_name, walk
 from .rows import Row, Table, joined
 from .tables import read_delimited, read_jsonl, read_parquet
@@ -143,9 +143,8 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
         path = root / config.tags_file
         if not path.exists():
             raise FileNotFoundError(f"{path}: no tags table; data.tags_file names it, relative to {root}")
-        if path.is_relative_to(root) and ".." not in path.relative_to(root).parts:
-            # Elsewhere it is where the user has said.
-            _require_own([path], root, config)
+        if not config.outside_files:
+            require_own_table(config.tags_file, root)
         return _relative(_read_file(path, config, len(names)), path.parent, photos)
     if (table := _table_in(root, photos, names, root, config)) is not None:
         return table

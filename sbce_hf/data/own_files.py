@@ -29,6 +29,23 @@ def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path
             _require_own(path, own)
 
 
+def require_own_table(tags_file: str, root: Path) -> None:
+    """Raise for the table of `data.tags_file` if a link in the data set's folder leads out of it.
+
+    A name that leads out by itself, absolute or by `..`, is the user's own choice.
+
+    Args:
+        tags_file: relative to the folder.
+        root: the folder.
+
+    Raises:
+        UserError: see [`require_own_paths`].
+    """
+    path = root / tags_file
+    if path.is_relative_to(root) and ".." not in path.relative_to(root).parts:
+        require_own_paths([path], root)
+
+
 def _require_own(path: str | os.PathLike[str], own: Folder) -> None:
     if not own.has(path):
         raise UserError(

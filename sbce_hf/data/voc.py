@@ -11,7 +11,7 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import UserError
 from ..files import parse_json, read_text
-from .own_files import require_own_paths
+from .own_files import require_own_paths, require_own_table
 from .schema import IGNORE_INDEX, TaggedImages, decode_indices
 from .tags import check_spelling, clean_all, sorted_tags
 from .validation import Listing, checked_images, class_indices, listing, present_files, require_files, require_folder
@@ -79,7 +79,8 @@ def _read(config: DataConfig, split: str) -> tuple[Listing, tuple[str, ...], lis
     root = require_folder(Path(config.data_dir or ""), "a VOC devkit folder such as VOCdevkit/VOC2012")
     photos = require_folder(root / "JPEGImages", f"the images of a VOC devkit; does data.data_dir={root} hold them?")
     if not config.outside_files:
-        require_own_paths([root / LISTS / f"{split}.txt", root / TAGS_FILE], root)
+        require_own_paths([root / LISTS / f"{split}.txt"], root)
+        require_own_table(config.tags_file or TAGS_FILE, root)
     image_ids = _read_split(root, split)
     num_listed = len(image_ids)
     needed = [(photos, ".jpg", f"images of split {split!r}")]

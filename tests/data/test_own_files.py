@@ -213,6 +213,61 @@ def test_tags_are_not_read_from_a_mask_elsewhere(tmp_path):
         load_images(DataConfig(source="voc", data_dir=str(root)), "train")
 
 
+def voc_folder(root):
+    picture(root / "JPEGImages" / "a.jpg")
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    return root / "image_labels.json", {"a": ["cat"]}
+
+
+def coco_folder(root):
+    picture(root / "train" / "a.png")
+    (root / "annotations").mkdir()
+    categories, annotation = [{"id": 1, "name": "cup"}], {"id": 1, "image_id": 1, "category_id": 1}
+    table = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}],
+        "annotations": [annotation | {"bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 6, 1, 6, 6]], "iscrowd": 0}],
+        "categories": categories,
+    }
+    return root / "annotations" / "instances_train.json", table
+
+
+@pytest.mark.parametrize(("source", "make"), [("voc", voc_folder), ("coco", coco_folder)])
+def test_tables_of_voc_and_coco_lie_in_the_folder_or_where_the_user_says(tmp_path, source, make):
+    path, table = make(tmp_path / "own")
+    (tmp_path / "private").mkdir()
+    elsewhere = tmp_path / "private" / "secret.json"
+    # Opened, it would be told as no JSON.
+    elsewhere.write_text("secret")
+    path.symlink_to(elsewhere)
+    named = str(path.relative_to(tmp_path / "own"))
+    options = {"source": source, "data_dir": str(tmp_path / "own")}
+    if source == "voc":
+        options["classes"] = ("cat",)
+    for tags_file in (None, named):
+        with pytest.raises(UserError, match=rf"{path.name}: is .*secret.json, expected .*outside_files"):
+            load_images(DataConfig(**options, tags_file=tags_file), "train")
+    # A folder of the path may be the link as well.
+    if source == "coco":
+        path.parent.rename(tmp_path / "private" / "annotations")
+        path.parent.symlink_to(tmp_path / "private" / "annotations")
+        with pytest.raises(UserError, match="expected a file inside of"):
+            load_images(DataConfig(**options), "train")
+    elsewhere.write_text(json.dumps(table))
+    for tags_file in (str(elsewhere), "../private/secret.json"):
+        assert len(load_images(DataConfig(**options, tags_file=tags_file), "train")) == 1
+    assert len(load_images(DataConfig(**options, outside_files=True), "train")) == 1
+
+
+def test_lists_of_voc_are_its_own(tmp_path):
+    voc_folder(tmp_path / "own")
+    lists = tmp_path / "own" / "ImageSets" / "Segmentation"
+    lists.rename(tmp_path / "lists")
+    lists.symlink_to(tmp_path / "lists")
+    with pytest.raises(UserError, match=r"train.txt: is .*lists/train.txt, expected a file inside of"):
+        load_images(DataConfig(source="voc", data_dir=str(tmp_path / "own")), "train")
+
+
 def test_no_other_program_is_started_for_a_picture(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(UserError, match="cannot identify image file"):
