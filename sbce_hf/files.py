@@ -107,11 +107,6 @@ def _without_nan(values: Any) -> Any:
     return None if isinstance(values, float) and math.isnan(values) else values
 
 
-def read_json(path: Path, default: Any = None) -> Any:
-    """Plain values from a JSON file that this package wrote; `default` where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-
-
 def require_regular(path: str | os.PathLike[str]) -> None:
     """Raise for what is no plain file, before it is opened: a pipe is waited for, and a device may never end.
 
@@ -203,28 +198,43 @@ def read_small(path: Path, limit: int, remedy: str) -> str:
         raise UserError(f"{error}; {remedy}") from error
 
 
-def read_fields(path: Path, fields: Mapping[str, Any], remedy: str) -> dict[str, Any] | None:
-    """An object from a JSON file that this package wrote, and others may have changed since.
+def require_own(path: Path, remedy: str) -> None:
+    """Raise a `UserError` for a file that is a link out of its folder, with what to do about it."""
+    if not is_inside(path, path.parent):
+        raise UserError(f"{path}: is a link to {os.path.realpath(path)}, expected a file; {remedy}")
+
+
+def read_json(path: Path, remedy: str = "remove it and give the same command again") -> Any:
+    """Plain values from a JSON file that this package wrote, and others may have changed since.
 
     Args:
         path: of the file.
-        fields: the type of each that it must have, as an annotation; others may be there, too.
         remedy: what to do about one that is damaged.
 
     Returns:
         its content; `None` where there is no file.
 
     Raises:
-        UserError: it is damaged; names the file, the field and the remedy.
+        UserError: it is damaged, or a link out of its folder; names the file and the remedy.
     """
     if not path.exists():
         return None
+    require_own(path, remedy)
     text = read_small(path, MAX_NOTES, remedy)
     try:
-        values = parse_json(text, str(path))
+        return parse_json(text, str(path))
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
-    return check_fields(values, fields, str(path), remedy)
+
+
+def read_fields(path: Path, fields: Mapping[str, Any], remedy: str) -> dict[str, Any] | None:
+    """An object from a file of [`read_json`], and of its fields the types, as annotations; there may be others, too.
+
+    Raises:
+        UserError: see [`read_json`]; names the field as well.
+    """
+    values = read_json(path, remedy)
+    return None if values is None and not path.exists() else check_fields(values, fields, str(path), remedy)
 
 
 def check_fields(values: Any, fields: Mapping[str, Any], where: str, remedy: str) -> dict[str, Any]:

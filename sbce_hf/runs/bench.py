@@ -10,11 +10,11 @@ from accelerate import PartialState
 
 from ..config import RunConfig
 from ..data import TaggedImages, load_images
-from ..files import read_json, write_atomic
+from ..files import read_fields, write_atomic
 from ..processes import decided
 from ..progress import Parts
 from ..training.device import use_cpu
-from .layout import IMAGES, NOTES, read_notes
+from .layout import IMAGES, NOTES, REMEDY, read_notes
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def load_training_images(config: RunConfig, run_dir: Path) -> TaggedImages:
         ValueError: see [`load_images`].
     """
     images = load_images(config.data, config.data.train_split)
-    begun = read_json(run_dir / IMAGES)
+    begun = read_fields(run_dir / IMAGES, {"manifest_hash": str, "images": dict[str, str]}, REMEDY)
     return images if begun is None or config.data.strict else images.as_before(begun["manifest_hash"], begun["images"])
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ..config import GuardConfig
-from ..files import digest, read_json, write_json
+from ..files import digest, read_fields, write_json
 from ..labels.store import GROUP, LabelStore
 from ..processes import share_of
 from ..progress import tracked
 from .bench import Bench
-from .stage import KEPT, Stage
+from .stage import KEPT, RECORD, Stage
 
 GUARD = "guard.json"
 
@@ -118,8 +118,15 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
 
 
 def kept_classes(folder: Path) -> list[tuple[str, str, str]]:
-    """Of a stage's folder, each class that was kept from before: its name, the stage it is from, and the reason."""
-    found = read_json(folder / GUARD, {"before": "", "classes": {}})
+    """Of a stage's folder, each class that was kept from before: its name, the stage it is from, and the reason.
+
+    Raises:
+        UserError: what says so is damaged.
+    """
+    remedy = f"remove it and {folder / RECORD}, and give the `sbce run` command again, which writes both anew"
+    found = read_fields(folder / GUARD, {"before": str, "classes": dict[str, str]}, remedy)
+    if found is None:
+        return []
     return [(name, found["before"], reason) for name, reason in found["classes"].items()]
 
 

@@ -22,7 +22,8 @@ _NOTES: dict[str, Any] = {
     **dict.fromkeys((RESULTS, "versions", "durations"), dict | None),
     "starts": list | None,
 }
-_REMEDY = "delete the file and give the run's command again"
+# What to do about a damaged file that a run has left.
+REMEDY = "remove it and give the `sbce run` command again, which writes it anew"
 
 Result = Literal["classifier", "segmenter", "label_maps"]
 
@@ -39,10 +40,10 @@ def read_notes(folder: Path) -> dict[str, Any]:
         UserError: it is damaged, or names results outside of the run.
     """
     path = folder / NOTES
-    notes = read_fields(path, _NOTES, _REMEDY) or {}
+    notes = read_fields(path, _NOTES, REMEDY) or {}
     results = notes.get(RESULTS) or {}
     if not all(isinstance(part, str) and is_inside(folder / part, folder) for part in results.values()):
-        raise UserError(f"{path}: {RESULTS}: expected the run's own folders by name; {_REMEDY}")
+        raise UserError(f"{path}: {RESULTS}: expected the run's own folders by name; {REMEDY}")
     return notes
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ..data import TaggedImages
 from ..data.decoding import UnreadableError
 from ..evaluation.overlay import overlay
-from ..files import read_json, write_atomic, write_json
+from ..files import read_fields, write_atomic, write_json
 from ..labels.store import LabelStore
 from ..processes import shared
 from ..progress import Bar
@@ -29,7 +29,8 @@ def draw_overlays(images: TaggedImages, store: LabelStore, directory: Path) -> N
         directory: gets `<image_id>.jpg`.
     """
     process = PartialState(cpu=use_cpu())
-    known = read_json(directory / DRAWN, {}).get("key") == store.meta["key"]
+    remedy = "remove it and give the same command again, which draws anew"
+    known = (read_fields(directory / DRAWN, {"key": str}, remedy) or {}).get("key") == store.meta["key"]
     process.wait_for_everyone()
     ids = images.image_ids
     drawn = [index for index in range(len(ids)) if ids[index] in store]

@@ -23,14 +23,14 @@ from ..evaluation.quality_page import plot_thresholds, render_quality, summary_t
 from ..evaluation.report import OddPicture, Picture, ReportContext, render_report
 from ..evaluation.report_page import render_page
 from ..evaluation.verdict import verdict
-from ..files import digest, read_json, write_atomic, write_json
+from ..files import check_fields, digest, read_fields, write_atomic, write_json
 from ..inference.writing import groups_of
 from ..labels.store import LabelStore
 from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import Bench
 from .guard import kept_classes
-from .layout import OVERLAYS, PAGE, QUALITY_PAGE, REPORT
+from .layout import OVERLAYS, PAGE, QUALITY_PAGE, REMEDY, REPORT
 from .overlays import jpeg
 from .scoring import LABELLED, read_odd, read_quality, score_rows
 from .settings import BCE, labelling_of
@@ -127,13 +127,15 @@ class _Pictures:
 
     def draw(self, name: str, shows: Mapping[str, Any], draw: Callable[[Path], bool | None]) -> bool:
         """Draw a figure unless it is there; returns whether there is anything to see."""
-        known, key, path = read_json(self._path, {}), digest(shows), self.run_dir / name
+        known = read_fields(self._path, {}, REMEDY) or {}
+        check_fields(known, dict.fromkeys(known, str), str(self._path), REMEDY)
+        key, path = digest(shows), self.run_dir / name
         if known.get(name) != key or not path.is_file():
             path.unlink(missing_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(path)
             if path.is_file():
-                write_json(self._path, read_json(self._path, {}) | {name: key})
+                write_json(self._path, known | {name: key})
         return path.is_file()
 
 

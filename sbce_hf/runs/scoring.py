@@ -22,7 +22,8 @@ from ..postprocess.methods import SHARE
 from ..processes import share_of, shared, summed
 from .bench import Bench
 from .guard import kept_note
-from .stage import KEPT, REMEDY, Stage
+from .layout import REMEDY
+from .stage import KEPT, Stage
 
 SCORES, QUALITY = "scores.json", "quality.json"
 # Photos that deserve a look; a report shows some of them.

@@ -12,11 +12,10 @@ from ..data import TaggedImages
 from ..files import digest, read_fields, write_json
 from ..training.folder import FAILURE
 from .bench import Bench
+from .layout import REMEDY
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
-# What to do about a damaged file that a run has left in a stage's folder.
-REMEDY = "remove it and give the `sbce run` command again, which writes it anew"
 # In a stage's folder, if the guard has kept any class from the stage before; see `guard.py`.
 KEPT = "labels/kept"
 # In a refinement's settings: the hash of what it reads from outside the run.

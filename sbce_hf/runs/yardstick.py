@@ -4,10 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 from ..evaluation.scan import LEAK_MARK, scan_fixed_threshold_on_ground_truth
-from ..files import read_json, write_json
+from ..files import read_fields, write_json
 from ..inference.writing import groups_of
 from ..processes import share_of, shared, summed
 from .bench import Bench
+from .layout import REMEDY
 from .settings import labelling_of
 from .single import label_with_checkpoint, maps_of
 from .stage import Stage
@@ -37,7 +38,7 @@ def best_constant(bench: Bench, stage: Stage) -> None:
         if bench.process.is_main_process:
             write_json(path, {"note": LEAK_MARK, "best": scan.best[0], **values})
         bench.process.wait_for_everyone()
-    constant = read_json(path)["best"]
+    constant = (read_fields(path, {"best": float | int}, REMEDY) or {})["best"]
     labelling = replace(labelling, background_threshold=constant)
     label_with_checkpoint(model_dir, bench.scored, labelling, folder / "labels")
     bench.process.wait_for_everyone()

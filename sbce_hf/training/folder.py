@@ -6,23 +6,38 @@ behind under a temporary name is removed when the stage is continued.
 
 import errno
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ..files import explained, read_fields, read_json, rename, write_json
+from ..errors import UserError
+from ..files import (
+    MAX_NOTES,
+    check_fields,
+    explained,
+    parse_json,
+    read_fields,
+    read_small,
+    rename,
+    require_own,
+    write_json,
+)
 
 TEMPORARY = ".tmp-"
 # In the folder of a training that has ended.
 SUMMARY = "summary.json"
 # In the folder of a training that has failed.
 FAILURE = "failure.json"
+# In a checkpoint's folder: how far it is.
+PROGRESS = "progress.json"
+_PROGRESS = {"iteration": int, "seconds": float | int, "processes": int, "task": dict, "settings": dict}
 
 
 @dataclass(frozen=True)
@@ -95,9 +110,14 @@ class StageFolder:
         return FitSummary(model_dir=self.model, **content)
 
     def failure(self) -> str | None:
-        """Why a training with these settings has failed before, else `None`."""
-        content = read_json(self._failure, {})
-        return content["verdict"] if content.get("settings") == self.settings else None
+        """Why a training with these settings has failed before, else `None`.
+
+        Raises:
+            UserError: what says so is damaged.
+        """
+        remedy = "remove it and give the same command again, which trains on"
+        content = read_fields(self._failure, {"verdict": str, "settings": dict}, remedy)
+        return content["verdict"] if content and content["settings"] == self.settings else None
 
     def fail(self, verdict: str) -> None:
         """Keep why this training has failed."""
@@ -111,15 +131,23 @@ class StageFolder:
         """The newest checkpoint, or `None` if there is none.
 
         Raises:
-            ValueError: it was made with other settings.
+            ValueError: it was made with other settings, or is damaged.
         """
         found = self._sorted_checkpoints()
         # Those of a training that has failed are of no use to one with other settings.
         if not found or self._failure.is_file():
             return None
-        content = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
-        self._compare(content.pop("settings"), found[-1])
-        return found[-1], Progress(**content)
+        content = read_fields(found[-1] / PROGRESS, _PROGRESS, checkpoint_remedy(found[-1]))
+        if content is None:
+            raise FileNotFoundError(f"{found[-1] / PROGRESS}: no such file; {checkpoint_remedy(found[-1])}")
+        self._compare(content["settings"], found[-1])
+        progress = Progress(**{one.name: content[one.name] for one in fields(Progress)})
+        if progress.iteration < 1 or not 0 <= progress.seconds < math.inf:
+            raise UserError(
+                f"{found[-1] / PROGRESS}: got iteration {progress.iteration} after {progress.seconds} seconds; "
+                f"{checkpoint_remedy(found[-1])}"
+            )
+        return found[-1], progress
 
     def start_from(self, iteration: int) -> None:
         """Remove leftovers of a killed process and logged values beyond the iteration that training continues from."""
@@ -145,7 +173,7 @@ class StageFolder:
         """Give a written checkpoint its name and remove all but the newest `keep`."""
         temporary, target = self.checkpoint_target(progress.iteration), self.checkpoints / f"{progress.iteration:08d}"
         with writing(target, temporary):
-            write_text(temporary / "progress.json", json.dumps({**asdict(progress), "settings": self.settings}))
+            write_text(temporary / PROGRESS, json.dumps({**asdict(progress), "settings": self.settings}))
             rename(temporary, target)
         for old in self._sorted_checkpoints()[:-keep]:
             shutil.rmtree(old)
@@ -179,6 +207,13 @@ class StageFolder:
             )
 
 
+def checkpoint_remedy(folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    return (
+        f"remove {folder} and give the same command again, which goes on from the checkpoint before, if there is one"
+    )
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """What the folder of a finished training says of it: [`FitSummary`] and `settings`; `None` where there is nothing.
 
@@ -186,8 +221,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         UserError: it is damaged.
     """
     number = float | int | None
-    fields = {"name": str, "iterations": int, "images": int, "seconds": number, "values": dict, "settings": dict}
-    return read_fields(folder / SUMMARY, fields, "remove it and give the same command again, which trains anew")
+    known = {"name": str, "iterations": int, "images": int, "seconds": number, "values": dict, "settings": dict}
+    return read_fields(folder / SUMMARY, known, "remove it and give the same command again, which trains anew")
 
 
 @contextmanager
@@ -225,11 +260,27 @@ def _differences(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: 
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a `metrics.jsonl`; a torn last line, left by a killed process, is ignored."""
-    if not path.is_file():
+    """Read the lines of a `metrics.jsonl`; a torn last line, left by a killed process, is ignored.
+
+    Raises:
+        UserError: it is damaged; names the line.
+    """
+    remedy = "remove it: only the curves of the report are made of it"
+    if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    require_own(path, remedy)
+    found = []
+    for number, line in enumerate(read_small(path, MAX_NOTES, remedy).split("\n")[:-1], start=1):
+        where = f"{path}, line {number}"
+        try:
+            values = parse_json(line, where)
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from error
+        check_fields(values, {"iteration": int}, where, remedy)
+        if odd := [name for name, value in values.items() if not isinstance(value, int | float)]:
+            raise UserError(f"{where}: {odd[0][:80]}: got {str(values[odd[0]])[:80]!r}, expected a number; {remedy}")
+        found.append(values)
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -87,9 +87,15 @@ class ClassHealth:
         return {"epoch": self._epoch, "images": self._images.tolist(), "sums": sums}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what [`state`] gave."""
-        self._epoch, self._images = state["epoch"], np.array(state["images"])
-        self._sums = {key: np.array(state["sums"][key]) for key in self.KEYS}
+        """Go on from what [`state`] gave.
+
+        Raises:
+            LookupError: it is something else.
+            TypeError: it is something else.
+            ValueError: it is something else, or of other classes.
+        """
+        self._epoch, self._images = int(state["epoch"]), _numbers(state["images"], self._images.shape)
+        self._sums = {key: _numbers(state["sums"][key], self._images.shape) for key in self.KEYS}
 
     def _verdict(self, index: int) -> str | None:
         mean = {key: sums[index] / self._images[index] for key, sums in self._sums.items()}
@@ -162,12 +168,19 @@ class SingleClassWatch:
         return {"start": self._start, "right": self._right.tolist(), "wrong": self._wrong.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what [`state`] gave."""
-        start = state["start"]
+        """Go on from what [`state`] gave; raises what [`ClassHealth.restore`] does."""
+        start, shape = state["start"], self._right.shape
         self._start = None if start is None else (int(start[0]), float(start[1]))
-        self._right, self._wrong = np.array(state["right"], bool), np.array(state["wrong"], bool)
+        self._right, self._wrong = (_numbers(state[name], shape).astype(bool) for name in ("right", "wrong"))
 
     def _restart(self, window: Window) -> None:
         self._start = window.iteration, window.epoch
         self._right = np.zeros(len(self.class_names), bool)
         self._wrong = np.zeros(len(self.class_names), bool)
+
+
+def _numbers(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    found = np.array(values, float)
+    if found.shape != shape:
+        raise ValueError(f"got {found.shape}, expected {shape}")
+    return found

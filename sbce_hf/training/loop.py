@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import LoopConfig, deciding
+from ..errors import UserError
 from ..processes import decided
 from ..progress import TRAINING, Bar
 from .device import compiled, create_accelerator, resolved, share_batch_norm, start_worker, tune_allocator, use_cpu
-from .folder import FitSummary, Progress, StageFolder, writing
+from .folder import PROGRESS, FitSummary, Progress, StageFolder, checkpoint_remedy, writing
 from .health import TrainingHealthError
 from .metrics import Values, Window, WindowMeans, brief
 from .optimization import poly_factor
@@ -267,7 +268,13 @@ class _Stage:
                     f"{accelerator.num_processes}. Continue with as many, or remove the folder to train anew"
                 )
             accelerator.load_state(str(found[0]))
-            self.task.restore(progress.task)
+            try:
+                self.task.restore(progress.task)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"{found[0] / PROGRESS}: task: got {str(progress.task)[:80]!r}, expected what training remembers; "
+                    f"{checkpoint_remedy(found[0])}"
+                ) from error
             logger.info("%s: continues from iteration %d", self.name, progress.iteration)
         return progress
 

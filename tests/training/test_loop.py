@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_stage import CONFIG, NoisyDataset, TinyModel, TinyTask, run
 
 from sbce_hf.config import TrainingConfig
+from sbce_hf.errors import UserError
 from sbce_hf.training.device import tune_allocator
 from sbce_hf.training.folder import read_metrics
 from sbce_hf.training.health import TrainingHealthError
@@ -383,6 +384,64 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path):
     progress.write_text(json.dumps({**json.loads(progress.read_text()), "processes": 2}))
     with pytest.raises(ValueError, match="made by 2 processes, now there are 1"):
         run(tmp_path)
+
+
+def test_damaged_files_of_a_training_are_told_in_one_line(tmp_path, straight):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, TinyTask(fail_at=10))
+    for name, contents in {
+        "checkpoints/00000008/progress.json": (
+            "{",
+            "[1]",
+            "{}",
+            '{"iteration": "x"}',
+            changed(tmp_path, iteration=-1),
+            changed(tmp_path, seconds=float("nan")),
+            changed(tmp_path, processes=1.5),
+            changed(tmp_path, task=[1]),
+            changed(tmp_path, task={"a": 1}),
+        ),
+        "failure.json": ("{", "[1]", "{}", '{"verdict": 5, "settings": {}}', "[" * 100_000),
+        "metrics.jsonl": ("{\n", "[1]\n", "{}\n", '{"iteration": "x"}\n', '{"iteration": 2, "loss": "x"}\n'),
+    }.items():
+        path = tmp_path / name
+        whole = path.read_bytes() if path.exists() else None
+        for content in contents:
+            path.write_text(content)
+            told(tmp_path, name)
+        path.rename(tmp_path.with_name("elsewhere"))
+        path.symlink_to(tmp_path.with_name("elsewhere"))
+        told(tmp_path, f"{name}: is a link")
+        path.unlink()
+        os.mkfifo(path)
+        told(tmp_path, f"{name}: is a named pipe")
+        path.unlink()
+        if whole is not None:
+            path.write_bytes(whole)
+    (tmp_path / "checkpoints" / "00000008" / "progress.json").rename(tmp_path / "kept")
+    told(tmp_path, "progress.json: no such file")
+    (tmp_path / "kept").rename(tmp_path / "checkpoints" / "00000008" / "progress.json")
+    task = TinyTask()
+    run(tmp_path, task)
+    assert task.seen[0][0] == 8
+    assert_same_stage(tmp_path, straight[0])
+
+
+def changed(folder, **values):
+    """The last checkpoint's progress, with other values."""
+    return json.dumps(json.loads((folder / "checkpoints" / "00000008" / "progress.json").read_text()) | values)
+
+
+def told(folder, name):
+    with pytest.raises((UserError, FileNotFoundError)) as caught:
+        run(folder)
+    message = str(caught.value)
+    assert (
+        name in message
+        and ("remove" in message or "take it away" in message)
+        and "\n" not in message
+        and len(message) < 700
+    )
 
 
 def test_allocator_is_tuned_on_glibc_and_nowhere_else(monkeypatch):
