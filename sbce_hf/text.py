@@ -4,9 +4,11 @@ A class, a file or a message from elsewhere may hold markup that makes links, pi
 characters that move a terminal's cursor or turn the direction of writing.
 """
 
+import csv
+import io
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .errors import UserError
 
@@ -20,6 +22,10 @@ _NONE = frozenset("\ufffe\uffff")
 # Parentheses and exclamation marks do nothing without brackets, underscores nothing within a word, and some characters
 # only where a line starts.
 _MARKUP = re.compile(r"[\\`*\[\]<>~&$]|(?<![^\W_])_|_(?![^\W_])|^[#+=-]")
+
+# Spreadsheets take a cell that starts so for a formula, which may run programs and fetch addresses; in some languages
+# the wide signs count, too. Blanks before it are no protection.
+_FORMULA = re.compile(r"[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]")
 
 
 def is_control(character: str) -> bool:
@@ -110,3 +116,25 @@ def code_block(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`{3,}", shown)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """A table for spreadsheets, in which names are no formulas.
+
+    A text that would be one, such as `=1+1` or a class called `-`, gets an apostrophe before it, by which spreadsheets
+    know text; numbers stay as they are. [`csv_cell`] takes it away again, whatever the text.
+
+    Args:
+        rows: of texts and numbers.
+    """
+    cells = [[f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row] for row in rows]
+    # Where commas are decimal, these separate cells, but not between quotes.
+    odd = any(isinstance(cell, str) and (";" in cell or "\t" in cell) for row in cells for cell in row)
+    stream = io.StringIO(newline="")
+    csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL).writerows(cells)
+    return stream.getvalue()
+
+
+def csv_cell(text: str) -> str:
+    """What a cell says that [`csv_text`], or whoever else keeps spreadsheets from computing it, has written."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text

@@ -1,16 +1,29 @@
 """Names that would be markup, links or control characters stay text."""
 
+import csv
 import io
 import re
 
 import pytest
 from huggingface_hub import ModelCard
+from hypothesis import example, given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sbce_hf.cli.common import say
 from sbce_hf.errors import UserError
 from sbce_hf.models.configuration_checks import UNSEEN
-from sbce_hf.text import check_names, code_block, code_span, is_control, is_writable, markdown, visible
+from sbce_hf.text import (
+    check_names,
+    code_block,
+    code_span,
+    csv_cell,
+    csv_text,
+    is_control,
+    is_writable,
+    markdown,
+    visible,
+)
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -120,3 +133,37 @@ def test_what_is_no_character_is_in_no_name():
     )
     with pytest.raises(UserError, match=r"cat\\ufffe"):
         check_names(["cat\ufffe"], "classes")
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-",
+    "-1",
+    "@x",
+    "\tx",
+    "\r=x",
+    " =1",
+    "'=1",
+    "''=1",
+    "' -x",
+    "\uff1d1",
+    "='a'!b",
+    '=cmd|"/c"!A1',
+]
+HARMLESS = ["cat", "a=b", "'", "'cat", "o'clock", "", "a;b", "a;=cmd()", "x\ty", "1", "a,b", 'a"b']
+
+
+def test_names_in_tables_are_no_formulas():
+    rows = list(csv.reader(io.StringIO(csv_text([[name] for name in FORMULAS]), newline="")))
+    assert [row[0] for row in rows] == [f"'{name}" for name in FORMULAS]
+    assert csv_text([["cat", -1, 0.5]]) == "cat,-1,0.5\r\n"
+    # In countries with decimal commas a semicolon separates cells, unless it is quoted.
+    assert csv_text([["a;=cmd()", 1]]) == '"a;=cmd()",1\r\n'
+
+
+@given(st.lists(st.lists(st.text(st.sampled_from("'=+-@ab ,;\t\r\n\"\uff1d")) | st.text(), min_size=2, max_size=2)))
+@example([[name, name] for name in (*FORMULAS, *HARMLESS)])
+def test_names_come_back_from_tables(rows):
+    read = csv.reader(io.StringIO(csv_text(rows), newline=""), strict=True)
+    assert [[csv_cell(cell) for cell in row] for row in read] == rows

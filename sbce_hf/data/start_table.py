@@ -1,12 +1,11 @@
 """A tags table to fill in, for photos that nothing says anything of yet."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_atomic
+from ..text import csv_text
 from .layout import PHOTO_FOLDERS, TABLES
 from .photo_files import walk
 from .tags import check_class_list
@@ -16,6 +15,9 @@ TABLE = TABLES[0][0]
 
 def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, int, list[tuple[Path, str]]]:
     """Write `tags.csv` with a row for each photo: an empty cell for its tags, or a column for each class.
+
+    A name that spreadsheets would take for a formula has an apostrophe before it, which readers take away; see
+    [`csv_text`].
 
     Args:
         root: a folder with `images/`, or with photos.
@@ -39,10 +41,8 @@ def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, in
     if path.exists():
         raise UserError(f"{path}: is there already, and is not replaced; fill it in, or move it away")
     check_class_list(classes, "--classes")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["file", *(classes or ["tags"])])
-    writer.writerows([file.relative_to(photos).as_posix(), *[""] * max(len(classes), 1)] for file in files)
+    columns = classes or ["tags"]
+    rows = ([file.relative_to(photos).as_posix(), *[""] * len(columns)] for file in files)
     # Spreadsheets take a file without the mark for one of another encoding.
-    write_atomic(path, text.getvalue().encode("utf-8-sig"))
+    write_atomic(path, csv_text([["file", *columns], *rows]).encode("utf-8-sig"))
     return path, len(files), left_out

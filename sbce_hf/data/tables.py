@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import parse_json, read_bytes, require_regular
-from ..text import visible
+from ..text import csv_cell, visible
 from .rows import Row, Table
 from .tags import MAX_CLASSES, clean_all, clean_tag, split_cell
 
@@ -129,7 +129,7 @@ def _records(path: Path, text: str, delimiter: str, first: int) -> Iterator[tupl
     while True:
         place = f"{path}, line {start}"
         try:
-            cells = next(reader)
+            cells = [csv_cell(cell) for cell in next(reader)]
         except StopIteration:
             return
         except csv.Error as error:

@@ -1,7 +1,5 @@
 """Index PNGs and a list of the classes: the label maps themselves, nothing lost."""
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +9,19 @@ from PIL import Image
 from ..data.decoding import encode_png
 from ..data.schema import IGNORE_INDEX, palette
 from ..files import write_atomic
+from ..text import csv_text
 from .source import ExportSource
 
 
 def write(source: ExportSource, folder: Path) -> list[str]:
-    """Write `masks/<id>.png` and `classes.csv`, the folder layout that source `folder` scores on."""
+    """Write `masks/<id>.png` and `classes.csv`, the folder layout that source `folder` scores on.
+
+    A class whose name spreadsheets would take for a formula has an apostrophe before it; see [`csv_text`].
+    """
     for photo in source:
         write_mask(folder / "masks" / f"{photo.image_id}.png", photo.label_map)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["value", "class"])
-    writer.writerow([0, "background"])
-    writer.writerows(enumerate(source.class_names, start=1))
-    writer.writerow([IGNORE_INDEX, "undecided"])
-    write_atomic(folder / "classes.csv", text.getvalue())
+    classes = enumerate(("background", *source.class_names))
+    write_atomic(folder / "classes.csv", csv_text([("value", "class"), *classes, (IGNORE_INDEX, "undecided")]))
     return []
 
 

@@ -4,8 +4,6 @@ A polygon runs through the centres of a region's outermost pixels, as YOLO's pro
 is joined to its outline by a line and back, which is how such files say holes.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ..files import write_atomic
+from ..text import csv_text
 from .source import Exported, ExportSource
 
 # Of coordinates relative to the photo's size: a hundredth of a pixel of 10 000.
@@ -41,11 +40,7 @@ def write(source: ExportSource, folder: Path) -> list[str]:
         name = "" if least is None else source.class_names[least]
         rows.append((photo.image_id, f"{mean:.4f}", name, "" if least is None else f"{found[least]:.4f}"))
         worst = min(worst, mean)
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["image", "iou", "worst_class", "its_iou"])
-    writer.writerows(rows)
-    write_atomic(folder / "round_trip.csv", table.getvalue())
+    write_atomic(folder / "round_trip.csv", csv_text([("image", "iou", "worst_class", "its_iou"), *rows]))
     data = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(source.class_names))}
     write_atomic(folder / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     mean = float(np.mean([float(row[1]) for row in rows]))

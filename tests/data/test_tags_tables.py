@@ -1,5 +1,6 @@
 """Tags tables as spreadsheets, annotation services and people write them: read, or refused with line and remedy."""
 
+import csv
 import unicodedata
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
+from sbce_hf.data.start_table import write_start_table
 from sbce_hf.errors import UserError
 
 
@@ -211,3 +213,15 @@ def test_more_classes_than_a_label_map_holds(folder, name):
         content = '{"file_name": "a.jpg", "tags": ' + str(tags).replace("'", '"') + "}\n"
     with pytest.raises(UserError, match="got 300 classes, expected at most 254"):
         read(folder, content, name)
+
+
+def test_what_is_no_formula_in_our_tables_keeps_its_name(folder):
+    names, classes = ["=1+1.jpg", "'-a;b.jpg", "@x.jpg", "a.jpg", "b.jpg"], ["+1", "-", "=cmd"]
+    for name in names[:3]:
+        Image.new("RGB", (8, 6), (200, 30, 60)).save(folder / "images" / name)
+    table, count, _ = write_start_table(folder, classes)
+    text = table.read_text(encoding="utf-8-sig")
+    cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+    assert count == len(names) and not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+    marked = text.replace('"",""', '"1","1"')
+    assert tags_of(read(folder, marked)) == {name.removesuffix(".jpg"): classes[:2] for name in names}

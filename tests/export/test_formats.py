@@ -103,6 +103,15 @@ def test_masks(exported):
     assert rows[1:5] == [["0", "background"], *([str(n), name] for n, name in enumerate(NAMES, 1))]
 
 
+def test_classes_are_no_formulas(tmp_path):
+    store = make_store(tmp_path / "store", {"a": MAPS["single"]}, ("-", "=1+1", "cat"))
+    for format, table in (("masks", "classes.csv"), ("yolo", "round_trip.csv")):
+        export_label_maps(ExportSource(store), format, tmp_path / format)
+        rows = csv.reader((tmp_path / format / table).open(encoding="utf-8", newline=""))
+        cells = [cell for row in rows for cell in row]
+        assert "'-" in cells and not any(cell.startswith(("=", "-")) for cell in cells)
+
+
 def test_coco(exported):
     coco = COCO(exported("coco") / "annotations" / "instances_train.json")
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(NAMES)
