@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+# Names of classes are text, and a dollar sign in them opens no formula.
+@matplotlib.rc_context({"text.parse_math": False})
 def plot_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draw what was logged during training, all stages one after the other on one axis.
 
@@ -139,6 +142,8 @@ def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
 
 
+# Names of classes are text, and a dollar sign in them opens no formula.
+@matplotlib.rc_context({"text.parse_math": False})
 def plot_histograms(values: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
     """Draw histograms of values in 0-1, one panel per class, one line per stage.
 

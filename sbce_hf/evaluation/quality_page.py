@@ -63,14 +63,17 @@ def render_quality(
         summary_table(stages).markdown(),
     ]
     if agreements:
-        rows = [(*pair, percent(a.mean_iou), percent(a.pixels), a.num_images) for pair, a in agreements.items()]
+        rows = [
+            (*map(markdown, pair), percent(a.mean_iou), percent(a.pixels), a.num_images)
+            for pair, a in agreements.items()
+        ]
         header = ("Label maps of", "against", "Mean IoU (%)", "Equal pixels (%)", "Images")
         parts += [
             "## Agreement between stages",
             "Both sides are label maps of this run: this is how much they changed, not whether they are right.",
             markdown_table(header, rows, text_columns=2),
         ]
-    parts += [text for stage in stages for text in (f"## {stage.stage}", _class_table(stage))]
+    parts += [text for stage in stages for text in (f"## {markdown(stage.stage)}", _class_table(stage))]
     if histogram:
         parts += ["## Adaptive thresholds", f"![Histogram of the adaptive thresholds per class]({histogram})"]
     return "\n\n".join(parts) + "\n"

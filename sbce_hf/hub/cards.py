@@ -178,14 +178,14 @@ def _label_table(context: ModelCardContext) -> str:
 def _score_table(context: ModelCardContext) -> str:
     """Label maps of every stage; rows of this model in bold, leaks last and marked."""
     config = context.config
-    split = config.data.score_split if config else None
+    split = markdown(config.data.score_split) if config else None
     tags = "known from tags" if config is None or config.labelling.known_classes == "tags" else "predicted"
     cells = []
     for row in sorted(context.scores, key=lambda row: row.uses_ground_truth):
         own = context.kind == "classifier" and row.stage == context.stage and not row.uses_ground_truth
         used = f"**yes** {LEAK_MARK}" if row.uses_ground_truth else "no"
-        line = [row.stage, split, row.num_images, tags, row.rule, _yes(row.crf), markdown(row.note or "none"), used]
-        cells.append(_bold([*line, percent(row.mean_iou)], own))
+        line = [markdown(row.stage), split, row.num_images, tags, markdown(row.rule), _yes(row.crf)]
+        cells.append(_bold([*line, markdown(row.note or "none"), used, percent(row.mean_iou)], own))
     header = ("Stage", "Split", "Images", "Classes of an image", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used for a choice", "mIoU (%)"), cells, text_columns=8)
 
@@ -197,8 +197,9 @@ def _segmenter_table(context: ModelCardContext) -> str:
     for row in context.segmenters:
         own = context.kind == "segmenter" and row.labels == context.stage
         used = "**yes**, for training" if row.labels == "mask" or row.uses_ground_truth else "no"
-        split = section.score_split if section else None
-        line = [TRAINED_ON.get(row.labels, row.labels), split, row.num_images, "not needed", "argmax", _yes(row.crf)]
+        split = markdown(section.score_split) if section else None
+        trained_on = TRAINED_ON.get(row.labels, markdown(row.labels))
+        line = [trained_on, split, row.num_images, "not needed", "argmax", _yes(row.crf)]
         cells.append(_bold([*line, markdown(row.note or "none"), used, percent(row.mean_iou)], own))
     header = ("Trained on", "Split", "Images", "Tags", "Threshold rule", "Dense CRF", "Refinement")
     return markdown_table((*header, "Ground truth used", "mIoU (%)"), cells, text_columns=8)

@@ -1,6 +1,6 @@
 """What a published configuration of label maps says of itself: counts, and what it was made from."""
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,13 +12,21 @@ from huggingface_hub.dataclasses import strict
 from ..config import from_mapping
 from ..config.yaml_text import read_yaml_file
 from ..errors import UserError
-from ..files import check_fields, file_digest
+from ..files import MAX_NOTES, check_fields, file_digest, parse_json, read_small
 from ..labels.store import LabelStore
 from ..runs.layout import CONFIG
 from ..runs.provenance import without_local_paths
 from ..runs.stage import read_record
 from ..runs.stages import REWRITTEN, find_run
-from ..text import check_names
+from ..text import check_names, visible
+
+# A configuration, a shard and a tag become parts of paths, and of commands in the card.
+_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
+# What is read of a source; older ones have a rule where there is a method now.
+_SOURCE: dict[str, Any] = {
+    **{"options": dict, "num_images": int, "crf": bool | None, "ground_truth": bool | None, "seed": int | None},
+    **dict.fromkeys(("stage", "method", "rule", "checkpoint", "key"), str | None),
+}
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,20 @@ def read_info(path: Path, repo_id: str) -> LabelSetInfo:
     Raises:
         ValueError: something else has written it.
     """
-    where = f"{repo_id}: {path.parent.name}/{path.name}"
+    # The name of a configuration is any folder's.
+    where = f"{repo_id}: {visible(path.parent.name)}/{path.name}"
     try:
-        info = from_mapping(LabelSetInfo, json.loads(path.read_text(encoding="utf-8")), path.name)
+        values = parse_json(read_small(path, MAX_NOTES, "remove it"), path.name)
+        info = from_mapping(LabelSetInfo, values, path.name)
         check_names(info.class_names, "class_names")
         counts = (info.images_per_class, info.lost_per_class)
-        if any(values and len(values) != len(info.class_names) for values in counts):
+        if any(len(values) != len(info.class_names) for values in counts):
             raise UserError("images_per_class and lost_per_class: expected one number for each class")
-        if not all(isinstance(source.get("options"), dict) for source in info.sources):
-            raise UserError("sources: expected options with each")
+        for source in info.sources:
+            check_fields(source, _SOURCE, "sources", "remove it")
+        names = (path.parent.name, *info.shards, *([] if info.tag is None else [info.tag]))
+        if odd := [name for name in names if not _PLAIN.fullmatch(name)]:
+            raise UserError(f"got the name {visible(odd[0])[:80]!r}, expected letters, digits, _, - and .")
         return info
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(

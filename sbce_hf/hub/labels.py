@@ -7,11 +7,13 @@ folders of other configurations are not touched.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
@@ -19,6 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, snap
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..data.schema import TaggedImages, label_features
+from ..errors import UserError
 from ..evaluation.tables import markdown_table, percent
 from ..files import write_atomic
 from ..labels.hub_store import INFO, SPLIT
@@ -148,7 +151,9 @@ def render_label_folder(
         info = replace(info, tag=f"{config_name}-{hashlib.sha256(content).hexdigest()[:12]}")
     write_atomic(folder / config_name / INFO, json.dumps(asdict(info), indent=1, ensure_ascii=False) + "\n")
     infos = dict(sorted({**existing.infos, config_name: info}.items()))
-    write_atomic(folder / "README.md", _card(repo_id, infos, config_name, existing.card, license, tags))
+    with nullcontext() if existing.card is None else _metadata(repo_id):
+        card = _card(repo_id, infos, config_name, existing.card, license, tags)
+    write_atomic(folder / "README.md", card)
     replaced = () if append else (f"{config_name}/*",)
     return RenderedLabels(folder, config_name, info, len(new), existing.commit, replaced)
 
@@ -172,10 +177,25 @@ def _look(repo_id: str, revision: str | None, appended_to: str | None) -> Existi
             return Existing()
         patterns = ["README.md", f"*/{INFO}", *([] if appended_to is None else [f"{appended_to}/*.parquet"])]
         folder = Path(snapshot_download(repo_id, repo_type="dataset", revision=commit, allow_patterns=patterns))
-    card = DatasetCard.load(folder / "README.md") if (folder / "README.md").is_file() else None
+    card = None
+    if (folder / "README.md").is_file():
+        with _metadata(repo_id):
+            card = DatasetCard.load(folder / "README.md")
     infos = {path.parent.name: read_info(path, repo_id) for path in sorted(folder.glob(f"*/{INFO}"))}
     names = infos[appended_to].shards if appended_to in infos else ()
     return Existing(commit, card, infos, [folder / str(appended_to) / name for name in names])
+
+
+@contextmanager
+def _metadata(repo_id: str) -> Iterator[None]:
+    """Tell metadata of a card that are of other types than a card's; the library checks none."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"{repo_id}: README.md: its metadata are not those of a dataset's card ({what}); correct them there"
+        ) from error
 
 
 def _check_config(existing: Existing, config_name: str, repo_id: str) -> None:

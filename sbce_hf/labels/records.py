@@ -65,7 +65,7 @@ def checked_meta(text: str, where: str) -> dict[str, Any]:
         raise _wrong(where, "class_names", names, "a list of names")
     check_names(names, f"{where}: class_names")
     expected = {"key": str, "num_images": int, "complete": bool}
-    optional = {"config": dict, "crf": bool, "method": str, "checkpoint": str, "skipped": list}
+    optional = {"config": dict, "crf": bool, "method": str, "rule": str, "checkpoint": str, "skipped": list}
     for name, kind in {**expected, **optional}.items():
         value = values.get(name)
         if value is None and name in optional:

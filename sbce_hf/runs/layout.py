@@ -19,7 +19,7 @@ RESULTS = "results"
 # What is read of the notes.
 _NOTES: dict[str, Any] = {
     **dict.fromkeys(("command", "hardware", "manifest_hash"), str | None),
-    **dict.fromkeys((RESULTS, "versions", "durations"), dict | None),
+    **{RESULTS: dict | None, "versions": dict | None, "durations": dict[str, float | int] | None},
     "starts": list | None,
 }
 # What to do about a damaged file that a run has left.
@@ -40,7 +40,7 @@ def read_notes(folder: Path) -> dict[str, Any]:
         UserError: it is damaged, or names results outside of the run.
     """
     path = folder / NOTES
-    notes = read_fields(path, _NOTES, REMEDY) or {}
+    notes = {name: value for name, value in (read_fields(path, _NOTES, REMEDY) or {}).items() if value is not None}
     results = notes.get(RESULTS) or {}
     if not all(isinstance(part, str) and is_inside(folder / part, folder) for part in results.values()):
         raise UserError(f"{path}: {RESULTS}: expected the run's own folders by name; {REMEDY}")
