@@ -27,6 +27,17 @@ _APOSTROPHES = "'\u2018\u2019"
 _BRACKETS = frozenset("[]{}")
 # Joiners are part of words of some scripts, and of no Latin one.
 _JOINERS = "\u200c\u200d"
+# Letters that look like Latin ones as printed: of the whole list (confusables.txt of Unicode's UTS 39) only those of
+# the two scripts that keyboards and copied texts mix with Latin, each in the case in which it looks so.
+_LOOK_ALIKE = str.maketrans(
+    # Cyrillic.
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
+    # Greek.
+    "\u03b1\u03b9\u03bd\u03bf\u03c1\u03c5"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aeopcyxijshdqwABEKMHOPCTYXIJSaivopuABEZHIKMNOPTYX",
+)
 # Signs at which people separate tags; at a blank only what is made of other tags is taken for more than one.
 _SEPARATORS = (";", ",", "|", "/", " ")
 
@@ -39,7 +50,8 @@ def clean_tag(text: object, where: str) -> str:
         where: file and line, for the message.
 
     Raises:
-        UserError: no text, or quotes, brackets, line ends, control characters or zero-width signs in it.
+        UserError: no text, or quotes, brackets, line ends, control characters or zero-width signs in it, or a word of
+            letters of two scripts.
     """
     if not isinstance(text, str):
         raise UserError(f"{where}: tag: got {visible(repr(text))[:80]}, expected text")
@@ -66,7 +78,26 @@ def _problem(tag: str) -> str:
             return f"the sign U+{ord(character):04X}, which has no width"
         if is_control(character) and character != "\t":
             return f"the control character U+{ord(character):04X}"
+    return "" if tag.isascii() else _mixed(tag)
+
+
+def _mixed(tag: str) -> str:
+    """The first word with Latin letters and Cyrillic ones, or Greek ones that look Latin, as words.
+
+    Words in two languages are left alone, and so are signs such as `\u03b2-cell` and `\u03bcm`.
+    """
+    for word in re.findall(r"[^\W\d_]+", tag):
+        scripts = {unicodedata.name(letter, "?").split()[0]: letter for letter in reversed(word)}
+        latin, cyrillic = scripts.get("LATIN"), scripts.get("CYRILLIC")
+        greek = next((letter for letter in word if letter != letter.translate(_LOOK_ALIKE)), None)
+        other = cyrillic or greek
+        if latin and other:
+            return " and ".join(map(_told, (latin, other))) + " in one word"
     return ""
+
+
+def _told(letter: str) -> str:
+    return f"{letter} (U+{ord(letter):04X} {unicodedata.name(letter, 'unnamed')})"
 
 
 def split_cell(cell: str, separator: str | None, where: str) -> list[str]:
@@ -129,7 +160,7 @@ def _literal(text: str) -> object:
 
 
 def check_spelling(found: Mapping[str, str]) -> None:
-    """Stop at two tags that are one word to a reader, and at the reserved one.
+    """Stop at two tags that are one word to a reader, by their spelling or by their looks, and at the reserved one.
 
     Args:
         found: where each cleaned tag was seen first.
@@ -138,6 +169,7 @@ def check_spelling(found: Mapping[str, str]) -> None:
         UserError: names both spellings and their places.
     """
     forms: dict[str, str] = {}
+    looks: dict[str, str] = {}
     for tag, where in found.items():
         form = _form(tag)
         if form == RESERVED:
@@ -149,6 +181,13 @@ def check_spelling(found: Mapping[str, str]) -> None:
         if other != tag:
             raise UserError(
                 f"{where}: tag {tag!r} is also written {other!r} ({found[other]}); write it one way everywhere"
+            )
+        other = looks.setdefault(_form(unicodedata.normalize("NFKC", tag).translate(_LOOK_ALIKE)), tag)
+        if other != tag:
+            mine, theirs = next(pair for pair in zip(tag, other, strict=False) if pair[0] != pair[1])
+            raise UserError(
+                f"{where}: tag {tag!r} looks like {other!r} ({found[other]}), but for {_told(mine)} instead of "
+                f"{_told(theirs)}; write it one way everywhere"
             )
 
 

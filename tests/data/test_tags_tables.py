@@ -11,6 +11,7 @@ from PIL import Image
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
 from sbce_hf.data.start_table import write_start_table
+from sbce_hf.data.tags import _LOOK_ALIKE
 from sbce_hf.errors import UserError
 
 
@@ -102,6 +103,18 @@ def test_encodings(folder, encoding):
         ("file,tags\na.jpg,[cat\nb.jpg,dog\n", "line 2: tags .*starts like a list and is none"),
         ("file,tags\na.jpg,\"['cat', 'dog' 'cow']\"\nb.jpg,dog\n", "line 2: tags .*starts like a list and is none"),
         ("file,tags\na.jpg,big cat\nb.jpg,big_cat\n", "line 3: tag 'big_cat' is also written 'big cat'"),
+        (
+            "file,tags\na.jpg,cat\nb.jpg,\u0441at\n",
+            r"line 3: tag .*has a \(U\+0061 LATIN .* A\) and \u0441 \(U\+0441 CYRILLIC .* ES\) in one word; expected",
+        ),
+        ("file,tags\na.jpg,cat\nb.jpg,c\u03b1t\n", r"line 3: tag .*c \(U\+0063 LATIN .*U\+03B1 GREEK"),
+        ("file,tags\na.jpg,cat\nb.jpg,a c\u043fb\n", r"line 3: tag .*U\+043F CYRILLIC"),
+        (
+            "file,tags\na.jpg,cop\nb.jpg,\u0441\u043e\u0440\n",
+            r"line 3: tag '.*' looks like 'cop' \(.*line 2\), but for .*U\+0441 CYRILLIC.* instead of c \(U\+0063",
+        ),
+        ("file,tags\na.jpg,BOX\nb.jpg,\u0412\u041e\u0425\n", "line 3: tag '.*' looks like 'BOX'"),
+        ("file,tags\na.jpg,Bo Xi\nb.jpg,\u0412\u043e_Xi\n", "line 3: tag '.*' looks like 'Bo Xi'"),
         ("file,tags\na.jpg,01\nb.jpg,1\n", "line 3: tag '1' is also written '01'"),
         ("file,tags\na.jpg,1.0\nb.jpg,1\n", "line 3: tag '1' is also written '1.0'"),
         ('file,tags\na.jpg,"cat\nb.jpg,dog\n', "line 2: a quote opens in this row and is not closed"),
@@ -225,3 +238,25 @@ def test_what_is_no_formula_in_our_tables_keeps_its_name(folder):
     assert count == len(names) and not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
     marked = text.replace('"",""', '"1","1"')
     assert tags_of(read(folder, marked)) == {name.removesuffix(".jpg"): classes[:2] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("\u043a\u043e\u0442", "kot"),  # Cyrillic and Polish; in small letters they do not look alike
+        ("\u03b2-cell", "5 \u03bcm"),
+        ("cat \u043a\u043e\u0442", "dog \u03ba"),
+        ("\u732bcat", "\u30cd\u30b3"),
+        ("stra\u00dfe", "caf\u00e9"),
+    ],
+)
+def test_honest_words_of_several_scripts(folder, first, second):
+    found = tags_of(read(folder, f"file,tags\na.jpg,{first}\nb.jpg,{second}\n", separator=";"))
+    assert found == {"a": [first], "b": [second]}
+
+
+def test_each_letter_that_looks_latin_is_of_another_script():
+    for letter, latin in _LOOK_ALIKE.items():
+        assert unicodedata.name(chr(letter)).startswith(("CYRILLIC", "GREEK")) and chr(latin).isascii()
+        case = str.isupper if chr(latin).isupper() else str.islower
+        assert case(chr(letter)) and case(chr(latin))
