@@ -9,9 +9,8 @@ import contextlib
 import errno
 import functools
 import io
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL.ExifTags import Base
 
 from ..errors import UserError
 from ..files import require_regular
+from .grey import scaled_in_strips, strips
 
 # EXIF orientations that exchange width and height.
 _TURNED = (5, 6, 7, 8)
@@ -38,15 +38,12 @@ _OF_THE_FILE = (
     errno.ENAMETOOLONG,
 )
 
-# A TIFF's tag that names the value of "no data", the values that mean it without one, and beyond which none is meant.
+# A TIFF's tag that names the value of "no data".
 _GDAL_NODATA = 42_113
-_FILLERS, _LARGEST = (-9999.0, -32_768.0, -99_999.0), 1e30
 # Programs write about ten.
 MAX_SCANS = 100
 # Does not occur in the data of a JPEG, where a byte of 255 is followed by 0.
 _START_OF_SCAN = b"\xff\xda"
-# Pixels of a large picture that are worked on at a time.
-_STRIP = 2**18
 # Of an image's `info`: its grey was scaled by its own range.
 OWN_RANGE = "own_range"
 
@@ -128,11 +125,17 @@ def open_formats() -> tuple[str, ...]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         fillers = [value for value in (_filler(image),) if value is not None]
-        values, stretched = scaled_to_8_bits(np.asarray(image), fillers)
-        image = Image.fromarray(values).convert("RGB")
+        values, stretched = scaled_in_strips(
+            lambda rows: np.asarray(image.crop((0, rows.start, image.width, rows.stop))),
+            (image.height, image.width),
+            fillers,
+        )
+        # Colours take four bytes a pixel, as this may have done.
+        image.close()
+        shown = Image.fromarray(values).convert("RGB")
         if stretched:
-            image.info[OWN_RANGE] = True
-        return image
+            shown.info[OWN_RANGE] = True
+        return shown
     if image.has_transparency_data:
         return _on_white(image)
     if image.mode == "RGB":
@@ -145,16 +148,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     image.load()
     shown = Image.new("RGB", image.size)
-    for rows in _strips(image.height, image.width):
+    for rows in strips(image.height, image.width):
         part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
         shown.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), (0, rows.start))
     return shown
-
-
-def _strips(height: int, width: int) -> Iterator[slice]:
-    """Rows that are worked on at a time, so that a large picture takes no multiple of its memory meanwhile."""
-    step = max(_STRIP // max(width, 1), 1)
-    return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 def _filler(image: Image.Image) -> float | None:
@@ -166,69 +163,11 @@ def _filler(image: Image.Image) -> float | None:
         return None
 
 
-def scaled_to_8_bits(values: NDArray, fillers: Sequence[float] = ()) -> tuple[NDArray[np.uint8], bool]:
-    """Grey of more than 8 bits, as a screen shows it: neither black nor white.
-
-    16-bit grey that uses at least a quarter of its range is scaled by 1/257, so that photos of one camera keep their
-    exposures. Everything else, 10 to 14 bits in 16, 32 bits, floating point, is scaled from its own range, a
-    thousandth of the pixels at either end left out, so that one hot pixel changes nothing. What is not finite, or
-    stands for "no data", is black. Besides the values, a second copy of them and two bytes a pixel are in memory.
-
-    Args:
-        values: `(H, W)` of any number type.
-        fillers: values that stand for no data; the usual ones are known.
-
-    Returns:
-        `(H, W)` uint8, and whether its own range was used.
-    """
-    known = np.empty(values.shape, bool)
-    whole = values.dtype.kind == "u"
-    strips = list(_strips(*values.shape))
-    for rows in strips:
-        wide = values[rows].astype(np.float64)
-        known[rows] = np.isfinite(wide) & (np.abs(wide) < _LARGEST)
-        for filler in (*fillers, *(() if whole else _FILLERS)):
-            known[rows] &= wide != filler
-    if not known.any():
-        return np.zeros(values.shape, np.uint8), True
-    inside = values[known]
-    low, high = float(inside.min()), float(inside.max())
-    own_range = not (
-        (whole or values.dtype == np.int32) and low >= 0 and high <= 65_535 and (high - low >= 2**14 or low == high)
-    )
-    if own_range:
-        cut_low, cut_high = _quantiles(inside, (0.001, 0.999))
-        low, high = (cut_low, cut_high) if cut_high > cut_low else (low, high)
-    del inside
-    grey = np.zeros(values.shape, np.uint8)
-    for rows in strips:
-        wide = np.where(known[rows], values[rows], low).astype(np.float64)
-        if not own_range:
-            wide /= 257
-        elif high == low:
-            wide[:] = 128
-        else:
-            wide = (np.clip(wide, low, high) - low) * (255 / (high - low))
-        grey[rows] = np.where(known[rows], np.rint(wide), 0)
-    return grey, own_range
-
-
-def _quantiles(values: NDArray, shares: Sequence[float]) -> list[float]:
-    """Quantiles as `numpy.quantile` gives them, without its copy: `values`, of shape `(n,)`, are reordered."""
-    places = [share * (len(values) - 1) for share in shares]
-    values.partition(sorted({index for place in places for index in (int(place), math.ceil(place))}))
-    found = []
-    for place in places:
-        below, above = float(values[int(place)]), float(values[math.ceil(place)])
-        found.append(below + (above - below) * (place % 1))
-    return found
-
-
 def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     """Decode any image to upright 8-bit RGB.
 
     Rotated as EXIF says. Transparent pixels are blended onto white, as most viewers show cut-outs. Grey of more than 8
-    bits is scaled, not clipped; see [`scaled_to_8_bits`]. Of what moves, the first picture is taken. The image's
+    bits is scaled, not clipped; see [`grey.scaled_to_8_bits`]. Of what moves, the first picture is taken. The image's
     `info[OWN_RANGE]` is set where its own range was used.
 
     Args:

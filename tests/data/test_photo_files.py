@@ -8,7 +8,8 @@ from PIL import Image, TiffImagePlugin
 
 from sbce_hf.config import DataConfig
 from sbce_hf.data import decoding, load_images, photo_files
-from sbce_hf.data.decoding import decode_image, scaled_to_8_bits
+from sbce_hf.data.decoding import decode_image
+from sbce_hf.data.grey import scaled_to_8_bits
 from sbce_hf.data.image_ids import check_ids
 from sbce_hf.data.photo_files import Finder, is_photo_name, walk
 from sbce_hf.data.photos import load_photos
