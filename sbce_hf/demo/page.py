@@ -16,7 +16,7 @@ from ..files import is_inside
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
-from .pictures import annotated, encode_label_map, outlined_heat_map, served_file
+from .pictures import annotated, encode_label_map, outlined_heat_map, picture_address, served_file
 
 # Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
 MAX_SIDE = 512
@@ -63,7 +63,7 @@ def read_photo(path: str | None) -> Image.Image:
         gradio.Error: no file, or one that is no photo.
     """
     if path is None:
-        raise _error("There is no photo yet: upload one, paste one, or click the example.")
+        raise _error("There is no photo yet: upload one, paste one, or take the example.")
     try:
         photo = decode_image(path, min_side=MAX_SIDE)
     except ValueError as error:
@@ -218,13 +218,20 @@ def _tag_inputs(names: Sequence[str]) -> tuple[gr.Dropdown, gr.Checkbox]:
 
 
 def _add_example(names: Sequence[str], photo: gr.Image, tags: Any) -> None:
+    """The example to look at, and a button that takes it.
+
+    `gr.Examples` would write the picture's file into the page's settings, with its path on the server.
+    """
     picture, known = example(names)
-    label = "Example, drawn by the program"
-    if known:
-        gr.Examples([[picture, known]], [photo, tags], label=label, api_visibility="private")
-    else:
-        label += " (its kites and lanterns are no classes of this checkpoint)"
-        gr.Examples([[picture]], [photo], label=label, api_visibility="private")
+    content = encode_png(picture)
+    other = "" if known else " (its kites and lanterns are no classes of this checkpoint)"
+    gr.HTML(f'<img src="{picture_address(picture)}" alt="" style="height: 100px">', elem_id="example-picture")
+    button = gr.Button(f"Take this example, drawn by the program{other}", size="sm", elem_id="example")
+
+    def take() -> list[Any]:
+        return [served_file(content, "example.png", photo.GRADIO_CACHE), *([known] if known else [])]
+
+    button.click(take, None, [photo, *([tags] if known else [])], api_visibility="private", show_progress="hidden")
 
 
 def _uploaded(payload: Any, folder: str) -> str | None:

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import shutil
+import tempfile
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,23 @@ def test_example_is_drawn_with_the_checkpoints_things():
     assert tags == [] and picture.mode == "RGB"
 
 
+def test_the_example_is_taken_by_a_click(client, segmenter):
+    config = httpx.get(f"{client.src}config").json()
+    (button,) = (block["id"] for block in config["components"] if block["props"].get("elem_id") == "example")
+    (click,) = (one for one in config["dependencies"] if [button, "click"] in one["targets"])
+    body = {"data": [], "fn_index": click["id"], "session_hash": "example"}
+    assert httpx.post(f"{client.src}gradio_api/queue/join", json=body).is_success
+    events = httpx.get(f"{client.src}gradio_api/queue/data", params={"session_hash": "example"}, timeout=60).text
+    (done,) = (json.loads(line[6:]) for line in events.splitlines() if '"process_completed"' in line)
+    picture, tags = done["output"]["data"]
+    assert tags == ["kite", "lantern"]
+    body = {"data": [{"path": picture["path"], "meta": {"_type": "gradio.FileData"}}, tags, False, False]}
+    event = httpx.post(f"{client.src}gradio_api/call/label", json=body).json()["event_id"]
+    assert "event: complete" in httpx.get(f"{client.src}gradio_api/call/label/{event}", timeout=60).text
+    # No path in the settings of the other page, either.
+    assert gr.Image().GRADIO_CACHE not in json.dumps(build_demo(segmenter).get_config_file(), default=str)
+
+
 def test_app_says_what_is_missing(app, tmp_path, classifier):
     assert "SBCE_CHECKPOINT" in told(app.demo) and "not set" in told(app.demo)
     absent = told(app.page(str(tmp_path / "absent")))
@@ -297,6 +315,12 @@ def test_in_a_browser(client, photo):
         browser = start.chromium.launch(executable_path=chromium, args=flags.split())
         tab = browser.new_page(viewport={"width": 390, "height": 844})
         tab.goto(client.src, wait_until="domcontentloaded")
+        tab.click("#example")
+        tab.wait_for_selector("#photo img")
+        assert "kite" in tab.inner_text("#tags") and tab.evaluate(
+            "document.querySelector('#example-picture img').naturalWidth"
+        )
+        tab.reload(wait_until="domcontentloaded")
         tab.set_input_files("#photo input[type=file]", photo)
         tab.wait_for_selector("#photo img")
         tab.click("#tags input")
@@ -313,9 +337,13 @@ def test_neither_settings_nor_errors_show_a_path_of_the_server(client, folder, p
     root = client.src.rstrip("/")
     (folder / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
     said = []
-    for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd", "no-such-page"):
+    for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd", "no-such-page", ""):
         said.append(httpx.get(f"{root}/{path}").text)
     assert "Label maps from image tags" in said[0] and "root" not in said[2]
+    # Nor the example's; whoever has sent a photo, or takes the example, is told the name under which it lies.
+    for text in said:
+        assert gr.Image().GRADIO_CACHE not in text and tempfile.gettempdir() not in text
+    assert "Label maps from image tags" in said[-1]
     for tags in (["kite"], ["no such class"], [3]):
         for picture in (handle_file(folder / "damaged.jpg"), handle_file(photo), None):
             try:
