@@ -45,10 +45,12 @@ from sbce_hf.config import (
 )
 from sbce_hf.data import load_images
 from sbce_hf.data.decoding import decode_image, decode_indices, encode_png
+from sbce_hf.data.lists import images_from_lists
 from sbce_hf.data.photos import load_photos
 from sbce_hf.data.saliency_maps import SaliencyMaps, check_saliency_maps
 from sbce_hf.data.schema import TaggedImages
 from sbce_hf.demo.explain import load_checkpoint
+from sbce_hf.files import write_json
 from sbce_hf.hub.label_info import read_info
 from sbce_hf.inference.checkpoints import load_boundary_network, load_classifier, load_segmenter
 from sbce_hf.labels import hub_store
@@ -63,7 +65,12 @@ from sbce_hf.models.image_processing_spatial_bce import SpatialBceImageProcessor
 from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_irn import IrnModel
 from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
+from sbce_hf.runs import report
+from sbce_hf.runs.bench import load_training_images
+from sbce_hf.runs.guard import kept_classes
 from sbce_hf.training.classifier import create_classifier
+from sbce_hf.training.folder import Progress, StageFolder, read_metrics
+from sbce_hf.training.health import ClassHealth
 from sbce_hf.training.segmenter import create_segmenter
 
 # A case that takes longer hangs, in seconds.
@@ -376,6 +383,36 @@ def odd_rows(folder: Path, random: Random) -> None:
 # Recipes -------------------------------------------------------------------------------------------------------------
 
 
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+_SETTINGS = {"name": "tiny", "seed": 0, "images": 4, "training": {"lr": 0.1, "epochs": 2}, "inputs": {}}
+
+
+def run_notes(folder: Path) -> None:
+    write_json(folder / "guard.json", {"before": "bce", "classes": {"cat": "flooded"}})
+    write_json(folder / "figures" / "drawn.json", {"figures/sheet.png": "0123", "figures/curves.png": "4567"})
+    write_json(folder / "images.json", {"manifest_hash": "0123", "images": {"0": "45", "1": "67"}})
+    write_json(folder / "failure.json", {"verdict": "the loss is nan", "settings": {}})
+    stage = StageFolder(folder / "stage", _SETTINGS)
+    stage.start_from(0)
+    for iteration in (2, 4):
+        stage.append_metrics({"iteration": iteration, "loss": 0.5, "mean_p/cat": math.nan})
+    stage.checkpoint_target(4).mkdir(parents=True)
+    stage.finish_checkpoint(Progress(4, 1.5, 1, ClassHealth(["cat"]).state()), keep=1)
+
+
+def read_run_notes(folder: Path) -> None:
+    kept_classes(folder)
+    report._Pictures(folder).draw("figures/sheet.png", {}, lambda path: path.write_bytes(b"drawn"))
+    (folder / "figures" / "sheet.png").unlink()
+    with patch("sbce_hf.runs.bench.load_images", lambda *_: images_from_lists([Image.new("RGB", (2, 2))], [["cat"]])):
+        load_training_images(RunConfig(data=DataConfig(source="shapes")), folder)
+    assert all(isinstance(line["iteration"], int) for line in read_metrics(folder / "stage" / "metrics.jsonl"))
+    StageFolder(folder, _SETTINGS).failure()
+    found = StageFolder(folder / "stage", _SETTINGS).latest_checkpoint()
+    assert found is not None and found[1].iteration > 0
+
+
 def recipe(folder: Path) -> None:
     # All that a recipe may say.
     values = to_mapping(load_recipe("voc-animals", {"data": {"data_dir": "photos"}})) | {
@@ -654,6 +691,12 @@ READERS: dict[str, Reader] = {
         lambda folder: folder.mkdir(exist_ok=True), read_source("hub"), names=("column", *_DATA), spoil=odd_rows
     ),
     "hub saved": Reader(saved_dataset, read_source("hub"), ["saved/*"], ("saved", "column", *_DATA)),
+    "run notes": Reader(
+        run_notes,
+        read_run_notes,
+        ["*.json", "figures/*.json", "stage/metrics.jsonl", "stage/checkpoints/*/progress.json"],
+        (".json", "checkpoints"),
+    ),
     "recipe": Reader(recipe, read_recipes, ["*.yaml"], (".yaml", "official")),
     "options": Reader(lambda folder: folder.mkdir(exist_ok=True), read_option, names=("",), spoil=odd_options),
     "label store": Reader(store_with_photos, read_store, ["store/*.json*"], ("store", "label map")),
