@@ -1,16 +1,24 @@
 """Typical mistakes are answered before torch is loaded, which alone takes longer than anybody waits."""
 
+import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from sbce_hf import SpatialBceConfig
+from sbce_hf.config import load_recipe
 from sbce_hf.errors import UserError
 from sbce_hf.models import modeling_checkpoint
-from sbce_hf.runs.early import MAX_CONFIG, check_checkpoint
+from sbce_hf.runs.early import CLASSIFIER, MAX_CONFIG, check_checkpoint
+from sbce_hf.runs.stage import keys_of, write_record
+from sbce_hf.runs.stages import stages_of
 
 # Of CPU time, which other work on the machine does not change; loading torch and transformers takes four and more.
 LIMIT = 2.0
@@ -32,6 +40,20 @@ def place(tmp_path_factory):
     (root / "model").mkdir()
     (root / "model" / "config.json").write_text('{"model_type": "spatial_bce"}')
     (root / "model" / "model.safetensors").write_bytes(b"\xff" * 20)
+    for name, kind in (("bare", "spatial_bce"), ("other", "bert"), ("nothing", None)):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps({"model_type": kind}))
+        if name != "bare":
+            save_file({"x": np.zeros(1)}, root / name / "model.safetensors")
+    (root / "w.pth").write_bytes(b"?")
+    (root / "empty").mkdir()
+    shutil.copytree(root / "data", root / "masked")
+    (root / "masked" / "masks").mkdir()
+    Image.new("L", (4, 8), 1).save(root / "masked" / "masks" / "a.png")
+    stages = stages_of(load_recipe("own-data", {"data": {"data_dir": "data"}}))
+    for stage in stages[:2]:
+        (root / "begun" / stage.name).mkdir(parents=True)
+        write_record(root / "begun", stage, keys_of(stages, "images"), "images", finished=True)
     (root / "run").mkdir()
     for name in ("config.yaml", "run.json"):
         (root / "run" / name).write_text("{}")
@@ -44,6 +66,15 @@ def place(tmp_path_factory):
         ("run --recipe nothing", "built-in recipes"),
         ("run --recipe own-data --data-dir data --set bce.epoch=3", "did you mean 'epochs'"),
         ("run --recipe own-data --data-dir data --set model.trnk=resnet18", "did you mean 'trunk'"),
+        ("run --recipe own-data --data-dir data --set model.xyzzy=1", "unknown key 'xyzzy'; known keys: trunk"),
+        ("run --recipe own-data --data-dir data --set model.output_stride=eight", "got 'eight', expected int | None"),
+        ("run --recipe own-data --data-dir data --set model.trunk=resnet5", "no model of timm; did you mean resnet50"),
+        ("run --recipe own-data --data-dir data --trunk-weights w.pth", "expected a .safetensors file; `sbce import"),
+        ("run --recipe own-data --data-dir data --set data.score_split=val", "no rows of split 'val'"),
+        ("run --recipe own-data --data-dir data --set data.classes=[cat,dog]", "no image of split 'train' has"),
+        ("run --recipe own-data --data-dir masked --set data.score_split=train", "got 4 x 8 pixels, expected 8 x 8"),
+        ("run --recipe own-data --data-dir data --seed 3 --output-dir begun", "bce: seed was 0, is 3. Give the same"),
+        ("run --recipe own-data --data-dir data --set spatial.lr=9 --output-dir begun", "round_1: spatial.lr was"),
         ("run --recipe own-data --data-dir nowhere", "nowhere: no such folder"),
         ("run --recipe own-data --data-dir bad", "line 1: no header"),
         ("run --recipe own-data --data-dir gone", "1 images listed in tags.csv missing"),
@@ -54,11 +85,19 @@ def place(tmp_path_factory):
         ("label --recipe own-data --data-dir data --checkpoint a/b/c --output-dir out", "neither a folder nor the id"),
         ("label --recipe own-data --data-dir data --checkpoint model --output-dir out", "no whole safetensors file"),
         ("label --recipe own-data --data-dir data --checkpoint data --output-dir out", "expected the model/ folder"),
+        ("label --recipe own-data --data-dir data --checkpoint bare --output-dir out", "bare: no model.safetensors"),
+        ("label --recipe own-data --data-dir data --checkpoint other --output-dir out", "is a bert, expected"),
+        ("label --recipe own-data --data-dir data --checkpoint nothing --output-dir out", "model_type: got None"),
+        ("predict data/images --checkpoint other --output-dir out", "preprocessor_config.json: missing"),
+        ("predict data/images --checkpoint bare --output-dir out", "bare: no model.safetensors"),
+        ("predict empty --checkpoint other --output-dir out", "empty: no photos"),
         ("predict data/images --checkpoint run --output-dir out", "the run is not finished"),
         ("predict nowhere.jpg --checkpoint model --output-dir out", "nowhere.jpg: no such file or folder"),
         ("evaluate --recipe own-data --data-dir data --split train --labels out", "no label store in out"),
         ("train-classifier --recipe own-data --data-dir data --kind spatial --output-dir out", "--labels: missing"),
         ("demo --checkpoint data", "expected the model/ folder"),
+        ("check data --set model.trnk=resnet18", "did you mean 'trunk'"),
+        ("push labels nowhere user/name", "no label store in nowhere"),
         ("check nowhere", "nowhere: no such folder"),
     ],
 )
@@ -124,10 +163,12 @@ def test_a_snapshot_in_the_cache_is_no_hostile_checkpoint(tmp_path):
     snapshot = repository / "snapshots" / "abc"
     for folder in (repository / "blobs", snapshot):
         folder.mkdir(parents=True)
-    (repository / "blobs" / "1").write_text("{}")
+    (repository / "blobs" / "1").write_text('{"model_type": "spatial_bce"}')
     (snapshot / "config.json").symlink_to("../../blobs/1")
+    save_file({"x": np.zeros(1)}, repository / "blobs" / "2")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/2")
     assert check_checkpoint(str(snapshot)) == str(snapshot)
 
 
 def test_the_limit_is_that_of_the_reader():
-    assert MAX_CONFIG == modeling_checkpoint.MAX_CONFIG
+    assert MAX_CONFIG == modeling_checkpoint.MAX_CONFIG and SpatialBceConfig.model_type == CLASSIFIER

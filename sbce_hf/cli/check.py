@@ -33,6 +33,10 @@ def add(commands: Any) -> None:
 def _check(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early_networks import check_networks
+
+    check_networks(config)
+
     from ..data import load_images
 
     images = load_images(config.data, config.data.train_split)

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> int:
     from ..runs.early import check_checkpoint
 
-    checkpoint = check_checkpoint(options.checkpoint)
+    checkpoint = check_checkpoint(options.checkpoint, any_kind=True)
     try:
         from ..demo.page import LAUNCH, build_demo
     except ModuleNotFoundError as error:

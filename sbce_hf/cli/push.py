@@ -107,6 +107,10 @@ def _labels(options: argparse.Namespace) -> int:
         raise UserError("--with-images and --recipe: expected both or none; the recipe says where the photos are")
     config = config_from(options) if options.recipe else None
 
+    from ..runs.early import check_labels
+
+    check_labels(options.store)
+
     from ..data import load_images
     from ..hub.errors import HubError, require_token
     from ..hub.labels import render_label_folder

@@ -40,6 +40,10 @@ def _start(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = config_from(options)
 
+    from ..runs.early_networks import check_networks
+
+    check_networks(config)
+
     from ..runs.plan import make_plan
 
     plan = make_plan(config, run_dir_of(options, config))

@@ -13,10 +13,12 @@ from datasets import Dataset
 from ..config import DataConfig
 from ..errors import UserError
 from .layout import Understood, understand
+from .mask_checks import check_mask_sizes
+from .own_files import require_own_paths
 from .rows import Row, first_uses
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, features
 from .tags import check_class_list, check_separators, check_spelling, is_number, sorted_tags
-from .validation import checked_images, class_indices, listing
+from .validation import checked_images, class_indices, listing, require_every_class
 
 
 def load(config: DataConfig, split: str) -> TaggedImages:
@@ -80,6 +82,26 @@ def classes_of(found: Understood, config: DataConfig) -> tuple[str, ...]:
     for row in found.rows:
         _indices(row, class_names)
     return class_names
+
+
+def check_split(found: Understood, config: DataConfig) -> None:
+    """See, before any photo is decoded, what is wrong with the tags of a run's split, or with the sizes of its masks.
+
+    Raises:
+        FileNotFoundError: see [`rows_of`].
+        UserError: see [`classes_of`], [`rows_of`] and [`checked_images`].
+    """
+    class_names = classes_of(found, config)
+    tags = {tag for row in rows_of(found, config.train_split) for tag in row.tags}
+    require_every_class([name for name in class_names if name not in tags], class_names, config.train_split)
+    if config.score_split is None:
+        return
+    scored = rows_of(found, config.score_split)
+    masks = _masks(Path(config.data_dir or "") / "masks", scored)
+    pairs = {row.image_id: (found.photos / row.file, mask) for row, mask in zip(scored, masks, strict=True) if mask}
+    if not config.outside_files:
+        require_own_paths((file for pair in pairs.values() for file in pair), Path(config.data_dir or ""))
+    check_mask_sizes(pairs)
 
 
 def rows_of(found: Understood, split: str) -> list[Row]:

@@ -1,15 +1,22 @@
 """Masks of a score split, looked at before anything starts: bad ones, and those on which a score says nothing."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..progress import tracked
-from .schema import IGNORE_INDEX, TaggedImages
+from .decoding import UnreadableError, decode_indices, named, upright_size
+from .schema import IGNORE_INDEX, TaggedImages, require_upright
+
+# That are looked at where a second is too long.
+FEW = 16
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,26 @@ def check_masks(images: TaggedImages) -> list[str]:
             "data.score_split to null to score nothing"
         )
     return _notes(images.class_names, in_mask, tagged, ignored)
+
+
+def check_mask_sizes(pairs: Mapping[str, tuple[Path, Path]]) -> None:
+    """Compare the sizes of a few masks with those of their photos: who mixes up sizes does so everywhere.
+
+    Args:
+        pairs: photo and mask by the photo's name.
+
+    Raises:
+        UserError: a mask that cannot be read, or of another size.
+    """
+    for image_id in list(pairs)[:FEW]:
+        photo, mask = pairs[image_id]
+        name = f"mask of image {image_id!r}"
+        # A photo that cannot be read is left out later, with its mask.
+        with contextlib.suppress(UnreadableError):
+            size = upright_size(str(photo))
+            with named(name):
+                shape = decode_indices(str(mask)).shape
+            require_upright(shape, size, name)
 
 
 def _notes(names: tuple[str, ...], in_mask: NDArray, tagged: NDArray, ignored: bool) -> list[str]:

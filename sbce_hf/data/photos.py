@@ -72,7 +72,7 @@ def load_photos(
                 "instead of its parts, or rename one"
             )
     if not found:
-        raise UserError(f"{paths[0]}: no photos; {left_out[0][0]}: {left_out[0][1]}")
+        raise _no_photos(paths, left_out)
     columns = {
         "image_id": list(found),
         "image": [str(file) for file in found.values()],
@@ -82,6 +82,22 @@ def load_photos(
     skipped = [SkippedImage(str(file), reason) for file, reason in left_out]
     config = DataConfig(data_dir=str(paths[0]), strict=strict)
     return checked_images(dataset, class_names, config, _SPLIT, skipped=skipped)
+
+
+def require_photos(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """See that there is a photo at all, as [`load_photos`] does; none is opened.
+
+    Raises:
+        FileNotFoundError: a path before the first photo does not exist.
+        UserError: no photos, or a folder without any.
+    """
+    left_out: list[tuple[Path, str]] = []
+    if next(_listed([Path(path) for path in paths], (), left_out), None) is None:
+        raise _no_photos(paths, left_out)
+
+
+def _no_photos(paths: Sequence[str | os.PathLike[str]], left_out: Sequence[tuple[Path, str]]) -> UserError:
+    return UserError(f"{os.fspath(paths[0])}: no photos; {left_out[0][0]}: {left_out[0][1]}")
 
 
 def _listed(

@@ -208,12 +208,7 @@ class TaggedImages:
         self._require_shape(index, values.shape, name)
 
     def _require_shape(self, index: int, shape: tuple[int, ...], name: str) -> None:
-        width, height = self.upright_size(index)
-        if shape != (height, width):
-            raise UserError(
-                f"{name}: got {shape[1]} x {shape[0]} pixels, expected {width} x {height} like its "
-                "image (after the rotation its EXIF data ask for); make it from this image"
-            )
+        require_upright(shape, self.upright_size(index), name)
 
     def _stored_values(self, index: int, name: str) -> NDArray[np.integer] | None:
         if self.painter is not None:
@@ -263,6 +258,16 @@ class TaggedImages:
         if "mask" not in self.dataset.column_names:
             return self.select([])
         return self.select([index for index, mask in enumerate(self.dataset["mask"]) if _is_given(mask)])
+
+
+def require_upright(shape: tuple[int, ...], size: tuple[int, int], name: str) -> None:
+    """Raise a `UserError` if a mask of shape `(H, W)` has not the size of its upright image, width first."""
+    width, height = size
+    if shape != (height, width):
+        raise UserError(
+            f"{name}: got {shape[1]} x {shape[0]} pixels, expected {width} x {height} like its "
+            "image (after the rotation its EXIF data ask for); make it from this image"
+        )
 
 
 def _is_given(source: Mapping[str, Any] | None) -> bool:

@@ -247,9 +247,21 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
             split,
             listing(absent),
         )
-    elif absent:
-        present = [name for name in images.class_names if name not in absent]
+    else:
+        require_every_class(absent, images.class_names, split)
+
+
+def require_every_class(absent: Collection[str], class_names: Sequence[str], split: str) -> None:
+    """Raise a `UserError` for classes that no image of a training split has.
+
+    Args:
+        absent: these classes.
+        class_names: all.
+        split: the training split.
+    """
+    if absent:
+        present = [name for name in class_names if name not in absent]
         raise UserError(
-            f"data: no image of split {split!r} ({len(images)} images) has the tag {listing(absent)}; a class without "
-            f"images cannot be learned. Add images, raise data.max_images, or set data.classes to {present}"
+            f"data: no image of split {split!r} has the tag {listing(absent)}; a class without images cannot be "
+            f"learned. Add images, raise data.max_images, or set data.classes to {present}"
         )

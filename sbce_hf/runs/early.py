@@ -3,24 +3,31 @@
 Every check here is made again, and more thoroughly, by what uses the thing; here is only what needs no network.
 """
 
-import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ..config import DataConfig, RunConfig
-from ..config.network_fields import network_fields
+from ..config.ranges import shortened, shown
 from ..errors import UserError
 from ..files import is_inside, parse_json, read_small, require_regular
 from ..locks import require_free
 from ..references import local_checkpoint, repository_folder
+from ..training.folder import FAILURE
+from .early_networks import check_networks
 from .layout import Result, result_of
+from .settings import BCE, sections_of
+from .stage import another_config, differences, read_record
 
 # Names that stand for no file.
 _NO_FILE = frozenset({"random", "pretrained", "classifier"})
 # Bytes of a config.json, as where it is read again.
 MAX_CONFIG = 2**20
+# Of this package's classifiers, in their config.json.
+CLASSIFIER = "spatial_bce"
 _AGAIN = "fetch the checkpoint again"
 
 
@@ -35,17 +42,19 @@ def check_run(config: RunConfig, run_dir: Path | None = None) -> None:
         OSError: something is missing, or cannot be written to.
         UserError: something cannot be used, or another process is at work in the run's directory.
     """
-    _check_model_keys(config)
-    check_weights("trunk weights", config.trunk_weights)
+    check_networks(config)
+    trunk = config.model.get("trunk", "resnet50")
+    check_weights("trunk weights", config.trunk_weights, trunk)
     for name, section in (("segmenter", config.segmenter), ("irn", config.irn)):
         weights = getattr(section, "weights", None) or getattr(section, "trunk_weights", None)
-        if weights is not None:
-            check_weights(f"{name} weights", weights)
+        if section is not None and weights is not None:
+            check_weights(f"{name} weights", weights, section.model.get("trunk", trunk))
     if run_dir is not None:
         _check_writable(run_dir)
         # Of processes that work together the first may have begun.
         if os.environ.get("RANK", "0") == "0":
             require_free(run_dir)
+        _check_continued(config, run_dir)
     check_data(config.data)
 
 
@@ -58,18 +67,22 @@ def check_data(config: DataConfig) -> None:
     """
     root = Path(config.data_dir or "")
     if config.source == "folder":
-        from ..data.folder import classes_of, rows_of
+        from ..data.folder import check_split
         from ..data.layout import understand
 
         found = understand(config)
-        classes_of(found, config)
-        rows_of(found, config.train_split)
+        check_split(found, config)
     elif config.source in ("voc", "coco") and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; data.data_dir names it")
 
 
-def check_weights(what: str, weights: str) -> None:
+def check_weights(what: str, weights: str, trunk: str) -> None:
     """See that a file of weights is there, and starts as one.
+
+    Args:
+        what: it is, for messages.
+        weights: the file, or a word that stands for none.
+        trunk: that it is for.
 
     Raises:
         FileNotFoundError: it is not.
@@ -82,26 +95,29 @@ def check_weights(what: str, weights: str) -> None:
         raise FileNotFoundError(f"{what}: {path} is a folder; name the file in it, {path / 'model.safetensors'}")
     if not path.is_file():
         raise FileNotFoundError(f"{what}: no file {path}; give a checkpoint file, 'pretrained' or 'random'")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{what} {path}: expected a .safetensors file; `sbce import {path} --trunk {trunk} --output "
+            "FILE.safetensors` checks and converts other files"
+        )
     _check_header(path)
 
 
-def check_checkpoint(name: str, what: Result = "classifier") -> str:
+def check_checkpoint(name: str, what: Result = "classifier", any_kind: bool = False) -> str:
     """The folder or Hub id that a command takes for a checkpoint, looked at.
 
     Args:
         name: a model folder, a run directory, a stage's folder, or a Hub id with an optional `@revision`.
         what: of a run's results.
+        any_kind: a classifier or a segmentation network, whichever it is.
 
     Raises:
         OSError: there is none.
-        UserError: it is damaged.
+        UserError: it is damaged, or of another kind.
     """
     name = result_of(name, what)
-    folder = Path(name)
-    if not folder.is_dir():
-        # A file, a path that is not there, or a name on the Hub, which is downloaded now and read later.
-        local_checkpoint(name)
-        return name
+    # Where it is no folder: a file, a path that is not there, or a name on the Hub, which is downloaded now.
+    folder = local_checkpoint(name)
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected the model/ folder of a finished training")
@@ -110,11 +126,18 @@ def check_checkpoint(name: str, what: Result = "classifier") -> str:
         if not is_inside(file, repository_folder(folder)):
             raise UserError(f"{file}: is a link out of the checkpoint's folder, expected a file; put a copy there")
     try:
-        parse_json(read_small(path, MAX_CONFIG, _AGAIN), str(path))
+        described = parse_json(read_small(path, MAX_CONFIG, _AGAIN), str(path))
     except UserError as error:
         raise UserError(f"{error}; {_AGAIN}") from error
+    if not weights and not list(folder.glob("*.safetensors.index.json")):
+        raise FileNotFoundError(
+            f"{folder}: no model.safetensors; expected the model/ folder of a finished training. Pickled weights "
+            "(.bin, .pth) are not read: `sbce import` converts them"
+        )
     for file in weights:
         _check_header(file)
+    if not any_kind:
+        _check_kind(folder, described, what)
     return name
 
 
@@ -143,10 +166,30 @@ def check_paths(paths: list[str]) -> None:
 
     Raises:
         FileNotFoundError: they are not.
+        UserError: a folder without any.
     """
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file or folder; expected photos")
+    from ..data.photos import require_photos
+
+    require_photos(paths)
+
+
+def _check_kind(folder: Path, described: Any, what: Result) -> None:
+    """See that a checkpoint is a classifier of this package, or a segmentation network with its image processor."""
+    kind = described.get("model_type") if isinstance(described, Mapping) else None
+    if not isinstance(kind, str):
+        raise UserError(f"{folder / 'config.json'}: model_type: got {shown(kind)}, expected a name; {_AGAIN}")
+    if what == "classifier" and kind != CLASSIFIER:
+        raise UserError(f"{folder}: is a {shortened(kind)}, expected a classifier of this library")
+    if what == "segmenter" and kind == CLASSIFIER:
+        raise UserError(
+            f"{folder}: is a classifier, expected a segmentation network; a classifier's label maps are made by "
+            "sbce label"
+        )
+    if what == "segmenter" and not (path := folder / "preprocessor_config.json").is_file():
+        raise FileNotFoundError(f"{path}: missing; save the image processor of the training there")
 
 
 def _check_header(path: Path) -> None:
@@ -160,13 +203,15 @@ def _check_header(path: Path) -> None:
         raise UserError(f"{path}: is no whole safetensors file ({error}); {_AGAIN}") from error
 
 
-def _check_model_keys(config: RunConfig) -> None:
-    """Tell a misspelt key of `model`."""
-    known = network_fields("model")
-    for key in config.model:
-        # Others may be transformers' own.
-        if key not in known and (near := difflib.get_close_matches(key, known, n=1, cutoff=0.75)):
-            raise UserError(f"model: unknown key {key!r}; did you mean {near[0]!r}?")
+def _check_continued(config: RunConfig, run_dir: Path) -> None:
+    """Compare the settings of a run's trainings with what its folder says of them; the rest is compared later."""
+    for number in range(config.rounds + 1):
+        name = f"round_{number}" if number else BCE
+        if (run_dir / name / FAILURE).is_file():
+            continue
+        found, settings = read_record(run_dir / name).get("settings", {}), sections_of(config, number)
+        if found and (lines := differences({key: found.get(key) for key in settings}, settings)):
+            raise another_config(run_dir, name, lines, f"{name} and what was made after it")
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import RunConfig
-from ..data import TaggedImages
+from ..errors import UserError
 from ..files import digest, read_fields, write_json
 from ..training.folder import FAILURE
-from .bench import Bench
 from .layout import REMEDY
+
+# What tells a mistake before torch is loaded reads the records, too.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..data import TaggedImages
+    from .bench import Bench
 
 # In a stage's folder; a folder without one is somebody's own.
 RECORD = "stage.json"
@@ -44,7 +48,7 @@ class Stage:
 
     name: str
     kind: Kind
-    make: Callable[[Bench, "Stage"], None]
+    make: Callable[["Bench", "Stage"], None]
     settings: Mapping[str, Any]
     needs: tuple["Stage", ...] = ()
     stores: tuple[str, ...] = ()
@@ -75,11 +79,11 @@ class Refinement:
             run starts; `None` if every section does.
     """
 
-    make: Callable[[Bench, Stage], None]
+    make: Callable[["Bench", Stage], None]
     note: str
-    network: Callable[[RunConfig, Any], PreTrainedModel] | None = None
-    outside: Callable[[RunConfig, Any, TaggedImages], str] | None = None
-    check: Callable[[RunConfig, Any, PreTrainedModel], None] | None = None
+    network: Callable[[RunConfig, Any], "PreTrainedModel"] | None = None
+    outside: Callable[[RunConfig, Any, "TaggedImages"], str] | None = None
+    check: Callable[[RunConfig, Any, "PreTrainedModel"], None] | None = None
 
 
 def keys_of(stages: Sequence[Stage], images: str) -> dict[str, str]:
@@ -145,25 +149,42 @@ def require_same(run_dir: Path, stages: Sequence[Stage], images: str) -> None:
     if not others:
         return
     first = others[0]
-    shown = ", ".join(_differences(first, records[first.name], keys, images)[:5])
+    lines = _differences(first, records[first.name], keys, images)
     # A stage that is not there yet is no loss.
     again = [stage.name for stage in others]
     named = again[0] if len(again) == 1 else f"{', '.join(again[:-1])} and {again[-1]}"
-    raise ValueError(
-        f"{run_dir}: holds a run with another config: {first.name}: {shown}. Give the same settings to continue "
-        f"it, or another --output-dir to start a new one; or remove {named} from it: that is made again"
+    raise another_config(run_dir, first.name, lines, named)
+
+
+def another_config(run_dir: Path, stage: str, lines: Sequence[str], again: str) -> UserError:
+    """What is told of a directory that holds another run than the one that is asked for.
+
+    Args:
+        run_dir: the directory.
+        stage: the first stage with other settings.
+        lines: what differs.
+        again: what would be made again.
+    """
+    return UserError(
+        f"{run_dir}: holds a run with another config: {stage}: {', '.join(lines[:5])}. Give the same settings to "
+        f"continue it, or another --output-dir to start a new one; or remove {again} from it: that is made again"
     )
 
 
 def _differences(stage: Stage, record: Mapping[str, Any], keys: Mapping[str, str], images: str) -> list[str]:
-    was, now = flat(record.get("settings", {})), flat(stage.settings)
-    lines = [f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in was | now if was.get(key) != now.get(key)]
+    lines = differences(record.get("settings", {}), stage.settings)
     if record.get("images") != images:
         lines.append(f"the images were {record.get('images')}, are {images} (manifest hash)")
     needed, needs = record.get("needs", {}), {need.name: keys[need.name] for need in stage.needs}
     if needed.keys() != needs.keys():
         lines.append(f"made from {' and '.join(needed) or 'nothing'}, now from {' and '.join(needs) or 'nothing'}")
     return lines or [f"was made from another {name}" for name, key in needs.items() if needed.get(name) != key]
+
+
+def differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings that a stage was made with, and those that it would be made with."""
+    was, now = flat(before), flat(settings)
+    return [f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in was | now if was.get(key) != now.get(key)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

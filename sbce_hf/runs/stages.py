@@ -16,6 +16,7 @@ What may be left out, what a stage is made from, whether a folder can be continu
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -36,7 +37,7 @@ from .refine import REFINEMENT as IRN_REFINEMENT
 from .saliency import REFINEMENT as SALIENCY_REFINEMENT
 from .saliency import SALIENCY
 from .segment import train_and_predict
-from .settings import BCE, cuts_at_given_shares, labelling_of
+from .settings import BCE, cuts_at_given_shares, labelling_of, sections_of
 from .stage import OUTSIDE, RECORD, Refinement, Stage
 from .yardstick import best_constant
 
@@ -117,19 +118,13 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
 def _classifier(config: RunConfig, number: int, previous: Stage | None, outside: Mapping[str, str]) -> Stage:
     values, labelling = deciding(config), labelling_of(config, number)
     given = cuts_at_given_shares(config)
-    settings = {
-        "seed": config.seed,
+    settings: dict[str, Any] = {
         "labelling": deciding(labelling),
         "proportions": {key: value for key, value in values["proportions"].items() if key != "from_masks"},
         # Where class maps end decides the least share that a present class keeps.
         "spatial": {"image_size": config.spatial.image_size},
     }
-    if previous is None:
-        data = {key: value for key, value in values["data"].items() if key != "score_split"}
-        settings |= {key: values[key] for key in ("model", "trunk_weights")}
-        settings |= {"data": data, "bce": values["bce"]}
-    else:
-        settings |= {"spatial": values["spatial"], "guard": values["guard"]}
+    settings |= sections_of(config, number)
     # A round is trained with a given table, or stage 0 is labelled by it, too.
     reads = given or previous is not None
     if reads and PROPORTIONS in outside:

@@ -1,13 +1,14 @@
 import dataclasses
 
 import pytest
+import timm
 import yaml
 
 from sbce_hf import DeepLabConfig, IrnConfig, SpatialBceConfig
 from sbce_hf.cli import main
 from sbce_hf.config import RECIPES, RunConfig, from_mapping, load_recipe
 from sbce_hf.config.explain import _section_of, explain_key, summaries
-from sbce_hf.config.network_fields import network_fields
+from sbce_hf.config.network_fields import is_of_kind, network_fields, trunk_names, undeclared_keys
 from sbce_hf.errors import UserError
 
 
@@ -64,6 +65,31 @@ def test_fields_of_networks_are_those_of_their_configurations(section, configura
         # `None` stands for what the configuration finds out by itself.
         assert found.default is None or found.default == getattr(own, name), name
     assert explain_key(config, "model.kl_weight").value == 0.5 and explain_key(config, "model.kl_weight").default == 1
+
+
+def test_every_default_has_the_type_of_its_field():
+    for section, configuration in (("model", SpatialBceConfig), ("irn.model", IrnConfig)):
+        own = configuration()
+        for name, field in network_fields(section).items():
+            assert is_of_kind(field, getattr(own, name)), name
+    fields = network_fields("model")
+    assert not is_of_kind(fields["output_stride"], "eight") and not is_of_kind(fields["train_trunk"], 3)
+    assert not is_of_kind(fields["kl_form"], "odd") and is_of_kind(fields["kl_weight"], 2)
+
+
+def test_keys_of_every_model_are_known():
+    known = {field.name for field in dataclasses.fields(SpatialBceConfig)} | {"num_labels", "attn_implementation"}
+    assert known <= {*network_fields("model"), *undeclared_keys()}
+
+
+def test_trunks_are_those_that_timm_would_make():
+    names, earlier = trunk_names()
+    # Tests may have registered others.
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert names == {name for name, module in modules.items() if module.startswith(("timm.", "sbce_hf."))}
+    # Renamed models are made with a warning.
+    assert "vit_base_patch16_224_in21k" in earlier and timm.is_model("vit_base_patch16_224_in21k")
+    assert "resnet5" not in names | earlier
 
 
 def test_fields_of_another_architecture_are_not_deeplab_s():
