@@ -71,7 +71,7 @@ def place(tmp_path_factory):
         ("run --recipe own-data --data-dir data --set model.trunk=resnet5", "no model of timm; did you mean resnet50"),
         ("run --recipe own-data --data-dir data --trunk-weights w.pth", "expected a .safetensors file; `sbce import"),
         ("run --recipe own-data --data-dir data --set data.score_split=val", "no rows of split 'val'"),
-        ("run --recipe own-data --data-dir data --set data.classes=[cat,dog]", "no image of split 'train' has"),
+        ("run --recipe own-data --data-dir data --set data.classes=[cat,dog]", "no image of split 'train' (1 im"),
         ("run --recipe own-data --data-dir masked --set data.score_split=train", "got 4 x 8 pixels, expected 8 x 8"),
         ("run --recipe own-data --data-dir data --seed 3 --output-dir begun", "bce: seed was 0, is 3. Give the same"),
         ("run --recipe own-data --data-dir data --set spatial.lr=9 --output-dir begun", "round_1: spatial.lr was"),

@@ -1,21 +1,16 @@
 """Tags in the files of annotation programs: Label Studio, CVAT, COCO, VOC, and a plain JSON object of lists."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..errors import UserError
 from ..files import parse_json
 from .coco_instances import read_listing
-from .rows import Row, Table
+from .rows import Row, Table, file_of
 from .tables import read_text
 from .tags import clean_all, split_cell
 from .xml_text import read_xml
-
-# What Label Studio puts before the names of uploaded files.
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
 
 def read_json_table(path: Path, separator: str | None) -> Table:
@@ -80,7 +75,7 @@ def _label_studio(path: Path, tasks: Sequence[Mapping[str, Any]], separator: str
             raise UserError(
                 f"{where}: no image; expected an object with data.image, or image, as Label Studio exports"
             )
-        name = _file_of(file)
+        name = file_of(file)
         answers = _answers(task, separator, where)
         if not answers:
             table.left_out.append((name, f"not annotated ({where})"))
@@ -95,16 +90,6 @@ def _label_studio(path: Path, tasks: Sequence[Mapping[str, Any]], separator: str
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _file_of(reference: str) -> str:
-    """The file's name in what Label Studio calls an image: an upload, a local file, an address."""
-    parts = urlsplit(reference.replace("\\", "/"))
-    local = parse_qs(parts.query).get("d")
-    path = local[0] if local else unquote(parts.path) if parts.scheme else unquote(reference)
-    if "/upload/" in path:
-        return _UPLOAD.sub("", path.rpartition("/")[2])
-    return path
 
 
 def _answers(task: Mapping[str, Any], separator: str | None, where: str) -> list[list[str]]:

@@ -92,8 +92,10 @@ def check_split(found: Understood, config: DataConfig) -> None:
         UserError: see [`classes_of`], [`rows_of`] and [`checked_images`].
     """
     class_names = classes_of(found, config)
-    tags = {tag for row in rows_of(found, config.train_split) for tag in row.tags}
-    require_every_class([name for name in class_names if name not in tags], class_names, config.train_split)
+    rows = rows_of(found, config.train_split)
+    tags = {tag for row in rows for tag in row.tags}
+    absent = [name for name in class_names if name not in tags]
+    require_every_class(absent, class_names, config.train_split, len(rows))
     if config.score_split is None:
         return
     scored = rows_of(found, config.score_split)

@@ -21,7 +21,7 @@ from .annotations import read_json_table, read_voc_folder, read_xml_table
 from .own_files import require_own_paths, require_own_table
 from .photo_files import Finder, is_photo_name, walk
 from .rows import Row, Table, joined
-from .tables import read_delimited, read_jsonl, read_parquet
+from .tables import TAG_COLUMNS, read_delimited, read_jsonl, read_parquet
 from .tags import clean_tag
 from .xml_text import read_xml
 
@@ -36,6 +36,7 @@ PHOTO_FOLDERS = ("images", "JPEGImages")
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
 # Folders in which no photos to learn from lie.
 _MASKS = ("masks", "SegmentationClass", "SegmentationObject", "SegmentationClassAug")
+SPREADSHEETS = frozenset({".xlsx", ".xls", ".xlsm", ".ods", ".numbers"})
 # What other programs leave beside the tags.
 _NOT_TABLES = frozenset({"dataset_info.json", "state.json", "package.json"})
 
@@ -155,11 +156,26 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
         return _parts(parts, photos, root, config)
     if photos == root and (table := _class_folders(root, names)) is not None:
         return table
+    for path in sorted({*_files(root), *_files(photos)}):
+        _refuse_spreadsheet(path)
+        if path.suffix.lower() == ".txt" and path.stem.casefold() in TAG_COLUMNS:
+            raise UserError(
+                f"{path}: is read only where it is named: --set data.tags_file={path.relative_to(root)}; its first "
+                "line has to be file,tags, and tags are separated by ;"
+            )
     raise FileNotFoundError(
         f"{root / TABLES[0][0]}: no tags table; expected a CSV file with the header file,tags (tags separated by ;) "
         'or a .jsonl file with lines like {"file_name": "a.jpg", "tags": ["cat"]}. '
         f"`sbce init {root}` writes a table to fill in"
     )
+
+
+def _refuse_spreadsheet(path: Path) -> None:
+    # Before the name of one that is open, its program puts a sign.
+    if path.suffix.lower() in SPREADSHEETS and not path.name.startswith("~"):
+        raise UserError(
+            f"{path}: spreadsheets are not read; save it as CSV UTF-8 with columns file and tags (cat;dog)"
+        )
 
 
 def _table_in(folder: Path, photos: Path, names: Sequence[str], root: Path, config: DataConfig) -> Table | None:
@@ -211,6 +227,7 @@ def _choose(folder: Path) -> Path | None:
 
 def _read_file(path: Path, config: DataConfig, num_photos: int) -> Table:
     suffix = path.suffix.lower()
+    _refuse_spreadsheet(path)
     if suffix == ".jsonl":
         return read_jsonl(path, config.separator)
     if suffix == ".json":

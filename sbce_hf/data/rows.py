@@ -1,10 +1,15 @@
 """What a source lists of each photo, before any image is opened: one row, whatever file it was read from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..errors import UserError
+
+# What Label Studio puts before the names of uploaded files.
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Table:
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def file_of(reference: str) -> str:
+    """The file's name in what Label Studio calls an image: an upload, a local file, an address."""
+    parts = urlsplit(reference.replace("\\", "/"))
+    local = parse_qs(parts.query).get("d")
+    path = local[0] if local else unquote(parts.path) if parts.scheme else unquote(reference)
+    if "/upload/" in path:
+        return _UPLOAD.sub("", path.rpartition("/")[2])
+    return path
 
 
 def first_uses(rows: Sequence[Row]) -> dict[str, str]:

@@ -4,13 +4,14 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import parse_json, read_bytes, require_regular
 from ..text import csv_cell, visible
-from .rows import Row, Table
+from .rows import Row, Table, file_of
 from .tags import MAX_CLASSES, clean_all, clean_tag, split_cell
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -21,10 +22,19 @@ FILE_COLUMNS = (
     "file", "file_name", "filename", "filepath", "file_path", "image", "image_name", "image_path", "image_file", "img",
     "path", "photo",
 )  # fmt: skip
-TAG_COLUMNS = ("tags", "tag", "labels", "label", "classes", "class", "categories", "category")
+TAG_COLUMNS = (
+    "tags", "tag", "labels", "label", "classes", "class", "categories", "category", "choice", "choices"
+)  # fmt: skip
+# Name the photos where no column above does: without their endings, as competitions do.
+ID_COLUMNS = ("id", "image_id", "img_id", "photo_id")
+# What Label Studio writes beside an annotation.
+ANNOTATION = "annotation_id"
 SPLIT_COLUMN = "split"
 _YES, _NO = frozenset({"1", "1.0", "true", "yes", "y", "x"}), frozenset({"0", "0.0", "false", "no", "n", ""})
-EXPECTED = "expected file,tags (and maybe split), or file and one column of 0 and 1 for each class"
+EXPECTED = (
+    "expected file,tags (and maybe split), or file and one column of 0 and 1 for each class; rename the columns with "
+    "the photos' names and the tags"
+)
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
@@ -104,6 +114,9 @@ def read_delimited(path: Path, separator: str | None, is_photo: Any) -> Table:
         )
         for place, cells in lines
     ]
+    if ANNOTATION in names:
+        rows = [replace(row, file=file_of(row.file)) for row in rows]
+        return Table("a table of Label Studio", path, rows, notes)
     return Table("a table of files and tags", path, rows, notes)
 
 
@@ -117,7 +130,7 @@ def _delimiter(text: str) -> str:
 
     def columns(delimiter: str) -> tuple[bool, int]:
         cells = [_plain(cell.strip().strip('"')) for cell in line.split(delimiter)]
-        return any(cell in FILE_COLUMNS for cell in cells), len(cells)
+        return any(cell in FILE_COLUMNS + ID_COLUMNS for cell in cells), len(cells)
 
     return max(DELIMITERS, key=columns)
 
@@ -162,6 +175,7 @@ def _columns(
     if doubled is not None:
         raise UserError(f"{where}: two columns are named {doubled!r}; rename or join them")
     files = [index for index, name in enumerate(names) if name in FILE_COLUMNS]
+    files = files or [index for index, name in enumerate(names) if name in ID_COLUMNS]
     tags = [index for index, name in enumerate(names) if name in TAG_COLUMNS]
     split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     for found, exact in ((files, "file"), (tags, "tags")):

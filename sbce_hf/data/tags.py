@@ -39,7 +39,9 @@ _LOOK_ALIKE = str.maketrans(
     "aeopcyxijshdqwABEKMHOPCTYXIJSaivopuABEZHIKMNOPTYX",
 )
 # Signs at which people separate tags; at a blank only what is made of other tags is taken for more than one.
-_SEPARATORS = (";", ",", "|", "/", " ")
+_SEPARATORS = (";", ",", "|", "\u3001", "\uff0c", "\uff1b", "\u060c", "\u061b", "/", " ")
+# Signs that nobody writes into a name by the way.
+_RARELY_PART = frozenset(_SEPARATORS) - {"/", " "}
 
 
 def clean_tag(text: object, where: str) -> str:
@@ -101,7 +103,7 @@ def _told(letter: str) -> str:
 
 
 def split_cell(cell: str, separator: str | None, where: str) -> list[str]:
-    """The tags in one cell of a table: separated, or a printed list such as `['cat', 'dog']`.
+    """The tags in one cell of a table: separated, a list such as `['cat', 'dog']`, or Label Studio's choices.
 
     Args:
         cell: its text.
@@ -115,9 +117,12 @@ def split_cell(cell: str, separator: str | None, where: str) -> list[str]:
         UserError: see [`clean_tag`].
     """
     parts: Sequence[object] = cell.split(separator or SEPARATOR)
-    if cell.strip().startswith("["):
-        parts = _printed_list(cell.strip(), where)
-    elif cell.strip() in ("", "{}"):
+    text = cell.strip()
+    if choices := re.fullmatch(r'\{\s*"choices"\s*:(.*)\}', text, re.DOTALL):
+        text = choices[1].strip()
+    if text.startswith("["):
+        parts = _printed_list(text, where)
+    elif text in ("", "{}"):
         parts = ()
     return clean_all((str(part) if type(part) is int else part for part in parts), where)
 
@@ -220,7 +225,7 @@ def check_separators(found: Mapping[str, str], allowed: Collection[str] = ()) ->
     for (tag, sign), parts in parts_of.items():
         # Its own use is one; a part that occurs elsewhere, too, has two.
         elsewhere = [part for part in parts if part in found or (sign != " " and uses[part] > 1)]
-        if len(parts) > 1 and (elsewhere if sign in ",|;" else len(elsewhere) == len(parts)):
+        if len(parts) > 1 and (elsewhere if sign in _RARELY_PART else len(elsewhere) == len(parts)):
             raise UserError(
                 f"{found[tag]}: tag {tag!r}: {elsewhere[0]!r} is a tag elsewhere; did you mean the separator {sign!r}"
                 f"? Then set data.separator to it: --set 'data.separator=\"{sign}\"'. If it is one tag, name the sign "

@@ -248,20 +248,21 @@ def _check_every_class_occurs(images: TaggedImages, split: str, fixed_classes: b
             listing(absent),
         )
     else:
-        require_every_class(absent, images.class_names, split)
+        require_every_class(absent, images.class_names, split, len(images))
 
 
-def require_every_class(absent: Collection[str], class_names: Sequence[str], split: str) -> None:
+def require_every_class(absent: Collection[str], class_names: Sequence[str], split: str, count: int) -> None:
     """Raise a `UserError` for classes that no image of a training split has.
 
     Args:
         absent: these classes.
         class_names: all.
         split: the training split.
+        count: its images.
     """
     if absent:
         present = [name for name in class_names if name not in absent]
         raise UserError(
-            f"data: no image of split {split!r} has the tag {listing(absent)}; a class without images cannot be "
-            f"learned. Add images, raise data.max_images, or set data.classes to {present}"
+            f"data: no image of split {split!r} ({count} images) has the tag {listing(absent)}; a class without "
+            f"images cannot be learned. Add images, raise data.max_images, or set data.classes to {present}"
         )

@@ -129,6 +129,17 @@ def label_studio_min(root):
     write(root / "export.json", tasks)
 
 
+def label_studio_csv(root):
+    photos(root, "images/a.jpg", "images/b.jpg", "images/c.jpg")
+    lines = [
+        "annotation_id,annotator,choice,created_at,id,image,lead_time,updated_at",
+        '1,1,"{""choices"": [""cat"", ""dog""]}",2024-01-01T10:00:00Z,1,/data/upload/1/0a1b2c3d-a.jpg,2.5,2024-01-01',
+        "2,1,cat,2024-01-01T10:00:00Z,2,/data/local-files/?d=images/b.jpg,1.5,2024-01-01",
+        "3,1,,2024-01-01T10:00:00Z,3,/data/upload/1/0a1b2c3d-c.jpg,1.5,2024-01-01",
+    ]
+    write(root / "project-1.csv", "\n".join(lines))
+
+
 def cvat(root):
     photos(root, "images/a.jpg", "images/b.jpg", "images/c.jpg")
     images = "".join(
@@ -159,6 +170,7 @@ def plain_object(root):
         (voc_among, "VOC's annotations, an XML file for each photo"),
         (label_studio, "an export of Label Studio"),
         (label_studio_min, "an export of Label Studio"),
+        (label_studio_csv, "a table of Label Studio"),
         (cvat, "annotations of CVAT"),
         (plain_object, "a JSON object of files and their tags"),
     ],
@@ -302,6 +314,17 @@ def nothing(root):
     write(root / "readme.txt", "soon")
 
 
+def spreadsheet(root):
+    photos(root, "a.jpg")
+    write(root / "~$labels.xlsx", "")
+    write(root / "my labels.XLSX", "PK")
+
+
+def text_file(root):
+    photos(root, "images/a.jpg")
+    write(root / "images/labels.txt", "a.jpg cat")
+
+
 def broken_parquet(root):
     photos(root, "a.jpg")
     write(root / "metadata.parquet", "PAR1")
@@ -321,6 +344,11 @@ def broken_parquet(root):
         (other_table, r"measurements\.csv, line 1: got the header 'time,temperature', expected file,tags"),
         (split_without_tags, r"valid: no tags table, and no folders that are classes; expected tags\.csv"),
         (nothing, "images: no such folder, and no photos in"),
+        (spreadsheet, r"my labels\.XLSX: spreadsheets are not read; save it as CSV UTF-8 with columns file and tags"),
+        (
+            text_file,
+            r"labels\.txt: is read only where it is named: --set data\.tags_file=images/labels\.txt; its first",
+        ),
         (broken_parquet, r"metadata\.parquet: cannot be read as parquet"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -331,6 +359,16 @@ def test_refused_with_the_remedy(tmp_path, make, message, capsys):
         load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
     assert main(["check", str(tmp_path), *TINY]) == 1
     assert re.search(f"sbce: error: .*{message}", capsys.readouterr().err)
+
+
+def test_a_named_file_that_is_a_spreadsheet_or_a_text(tmp_path):
+    spreadsheet(tmp_path)
+    with pytest.raises(UserError, match="spreadsheets are not read"):
+        load_images(DataConfig(source="folder", data_dir=str(tmp_path), tags_file="my labels.XLSX"), "train")
+    text_file(tmp_path)
+    write(tmp_path / "images/labels.txt", "file,tags\na.jpg,cat\n")
+    found = load_images(DataConfig(source="folder", data_dir=str(tmp_path), tags_file="images/labels.txt"), "train")
+    assert found.class_names == ("cat",) and len(found) == 1
 
 
 def test_the_file_that_is_named_is_read(tmp_path):

@@ -50,6 +50,9 @@ BOTH = {"a": ["cat", "dog"], "b": ["cat"]}
         "filename,label\na.jpg,cat;dog\nb.jpg,cat\n",
         "File Name,Labels\na.jpg,cat;dog\nb.jpg,cat\n",
         'file, tags\na.jpg, "cat;dog"\nb.jpg, "cat"\n',
+        "id,label\na,cat;dog\nb,cat\n",
+        "image_id,cat,dog\na,1,1\nb,1,0\n",
+        "id,file,tags\n1,a.jpg,cat;dog\n2,b.jpg,cat\n",
         "file,tags\na.jpg,\"['cat', 'dog']\"\nb.jpg,['cat']\n",
         "file,tags\na.jpg,\"['cat' 'dog']\"\nb.jpg,['cat']\n",
         'file,tags\na.jpg,"[""cat"", ""dog""]"\nb.jpg,"[""cat""]"\n',
@@ -144,6 +147,16 @@ def test_refused_with_the_line_and_the_remedy(folder, content, message):
     with pytest.raises(UserError, match=message) as caught:
         read(folder, content)
     assert "tags.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", ["\u3001", "\uff0c", "\uff1b", "\u060c", "\u061b"])
+def test_signs_of_other_scripts_between_tags(folder, sign):
+    content = f"file,tags\na.jpg,\u732b{sign}\u72ac\nb.jpg,\u732b\n"
+    with pytest.raises(UserError, match=f"line 2: tag .* is a tag elsewhere; did you mean the separator '{sign}'"):
+        read(folder, content)
+    assert tags_of(read(folder, content, separator=sign)) == {"a": ["\u72ac", "\u732b"], "b": ["\u732b"]}
+    # By itself it may be part of a name.
+    assert len(read(folder, f"file,tags\na.jpg,\u732b{sign}\u72ac\nb.jpg,\u9ce5\n").class_names) == 2
 
 
 def test_remedies_work(folder):
