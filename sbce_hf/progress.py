@@ -6,6 +6,7 @@ counts what it has done ([`Bar`]), and needs to know nothing of the run.
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 TRAINING, LABELLING, PREDICTION = "training", "labelling", "prediction"
 # Where nobody watches, a line is written at every tenth of the work, but not more often than this, in seconds.
 TENTHS, LEAST_SECONDS = 10, 10.0
+# In a terminal that says it has none.
+COLUMNS = 80
 # In a terminal: what is done, how far, and what [`Bar`] has to say of it.
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
@@ -148,6 +151,7 @@ class Bar:
             leave=False,
             disable=None if shown else True,
             file=sys.stderr,
+            ncols=_columns(),
         )
         self._lines = shown and self._bar.disable
 
@@ -190,6 +194,15 @@ class Bar:
             known = self._itinerary.left(left) if self._itinerary else f"{about(left)} left"
             parts = [f"{new / seconds:.3g} {self._unit}/s", known]
         return ", ".join([*parts, *([self._note] if self._note else [])])
+
+
+def _columns() -> int | None:
+    """Columns of a bar: `None` for those of the terminal, unless it says that it has none."""
+    try:
+        return None if os.get_terminal_size(sys.stderr.fileno()).columns > 0 else COLUMNS
+    # No terminal.
+    except (OSError, ValueError):
+        return None
 
 
 def tracked(items: Iterable[T], what: str, total: int, unit: str = "images", shown: bool = True) -> Iterator[T]:
