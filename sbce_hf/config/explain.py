@@ -7,13 +7,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import UserError
 from .network_fields import NETWORKS, network_fields
-from .parsing import to_mapping
+from .parsing import field_types, to_mapping
 from .ranges import Checked, Range
 from .recipes import RECIPES
 from .run import RunConfig
@@ -48,7 +48,7 @@ def explain_key(config: RunConfig, key: str) -> Explained:
         key: dotted, such as `"spatial.lr"`; a section such as `"spatial"` is a key as well.
 
     Raises:
-        UserError: no such key; names the nearest one.
+        UserError: no such key; names those with this word in their names, or the nearest one.
     """
     for prefix in NETWORKS:
         if key.startswith(f"{prefix}."):
@@ -57,9 +57,11 @@ def explain_key(config: RunConfig, key: str) -> Explained:
     value: Any = config
     *parents, name = key.split(".")
     for number, part in enumerate([*parents, name]):
-        hints = typing.get_type_hints(section)
+        hints = field_types(section)
         if part not in hints:
             where = ".".join(key.split(".")[:number])
+            if not where and (found := [one for one in every_key() if part in one.rpartition(".")[2]]):
+                raise UserError(f"--explain {key}: no key by itself; keys with this word: {', '.join(found)}")
             raise _unknown(key, where or "a recipe", part, hints)
         value = None if value is None else getattr(value, part)
         if number < len(parents):
@@ -72,6 +74,23 @@ def explain_key(config: RunConfig, key: str) -> Explained:
     bounds = declared.get("range", Range()).in_words()
     kind = re.sub(r"[\w.]+\.(?=\w)|<class '|'>", "", str(hints[name]))
     return Explained(key, _documented(section, name), kind, _default(field), bounds, _plain(value))
+
+
+def every_key(section: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """All keys of a recipe, dotted; those of the networks behind their section.
+
+    Args:
+        section: of them, as it is called by itself.
+        prefix: alike.
+    """
+    hints = field_types(section)
+    for field in dataclasses.fields(section):
+        key = f"{prefix}{field.name}"
+        yield key
+        if (inner := _section_of(hints[field.name])) is not None:
+            yield from every_key(inner, f"{key}.")
+        elif key in NETWORKS:
+            yield from (f"{key}.{name}" for name in network_fields(key))
 
 
 def _explain_network(config: RunConfig, section: str, name: str) -> Explained:

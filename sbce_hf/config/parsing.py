@@ -33,7 +33,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: got {shown(values)}, expected a mapping of {cls.__name__}'s fields")
-    hints = typing.get_type_hints(cls)
+    hints = field_types(cls)
     check_keys(values, hints, where)
     arguments = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
@@ -41,6 +41,12 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
     except Exception as error:
         # strict wraps every error in its own type; the cause carries the message.
         raise UserError(f"{where}: {shortened(str(error.__cause__ or error))}") from error
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by their names."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
