@@ -40,7 +40,7 @@ _ROOMS = {
     "images_from_lists": "data.lists",
     "register_source": "data",
     "TaggedImages": "data.schema",
-    "label_photos": "inference.photos",
+    "label_photos": "runs.photos",
     "load_checkpoint": "demo.explain",
     "explain": "demo.explain",
     "evaluate_labels": "runs.single",

@@ -84,6 +84,8 @@ def test_photos_are_labelled_like_a_checkpoint_explains_them(tmp_path):
     explained = sbce_hf.explain(sbce_hf.load_checkpoint(str(tmp_path)), photo, ["b"], sbce_hf.CrfConfig())
     assert (label_map == explained.label_map).all()
     assert sbce_hf.label_photos(tmp_path, [photo], None)[0].shape == (32, 40)
+    (from_loaded,) = sbce_hf.label_photos(sbce_hf.load_checkpoint(str(tmp_path)), [photo], [["b"]])
+    assert (from_loaded == label_map).all()
     photo.save(tmp_path / "photo.png")
     (from_file,) = sbce_hf.label_photos(tmp_path, [tmp_path / "photo.png"], [["b"]])
     assert (from_file == label_map).all()
@@ -93,3 +95,24 @@ def test_photos_are_labelled_like_a_checkpoint_explains_them(tmp_path):
         sbce_hf.label_photos(tmp_path, [np.asarray(photo)], [["b"]])
     with pytest.raises(UserError, match="photo 0: got .'c'., expected a list of"):
         sbce_hf.label_photos(tmp_path, [photo], [["c"]])
+
+
+def test_a_run_stands_for_its_classifier(tmp_path):
+    run_dir = tmp_path / "run"
+    config = sbce_hf.SpatialBceConfig(trunk="test_resnet", id2label={0: "a"}, label2id={"a": 0})
+    sbce_hf.SpatialBceForImageClassification(config).save_pretrained(run_dir / "round_1" / "model")
+    (run_dir / "config.yaml").write_text("{}")
+    (run_dir / "run.json").write_text("{}")
+    photo = Image.effect_noise((40, 32), 80).convert("RGB")
+    with pytest.raises(FileNotFoundError, match="the run is not finished"):
+        sbce_hf.label_photos(run_dir, [photo], [["a"]])
+    (run_dir / "run.json").write_text('{"results": {"classifier": "round_1/model"}}')
+    expected = sbce_hf.label_photos(run_dir / "round_1" / "model", [photo], [["a"]])[0]
+    assert (sbce_hf.label_photos(run_dir, [photo], [["a"]])[0] == expected).all()
+    assert (sbce_hf.label_photos(sbce_hf.load_checkpoint(str(run_dir)), [photo], [["a"]])[0] == expected).all()
+
+
+@pytest.mark.parametrize("model", [3, torch.nn.Identity()])
+def test_what_is_no_classifier_labels_nothing(model):
+    with pytest.raises(UserError, match=f"model: got a {type(model).__name__}, expected a classifier"):
+        sbce_hf.label_photos(model, PHOTOS, None)

@@ -33,6 +33,7 @@ from ..models.modeling_spatial_bce import SpatialBceForImageClassification, Spat
 from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import apply_rule
 from ..references import local_checkpoint
+from ..runs.layout import result_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
     """Load a classifier of this library, or any `AutoModelForSemanticSegmentation`, on this process's device.
 
     Args:
-        name: a model folder, or a Hub id with an optional `@revision`.
+        name: a model folder, a run directory, or a Hub id with an optional `@revision`.
         image_size: side to which photos are resized, as in training; by default what the checkpoint's image processor
             says, or the photo's own size.
 
@@ -127,7 +128,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
         >>> checkpoint.names, checkpoint.config.image_size
         (('background', 'cup', 'plate'), 64)
     """
-    folder = local_checkpoint(name)
+    folder = local_checkpoint(result_of(name, "classifier"))
     config = read_config(folder)
     if config.model_type == SpatialBceConfig.model_type:
         checkpoint = _load_classifier(name, folder, image_size)
