@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from ..data.schema import IGNORE_INDEX
 from ..files import write_atomic
-from .overlay import GAP, LINE_HEIGHT, SWATCH, font, legend, shown_colours
+from .fonts import drawable, font, numbered
+from .overlay import GAP, LINE_HEIGHT, SWATCH, legend, shown_colours
 
 # In pixels.
 CELL_WIDTH, CELL_HEIGHT_LIMIT = 280, 330
@@ -127,7 +128,8 @@ def _strip(row: ContactRow, columns: Sequence[str], colours: np.ndarray) -> Imag
             continue
         strip.paste(cell, (left, 0))
     name = row.image_id if len(row.image_id) <= 100 else f"...{row.image_id[-97:]}"
-    draw.text((GAP + (CELL_WIDTH - size[0]) // 2, size[1] + 3), name, fill="#444444", font=font())
+    name = drawable(name, ascii(name)[1:-1])
+    draw.text((GAP + (CELL_WIDTH - size[0]) // 2, size[1] + 3), name, fill="#444444", font=font(name))
     return strip
 
 
@@ -163,7 +165,7 @@ def _legend(rows: Sequence[ContactRow], class_names: Sequence[str], colours: np.
     """Swatches of the labels that occur on the sheet, wrapped to its width."""
     maps = (m for row in rows for name in _MAPS.values() if (m := getattr(row, name)) is not None)
     present = sorted(set().union(*(np.unique(m).tolist() for m in maps)))
-    names = ["background", *class_names]
+    names = ["background", *numbered(class_names)]
     # Mixed with mid grey like the maps, so that the swatch has the colour the eye sees there.
     mixed = (COLOUR_SHARE * colours + 35).astype(np.uint8)
     hatched = ("ignore", _hatch((SWATCH, SWATCH)))

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import write_atomic
+from .fonts import drawable, font_file
 
 PANELS_IN_A_ROW = 4
 # Fewer logged values of a stage are points, in which nobody should read a course; fewer thresholds no distribution.
@@ -169,7 +170,8 @@ def plot_histograms(values: Mapping[str, Mapping[str, np.ndarray]], path: Path) 
         if most < LEAST_VALUES:
             words = f"too little to draw: {most} photo{'s' * (most != 1)}"
             panel.text(0.5, 0.5, words, transform=panel.transAxes, ha="center", va="center", color="0.5", fontsize=8)
-        panel.set_title(name, fontsize=10, fontweight="bold")
+        title = drawable(name, index + 1)
+        panel.set_title(title, font=font_file(title, bold=True), fontsize=10)
         panel.set_xlim(0, 1)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)

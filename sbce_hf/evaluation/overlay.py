@@ -1,17 +1,16 @@
 """A label map drawn over its photo, with the names of the classes it shows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ..data.schema import IGNORE_INDEX
 from ..models.configuration_deeplab import voc_palette
+from .fonts import font, numbered
 
 # In pixels. Larger photos are drawn smaller: an overlay is for looking at.
-MAX_SIDE, GAP, LINE_HEIGHT, SWATCH, FONT_SIZE = 2048, 12, 24, 16, 15
+MAX_SIDE, GAP, LINE_HEIGHT, SWATCH = 2048, 12, 24, 16
 # Share of the class colour, and of white in it; the rest is the photo, and the palette's colour.
 COLOUR_SHARE, LIGHT_SHARE = 0.5, 0.25
 
@@ -49,7 +48,7 @@ def overlay(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str
     # Index 0 is False; the palette plays no part.
     drawn = Image.composite(blended, photo, Image.fromarray(np.asarray(labels) > 0))
     drawn.paste("white", mask=_outline(np.array(labels)))
-    names = {**dict(enumerate(class_names, start=1)), IGNORE_INDEX: "undecided"}
+    names = {**dict(enumerate(numbered(class_names), start=1)), IGNORE_INDEX: "undecided"}
     entries = [(names[value], colours[value]) for value in present]
     below = legend(entries or [("background only", np.array([255] * 3))], drawn.width)
     sheet = Image.new("RGB", (below.width, drawn.height + below.height), "white")
@@ -109,7 +108,7 @@ def legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Image
         entries: names with swatches, uint8 of shape `(SWATCH, SWATCH, 3)` or a colour that fills one.
         width: in pixels.
     """
-    lengths = [LINE_HEIGHT + round(font().getlength(name)) + 2 * GAP for name, _ in entries]
+    lengths = [LINE_HEIGHT + round(font(name).getlength(name)) + 2 * GAP for name, _ in entries]
     width = max(width, GAP + max(lengths))
     places, left, top = [], GAP, 0
     for length in lengths:
@@ -123,11 +122,5 @@ def legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Image
         swatch = np.broadcast_to(np.asarray(colour, np.uint8), (SWATCH, SWATCH, 3))
         sheet.paste(Image.fromarray(swatch.copy()), (x, y + 2))
         draw.rectangle((x, y + 2, x + SWATCH - 1, y + 1 + SWATCH), outline="#888888")
-        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=font())
+        draw.text((x + LINE_HEIGHT, y + 1), name, fill="black", font=font(name))
     return sheet
-
-
-def font(bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The one of all drawings; matplotlib brings it."""
-    file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, FONT_SIZE)

@@ -18,6 +18,7 @@ from ..data.schema import SkippedImage
 from ..evaluation.concerns import concerns
 from ..evaluation.contact_sheet import ContactRow, contact_sheet
 from ..evaluation.curves import plot_curves
+from ..evaluation.fonts import meanings
 from ..evaluation.overlay import beside
 from ..evaluation.quality_page import plot_thresholds, render_quality, summary_table
 from ..evaluation.report import OddPicture, Picture, ReportContext, render_report
@@ -170,7 +171,8 @@ def _sheet(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str], pictu
         return None
     refined = ", refined" if labelled is not classifier else ""
     truth = "" if bench.scored is None else ", truth"
-    return f"Photo, activation map of the last round, its label map, after the CRF{refined}{truth}"
+    numbers = meanings(bench.images.class_names)
+    return f"Photo, activation map of the last round, its label map, after the CRF{refined}{truth}{numbers}"
 
 
 def _contact_rows(bench: Bench, classifier: Stage, labelled: Stage) -> Iterator[ContactRow]:
