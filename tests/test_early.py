@@ -47,6 +47,8 @@ def place(tmp_path_factory):
             save_file({"x": np.zeros(1)}, root / name / "model.safetensors")
     (root / "w.pth").write_bytes(b"?")
     (root / "empty").mkdir()
+    (root / "store").mkdir()
+    (root / "store" / "meta.json").write_text("{}")
     shutil.copytree(root / "data", root / "masked")
     (root / "masked" / "masks").mkdir()
     Image.new("L", (4, 8), 1).save(root / "masked" / "masks" / "a.png")
@@ -75,6 +77,8 @@ def place(tmp_path_factory):
         ("run --recipe own-data --data-dir masked --set data.score_split=train", "got 4 x 8 pixels, expected 8 x 8"),
         ("run --recipe own-data --data-dir data --seed 3 --output-dir begun", "bce: seed was 0, is 3. Give the same"),
         ("run --recipe own-data --data-dir data --set spatial.lr=9 --output-dir begun", "round_1: spatial.lr was"),
+        ("run --recipe own-data --data-dir data --set data.score_split=train", "the split has no masks to score on"),
+        ("run --recipe own-data --data-dir data --set proportions.file=no.npz", "proportions.file: no file no.npz"),
         ("run --recipe own-data --data-dir nowhere", "nowhere: no such folder"),
         ("run --recipe own-data --data-dir bad", "line 1: no header"),
         ("run --recipe own-data --data-dir gone", "1 images listed in tags.csv missing"),
@@ -96,6 +100,11 @@ def place(tmp_path_factory):
         ("evaluate --recipe own-data --data-dir data --split train --labels out", "no label store in out"),
         ("train-classifier --recipe own-data --data-dir data --kind spatial --output-dir out", "--labels: missing"),
         ("demo --checkpoint data", "expected the model/ folder"),
+        ("evaluate --recipe own-data --data-dir masked --labels store", "data.score_split: null; name a split"),
+        ("evaluate --recipe own-data --data-dir data --split train --labels store", "the split has no masks"),
+        ("export store --format coco --output-dir w.pth/x", "w.pth is not a folder that can be written to"),
+        ("predict data/images --checkpoint other --output-dir w.pth/x", "w.pth is not a folder that can be written"),
+        ("push model nowhere user/name", "nowhere: no such folder; expected a run directory"),
         ("check data --set model.trnk=resnet18", "did you mean 'trunk'"),
         ("push labels nowhere user/name", "no label store in nowhere"),
         ("check nowhere", "nowhere: no such folder"),

@@ -20,9 +20,10 @@ def add(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from ..runs.early import check_labels
+    from ..runs.early import check_labels, check_writable
 
     labels = check_labels(options.labels)
+    check_writable(Path(options.output_dir))
 
     from ..export import ExportSource, export_label_maps
     from ..labels.hub_store import open_label_maps

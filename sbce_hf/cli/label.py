@@ -2,9 +2,11 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .common import CHECKPOINT, LABELS, add_recipe_command, config_from, say
 from .console import quiet_loading
 
@@ -78,12 +80,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..runs.early import check_data, check_labels
 
     labels = check_labels(options.labels)
-    check_data(config.data)
+    split = options.split or config.data.score_split
+    if split is None:
+        raise UserError("data.score_split: null; name a split with masks, as in --split train")
+    check_data(replace(config.data, score_split=split))
 
     from ..evaluation.tables import percent
     from ..runs.single import evaluate_labels
 
-    result = evaluate_labels(config, labels, options.split)
+    result = evaluate_labels(config, labels, split)
     for name, value in result["per_class_iou"].items():
         say(f"{name:20} {percent(value)}")
     say(f"{'mIoU':20} {percent(result['mean_iou'])} % over {result['num_images']} images")

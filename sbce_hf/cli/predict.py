@@ -47,8 +47,9 @@ def _predict(options: argparse.Namespace) -> int:
     # A wrong key is told before torch is loaded.
     from_mapping(PredictionConfig, values, "prediction")
 
-    from ..runs.early import check_checkpoint, check_paths
+    from ..runs.early import check_checkpoint, check_paths, check_writable
 
+    check_writable(Path(options.output_dir))
     check_paths(options.input)
     checkpoint = check_checkpoint(options.checkpoint, "segmenter")
 

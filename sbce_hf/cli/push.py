@@ -46,6 +46,10 @@ def add(commands: Any) -> None:
 
 
 def _model(options: argparse.Namespace) -> int:
+    from ..runs.early import check_folder
+
+    check_folder(options.source, "a run directory, a stage's directory or a model folder")
+
     from ..hub.models import MODEL_FILES, find_model, render_model_folder
 
     source = find_model(options.source, options.part)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..config import DataConfig
 from ..errors import UserError
 from .layout import Understood, understand
-from .mask_checks import check_mask_sizes
+from .mask_checks import check_mask_sizes, no_masks
 from .own_files import require_own_paths
 from .rows import Row, first_uses
 from .schema import IGNORE_INDEX, SkippedImage, TaggedImages, features
@@ -101,6 +101,8 @@ def check_split(found: Understood, config: DataConfig) -> None:
     scored = rows_of(found, config.score_split)
     masks = _masks(Path(config.data_dir or "") / "masks", scored)
     pairs = {row.image_id: (found.photos / row.file, mask) for row, mask in zip(scored, masks, strict=True) if mask}
+    if not pairs:
+        raise no_masks()
     if not config.outside_files:
         require_own_paths((file for pair in pairs.values() for file in pair), Path(config.data_dir or ""))
     check_mask_sizes(pairs)

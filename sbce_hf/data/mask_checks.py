@@ -32,7 +32,7 @@ def check_masks(images: TaggedImages) -> list[str]:
     """
     masked = images.with_masks()
     if len(masked) == 0:
-        raise UserError("data.score_split: the split has no masks to score on; name another, or null to score nothing")
+        raise no_masks()
     if len(masked) < len(images):
         logger.warning("%d of %d images have a mask; only these can be scored", len(masked), len(images))
 
@@ -56,6 +56,11 @@ def check_masks(images: TaggedImages) -> list[str]:
             "data.score_split to null to score nothing"
         )
     return _notes(images.class_names, in_mask, tagged, ignored)
+
+
+def no_masks() -> UserError:
+    """What is told of a score split without any."""
+    return UserError("data.score_split: the split has no masks to score on; name another, or null to score nothing")
 
 
 def check_mask_sizes(pairs: Mapping[str, tuple[Path, Path]]) -> None:

@@ -50,11 +50,14 @@ def check_run(config: RunConfig, run_dir: Path | None = None) -> None:
         if section is not None and weights is not None:
             check_weights(f"{name} weights", weights, section.model.get("trunk", trunk))
     if run_dir is not None:
-        _check_writable(run_dir)
+        check_writable(run_dir)
         # Of processes that work together the first may have begun.
         if os.environ.get("RANK", "0") == "0":
             require_free(run_dir)
         _check_continued(config, run_dir)
+    table = config.proportions.file
+    if table is not None and not Path(table).is_file():
+        raise FileNotFoundError(f"proportions.file: no file {table}; `sbce proportions` writes one")
     check_data(config.data)
 
 
@@ -161,6 +164,27 @@ def check_labels(name: str) -> str:
     return name
 
 
+def check_folder(path: str, expected: str) -> None:
+    """See that a folder is there.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{path}: no such folder; expected {expected}")
+
+
+def check_writable(folder: Path) -> None:
+    """See that an output directory is, or can be made, one that can be written to.
+
+    Raises:
+        NotADirectoryError: it cannot.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise NotADirectoryError(f"--output-dir {folder}: {there} is not a folder that can be written to")
+
+
 def check_paths(paths: list[str]) -> None:
     """See that photos are where a command looks for them.
 
@@ -212,9 +236,3 @@ def _check_continued(config: RunConfig, run_dir: Path) -> None:
         found, settings = read_record(run_dir / name).get("settings", {}), sections_of(config, number)
         if found and (lines := differences({key: found.get(key) for key in settings}, settings)):
             raise another_config(run_dir, name, lines, f"{name} and what was made after it")
-
-
-def _check_writable(folder: Path) -> None:
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise NotADirectoryError(f"--output-dir {folder}: {there} is not a folder that can be written to")
