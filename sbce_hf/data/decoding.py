@@ -40,6 +40,9 @@ _OF_THE_FILE = (
 
 # A TIFF's tag that names the value of "no data".
 _GDAL_NODATA = 42_113
+# A TIFF's tag that says how its numbers are written; and what they are where Pillow reads them as of another sign.
+_SAMPLE_FORMAT = 339
+_TYPES: dict[tuple[str, int | None], Any] = {("I", 1): np.dtype(np.uint32), ("L", 2): np.dtype(np.int8)}
 # Programs write about ten.
 MAX_SCANS = 100
 # Does not occur in the data of a JPEG, where a byte of 255 is followed by 0.
@@ -99,6 +102,10 @@ def _open(source: ImageSource) -> Image.Image:
     if not isinstance(source, bytes):
         require_regular(source)
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), formats=open_formats())
+    if image.format == "TIFF" and image.getexif().get(Base.Orientation) in _TURNED:
+        # Pillow maps uncompressed ones into memory with width and height exchanged, which scrambles their pixels.
+        # What has no name is read instead.
+        image.filename = ""
     if image.info.get("progressive"):
         # Every scan is a pass over all pixels, and may be a few bytes.
         scans = (source if isinstance(source, bytes) else Path(source).read_bytes()).count(_START_OF_SCAN)
@@ -123,10 +130,16 @@ def open_formats() -> tuple[str, ...]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    kind = _TYPES.get((image.mode, _sample_format(image)))
+    if image.mode.startswith("I;16") or image.mode in ("I", "F") or kind:
         fillers = [value for value in (_filler(image),) if value is not None]
+
+        def read(rows: slice) -> NDArray:
+            values = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+            return values if kind is None else values.view(kind)
+
         values, stretched = scaled_in_strips(
-            lambda rows: np.asarray(image.crop((0, rows.start, image.width, rows.stop))),
+            read,
             (image.height, image.width),
             fillers,
         )
@@ -152,6 +165,12 @@ def _on_white(image: Image.Image) -> Image.Image:
         part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
         shown.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), (0, rows.start))
     return shown
+
+
+def _sample_format(image: Image.Image) -> int | None:
+    """Whether a TIFF's numbers are unsigned, 1, or signed, 2."""
+    found = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,)) if image.format == "TIFF" else None
+    return found[0] if isinstance(found, tuple) else None
 
 
 def _filler(image: Image.Image) -> float | None:

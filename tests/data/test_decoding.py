@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from sbce_hf.data.decoding import (
     UnreadableError,
@@ -75,6 +76,14 @@ def test_errors_of_the_file_say_that_it_is_unreadable(folder, fails, decode, err
     with pytest.raises(UnreadableError, match=f"unreadable (image|mask): {type(error).__name__}") as caught:
         decode(folder / "b.png")
     assert caught.value.__cause__ is error
+
+
+TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def test_too_many_open_files_is_not_a_damaged_photo(folder):
@@ -191,3 +200,32 @@ def test_a_jpeg_of_endless_scans_is_skipped(folder):
     (folder / "a.jpg").write_bytes(content[:start] + 500 * scan + content[start:])
     (skipped,) = load_photos([folder], ("cat",)).skipped
     assert re.search(r"a progressive JPEG of 5\d\d scans, expected at most 100", skipped.reason)
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "RGBA", "CMYK"])
+def test_turned_tiffs_are_turned_and_not_scrambled(tmp_path, mode, orientation):
+    grey = np.repeat(np.arange(60, dtype=np.uint8)[None] * 4, 40, axis=0)
+    grey[:3] = 250
+    image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey)
+    image = image if mode in ("L", "I;16") else image.convert(mode)
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    image.save(tmp_path / "a.tif", exif=exif)
+    turned = grey if orientation == 1 else np.asarray(Image.fromarray(grey).transpose(TURNS[orientation]))
+    assert np.abs(np.asarray(decode_image(tmp_path / "a.tif"))[..., 0].astype(int) - turned).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "low"), [(np.uint32, 2**31 - 100), (np.int8, -100)])
+def test_tiffs_whose_sign_pillow_takes_for_the_other(tmp_path, kind, low):
+    values = (low + np.arange(200).reshape(10, 20)).astype(kind)
+    image = Image.fromarray(values.view(np.int32 if kind == np.uint32 else np.uint8))
+    image.save(tmp_path / "a.tif", tiffinfo={339: 2})
+    if kind == np.uint32:
+        # Pillow writes signed ones only: tag 339 of one 16-bit number.
+        content, tag = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", 339, 3, 1)
+        assert content.count(tag + b"\2") == 1
+        (tmp_path / "a.tif").write_bytes(content.replace(tag + b"\2", tag + b"\1"))
+    grey = np.asarray(decode_image(tmp_path / "a.tif"))[..., 0]
+    assert (grey == scaled_to_8_bits(values)[0]).all() and (np.diff(grey.ravel().astype(int)) >= 0).all()
+    assert grey.min() == 0 and grey.max() == 255
