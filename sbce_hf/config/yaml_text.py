@@ -1,5 +1,6 @@
 """YAML as recipes and options use it: small, plain, and every key once."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ MAX_BYTES = 2**20
 _TEXT = 100
 
 
+# PyYAML's own, of YAML 1.1, take `no` for false, `014` for 12 and `1:30` for 90.
+_PLAIN = {
+    "tag:yaml.org,2002:bool": re.compile("(true|True|TRUE|false|False|FALSE)$"),
+    "tag:yaml.org,2002:int": re.compile(r"([-+]?(0|[1-9]\d*)|0x[0-9a-fA-F]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+
+
 class _RefusedError(yaml.YAMLError):
     """Valid YAML that no recipe is."""
 
@@ -24,14 +35,14 @@ class _RefusedError(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     """Refuses what only a mistake or malice writes, before anything is built from it.
 
-    Only `true` and `false` are truth values, as in YAML 1.2: `mixed_precision: no` is a word, and so is a class `on`.
+    Truth values and numbers are those of YAML 1.2: `mixed_precision: no` is a word, and so are classes `on` and `01`.
     Entries are counted as if every alias were written out, because that is what merging and checking would walk over.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in resolvers]
             for first, resolvers in self.yaml_implicit_resolvers.items()
         }
         self._depth, self._entries = 0, 0

@@ -35,6 +35,13 @@ def test_only_true_and_false_are_truth_values():
     assert parse_override("data.classes=[on, no]") == {"data": {"classes": ["on", "no"]}}
 
 
+def test_numbers_are_decimal():
+    text = "[0, -3, +1, 0x1F, 1.5, .5, 1.0e-3, .inf, 014, 01, 1:30, 1_000]"
+    assert read_yaml(text, "") == [0, -3, 1, 31, 1.5, 0.5, 0.001, float("inf"), "014", "01", "1:30", "1_000"]
+    with pytest.raises(UserError, match="shapes_images.*'014'"):
+        load_recipe("quickstart", parse_override("data.shapes_images=014"))
+
+
 def test_duplicate_keys_name_the_key_and_both_lines(tmp_path):
     refused("bce:\n  lr: 1\n  epochs: 2\n  lr: 3\n", "key 'lr' is given twice, in lines 2 and 4")
     path = tmp_path / "own.yaml"
