@@ -123,9 +123,19 @@ class Finder:
 
     Args:
         files: that are there, relative to the folder of the photos, with slashes.
+
+    Raises:
+        UserError: two files whose names differ only in blanks at the ends, which tables do not keep.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
+        trimmed: dict[str, str] = {}
+        for file in files:
+            if (other := trimmed.setdefault(_trimmed(file), file)) != file:
+                raise UserError(
+                    f"photos {other!r} and {file!r}: their names differ only in blanks at the ends, which tables do "
+                    "not keep; rename one of them"
+                )
         self._exact = set(files)
         self._depth = 1 + max((file.count("/") for file in files), default=0)
         self._by_form: dict[str, list[str]] = defaultdict(list)
@@ -173,7 +183,11 @@ def _nfc(name: str) -> str:
 
 
 def _form(name: str) -> str:
-    return _nfc(name).casefold()
+    return _nfc(_trimmed(name)).casefold()
+
+
+def _trimmed(name: str) -> str:
+    return "/".join(part.strip() for part in name.split("/")) if " " in name else name
 
 
 def _tails(name: str, depth: int) -> Iterator[str]:

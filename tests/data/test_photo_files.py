@@ -173,6 +173,14 @@ def test_a_table_made_elsewhere_finds_its_files():
     assert finder.find("c.png") == (None, "") and finder.find("x") == (None, "") and finder.find("d.jpg") == (None, "")
 
 
+def test_blanks_around_names():
+    finder = Finder([" a.jpg", "kitchen /b.jpg"])
+    assert finder.find(" a.jpg")[0] == finder.find("a.jpg")[0] == " a.jpg"
+    assert finder.find("kitchen/b.jpg")[0] == "kitchen /b.jpg"
+    with pytest.raises(UserError, match=r"photos ' a\.jpg' and 'a\.jpg': their names differ only in blanks"):
+        Finder([" a.jpg", "a.jpg"])
+
+
 def test_names_of_photos():
     assert all(map(is_photo_name, ("a.jpg", " x\\y.PNG ", "a.heic")))
     assert not any(map(is_photo_name, ("a.txt", "file", "tags", "", "v1.2")))
