@@ -25,6 +25,8 @@ _QUOTES = frozenset('"\u201c\u201d\u201e\u201f\u00ab\u00bb`')
 # Apostrophes belong into names, as in jack-o'-lantern, but neither start nor end them.
 _APOSTROPHES = "'\u2018\u2019"
 _BRACKETS = frozenset("[]{}")
+# As a printed list has it, or the half of one that a separator has left.
+_QUOTED = re.compile(r"""\(['"]|['"],?\s*\)""")
 # Joiners are part of words of some scripts, and of no Latin one.
 _JOINERS = "\u200c\u200d"
 # Letters that look like Latin ones as printed: of the whole list (confusables.txt of Unicode's UTS 39) only those of
@@ -39,25 +41,33 @@ _LOOK_ALIKE = str.maketrans(
     "aeopcyxijshdqwABEKMHOPCTYXIJSaivopuABEZHIKMNOPTYX",
 )
 # Signs at which people separate tags; at a blank only what is made of other tags is taken for more than one.
-_SEPARATORS = (";", ",", "|", "\u3001", "\uff0c", "\uff1b", "\u060c", "\u061b", "/", " ")
+_SEPARATORS = (";", ",", "|", "\u3001", "\uff64", "\uff0c", "\uff1b", "\uff5c", "\u060c", "\u061b", "/", " ")
+# A name longer than a line is a mistake, and would make every picture as wide.
+MAX_NAME = 200
+# Letters and marks that show nothing, beside those that Unicode calls formats.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]"
+)
+# Whether a sign is shown as text or as a picture: keyboards of phones add it unasked.
+_PRESENTATION = re.compile("[\ufe0e\ufe0f]")
 # Signs that nobody writes into a name by the way.
 _RARELY_PART = frozenset(_SEPARATORS) - {"/", " "}
 
 
 def clean_tag(text: object, where: str) -> str:
-    """A tag in its one form: NFC, blanks collapsed; empty if there is nothing to see.
+    """A tag in its one form: NFC, blanks collapsed, emoji as they are by themselves; empty if there is nothing to see.
 
     Args:
         text: as it was written.
         where: file and line, for the message.
 
     Raises:
-        UserError: no text, or quotes, brackets, line ends, control characters or zero-width signs in it, or a word of
-            letters of two scripts.
+        UserError: no text, or quotes, brackets, line ends, control characters or zero-width signs in it, a word of
+            letters of two scripts, or more than [`MAX_NAME`] characters.
     """
     if not isinstance(text, str):
         raise UserError(f"{where}: tag: got {visible(repr(text))[:80]}, expected text")
-    tag = unicodedata.normalize("NFC", text).strip()
+    tag = _PRESENTATION.sub("", unicodedata.normalize("NFC", text)).strip()
     if problem := _problem(tag):
         raise UserError(
             f"{where}: tag {visible(repr(tag))[:120]}: has {problem}; expected a plain name. Correct the tag, or the "
@@ -67,6 +77,10 @@ def clean_tag(text: object, where: str) -> str:
 
 
 def _problem(tag: str) -> str:
+    if tag.startswith("(") and tag.endswith(")") and _QUOTED.search(tag):
+        return "quotes in parentheses"
+    if blank := _BLANK.search(tag):
+        return f"the sign U+{ord(blank[0]):04X}, which shows nothing"
     for index, character in enumerate(tag):
         if character in "\r\n\u2028\u2029\x0b\x0c\x85":
             return "a line end; is a quote missing?"
@@ -80,6 +94,8 @@ def _problem(tag: str) -> str:
             return f"the sign U+{ord(character):04X}, which has no width"
         if is_control(character) and character != "\t":
             return f"the control character U+{ord(character):04X}"
+    if len(tag) > MAX_NAME:
+        return f"{len(tag):,} characters, more than {MAX_NAME}"
     return "" if tag.isascii() else _mixed(tag)
 
 

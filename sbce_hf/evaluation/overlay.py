@@ -11,6 +11,8 @@ from .fonts import font, numbered
 
 # In pixels. Larger photos are drawn smaller: an overlay is for looking at.
 MAX_SIDE, GAP, LINE_HEIGHT, SWATCH = 2048, 12, 24, 16
+# Characters of a class's name; overlays are as wide as the longest.
+LONGEST = 40
 # Share of the class colour, and of white in it; the rest is the photo, and the palette's colour.
 COLOUR_SHARE, LIGHT_SHARE = 0.5, 0.25
 
@@ -104,10 +106,13 @@ def beside(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str]
 def legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Image:
     """Names beside their colours, wrapped to the width, which grows if a single name does not fit.
 
+    Names of more than [`LONGEST`] characters are cut.
+
     Args:
         entries: names with swatches, uint8 of shape `(SWATCH, SWATCH, 3)` or a colour that fills one.
         width: in pixels.
     """
+    entries = [(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026", colour) for name, colour in entries]
     lengths = [LINE_HEIGHT + round(font(name).getlength(name)) + 2 * GAP for name, _ in entries]
     width = max(width, GAP + max(lengths))
     places, left, top = [], GAP, 0

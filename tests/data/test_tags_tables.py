@@ -103,6 +103,10 @@ def test_encodings(folder, encoding):
         ('file,tags\na.jpg,c"at\nb.jpg,dog\n', 'line 2: tag .*has the quote "'),
         ("file,tags\na.jpg,'cat'\nb.jpg,dog\n", "line 2: tag .*has the quote '"),
         ("file,tags\na.jpg,cat]\nb.jpg,dog\n", r"line 2: tag .*has the bracket \]"),
+        ("file,tags\na.jpg,\"('cat','dog')\"\nb.jpg,dog\n", "line 2: tag .*has quotes in parentheses"),
+        ("file,tags\na.jpg,cat\nb.jpg,cat\u034f\n", r"line 3: tag .*has the sign U\+034F, which shows nothing"),
+        ("file,tags\na.jpg,cat\nb.jpg,\u3164\n", r"line 3: tag .*has the sign U\+3164"),
+        ("file,tags\na.jpg,cat\nb.jpg," + "x" * 201 + "\n", "line 3: tag .*has 201 characters, more than 200"),
         ("file,tags\na.jpg,[cat\nb.jpg,dog\n", "line 2: tags .*starts like a list and is none"),
         ("file,tags\na.jpg,\"['cat', 'dog' 'cow']\"\nb.jpg,dog\n", "line 2: tags .*starts like a list and is none"),
         ("file,tags\na.jpg,big cat\nb.jpg,big_cat\n", "line 3: tag 'big_cat' is also written 'big cat'"),
@@ -149,7 +153,7 @@ def test_refused_with_the_line_and_the_remedy(folder, content, message):
     assert "tags.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sign", ["\u3001", "\uff0c", "\uff1b", "\u060c", "\u061b"])
+@pytest.mark.parametrize("sign", ["\u3001", "\uff64", "\uff0c", "\uff1b", "\uff5c", "\u060c"])
 def test_signs_of_other_scripts_between_tags(folder, sign):
     content = f"file,tags\na.jpg,\u732b{sign}\u72ac\nb.jpg,\u732b\n"
     with pytest.raises(UserError, match=f"line 2: tag .* is a tag elsewhere; did you mean the separator '{sign}'"):
@@ -175,6 +179,10 @@ def test_one_word_in_two_forms_is_one_class(folder):
     composed, apart = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
     images = read(folder, f"file,tags\na.jpg,{composed} bar\nb.jpg,{apart}\u00a0  bar\n")
     assert images.class_names == ("café bar",)
+
+
+def test_how_an_emoji_is_shown_makes_no_other_class(folder):
+    assert tags_of(read(folder, "file,tags\na.jpg,\u2764\ufe0f\nb.jpg,\u2764\n")) == {"a": ["\u2764"], "b": ["\u2764"]}
 
 
 def test_files_in_another_unicode_form_are_found(folder):

@@ -39,6 +39,11 @@ def test_many_classes_wrap_and_a_long_name_fits():
     assert (np.asarray(sheet)[:, -1] == 255).all()
 
 
+def test_a_name_without_end_makes_no_wide_picture():
+    drawn = overlay(Image.new("RGB", (40, 40)), np.ones((40, 40), np.uint8), ("x" * 20_000,))
+    assert drawn.width < 600
+
+
 def test_large_photos_are_drawn_smaller():
     label_map = np.zeros((30, 4096), np.uint8)
     label_map[:, 2048:] = 1
