@@ -10,20 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ..config import CrfConfig
-from ..data.decoding import decode_image, encode_png
-from ..data.shapes import THINGS, draw_scene
+from ..data.decoding import decode_image, encode_png, upright_size
 from ..files import is_inside
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
-from .pictures import annotated, encode_label_map, outlined_heat_map, picture_address, served_file
+from .pictures import annotated, encode_label_map, example, outlined_heat_map, picture_address, served_file
 
 # Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
 MAX_SIDE = 512
 # Seconds after which a visitor's files are deleted.
 KEEP_SECONDS = 3600
 MAX_HEAT_MAPS = 12
-EXAMPLE_SIZE, EXAMPLE_SEED = 320, 5
 # A gallery's cells are square and its height is fixed; photos are neither, and a phone has room for one column.
 CSS = """
 #heat-maps .grid-wrap {max-height: none; min-height: 0}
@@ -56,8 +54,11 @@ class map, and *share* its part of the final label map.
 """
 
 
-def read_photo(path: str | None) -> Image.Image:
+def read_photo(path: str | None) -> tuple[Image.Image, tuple[int, int]]:
     """A visitor's file as an upright RGB photo, made smaller until its longer side is at most [`MAX_SIDE`].
+
+    Returns:
+        the photo, and width and height that it had.
 
     Raises:
         gradio.Error: no file, or one that is no photo.
@@ -65,20 +66,13 @@ def read_photo(path: str | None) -> Image.Image:
     if path is None:
         raise _error("There is no photo yet: upload one, paste one, or take the example.")
     try:
+        size = upright_size(path)
         photo = decode_image(path, min_side=MAX_SIDE)
     except ValueError as error:
         message = "This file is damaged, or no photo that can be read. Try a JPEG, PNG or WebP file."
         raise _error(message) from error
     photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
-    return photo
-
-
-def example(names: Sequence[str]) -> tuple[Image.Image, list[str]]:
-    """A drawn scene of two of the library's invented things, and those of its tags that are among `names`."""
-    shown = [name for name in THINGS if name in names] or list(THINGS)
-    things = [(c, THINGS[name]) for c, name in enumerate(shown[:2])]
-    pixels, _ = draw_scene(EXAMPLE_SIZE, things, np.random.default_rng(EXAMPLE_SEED))
-    return Image.fromarray(pixels), [name for name in shown[:2] if name in names]
+    return photo, size
 
 
 def table_rows(readings: Sequence[ClassReading]) -> list[list[str]]:
@@ -95,8 +89,8 @@ def table_rows(readings: Sequence[ClassReading]) -> list[list[str]]:
     ]
 
 
-def remarks(photo: Image.Image, found: Explanation, names: Sequence[str], predicted: bool) -> str:
-    """What is to say about a result: the label map's size, its shares, and why there may be nothing on it."""
+def remarks(size: tuple[int, int], found: Explanation, names: Sequence[str], predicted: bool) -> str:
+    """What is to say about a result: the photo's size, its shares, and why there may be nothing on it."""
     shares = np.bincount(found.label_map.ravel(), minlength=len(names)) / found.label_map.size
     order = [value for value in np.argsort(-shares, kind="stable").tolist() if shares[value] > 0]
     parts = ["**" + ", ".join(f"{markdown(names[value])} {100 * shares[value]:.1f} %" for value in order) + "**"]
@@ -107,7 +101,11 @@ def remarks(photo: Image.Image, found: Explanation, names: Sequence[str], predic
         )
     if len(found.readings) > MAX_HEAT_MAPS:
         parts.append(f"Heat maps of the {MAX_HEAT_MAPS} most probable classes are shown.")
-    parts.append(f"{photo.width} x {photo.height} pixels; larger photos are resized to {MAX_SIDE} on the longer side.")
+    height, width = found.label_map.shape
+    parts.append(
+        f"The label map has the photo's {size[0]} x {size[1]} pixels"
+        + (f"; what was looked at has {width} x {height}." if (width, height) != size else ".")
+    )
     return "  \n".join(parts)
 
 
@@ -257,7 +255,7 @@ def _reasons() -> list[Any]:
 
 def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) -> Callable[..., list[Any]]:
     def label(path: str | None, tags: list[str] | None, predict: bool, crf: bool) -> list[Any]:
-        photo = read_photo(path)
+        photo, size = read_photo(path)
         if classifier and not predict and not tags:
             gr.Warning("No tag was chosen, so everything is background. Choose tags, or let them be predicted.")
         try:
@@ -267,9 +265,9 @@ def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) 
         if classifier and predict and not found.readings:
             gr.Warning("No class was recognised, so everything is background.")
         cache = download.GRADIO_CACHE
-        file = served_file(encode_label_map(found.label_map), "label_map.png", cache)
+        file = served_file(encode_label_map(found.label_map, size), "label_map.png", cache)
         picture, sections = annotated(photo, found.label_map, loaded.names)
-        said = remarks(photo, found, loaded.names, predict)
+        said = remarks(size, found, loaded.names, predict)
         shown: list[Any] = [
             (served_file(encode_png(picture), "photo.png", cache), sections),
             said,

@@ -12,16 +12,29 @@ from PIL import Image, ImageChops, ImageFilter
 
 from ..data.decoding import encode_png
 from ..data.schema import palette
+from ..data.shapes import THINGS, draw_scene
 from ..evaluation.contact_sheet import heat_map
 from ..files import write_atomic
 from .explain import ClassReading
 
+EXAMPLE_SIZE, EXAMPLE_SEED = 320, 5
 
-def encode_label_map(label_map: np.ndarray) -> bytes:
-    """A `(H, W)` uint8 label map as a palette PNG that stores exactly these indices."""
+
+def encode_label_map(label_map: np.ndarray, size: tuple[int, int]) -> bytes:
+    """A `(H, W)` uint8 label map as a palette PNG that stores exactly its indices, at the photo's width and height."""
     image = Image.fromarray(label_map)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.NEAREST)
     image.putpalette(palette())
     return encode_png(image)
+
+
+def example(names: Sequence[str]) -> tuple[Image.Image, list[str]]:
+    """A drawn scene of two of the library's invented things, and those of its tags that are among `names`."""
+    shown = [name for name in THINGS if name in names] or list(THINGS)
+    things = [(c, THINGS[name]) for c, name in enumerate(shown[:2])]
+    pixels, _ = draw_scene(EXAMPLE_SIZE, things, np.random.default_rng(EXAMPLE_SEED))
+    return Image.fromarray(pixels), [name for name in shown[:2] if name in names]
 
 
 def picture_address(picture: Image.Image, side: int = 160) -> str:

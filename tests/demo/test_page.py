@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from PIL.ExifTags import Base
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from sbce_hf.cli import main
@@ -27,8 +28,8 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from sbce_hf.demo.page import LAUNCH, build_demo, example  # noqa: E402
-from sbce_hf.demo.pictures import outlined_heat_map, served_file  # noqa: E402
+from sbce_hf.demo.page import LAUNCH, build_demo  # noqa: E402
+from sbce_hf.demo.pictures import example, outlined_heat_map, served_file  # noqa: E402
 
 SPACE = Path(__file__).parent.parent.parent / "space"
 CLASS_NAMES = ("kite", "lantern", "<b>cat</b>")
@@ -155,14 +156,19 @@ def test_without_tags_all_is_background(client, photo):
         assert not np.asarray(image).any()
 
 
-def test_large_photo_is_made_smaller(client, folder):
-    Image.effect_noise((1600, 900), 60).convert("RGB").save(folder / "large.jpg")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_label_map_of_a_large_photo_has_its_size(client, folder, orientation):
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    Image.effect_noise((1600, 900), 60).convert("RGB").save(folder / "large.jpg", exif=exif)
     _, said, download, *_ = client.predict(
         handle_file(folder / "large.jpg"), ["kite"], False, False, api_name="/label"
     )
-    assert "512 x 288 pixels" in said and "resized to 512" in said
+    width, height = (1600, 900) if orientation == 1 else (900, 1600)
+    assert f"the photo's {width} x {height} pixels" in said
+    assert f"looked at has {' x '.join(str(round(side * 0.32)) for side in (width, height))}" in said
     with Image.open(download["value"]) as image:
-        assert image.size == (512, 288)
+        assert image.size == (width, height) and image.mode == "P"
 
 
 @pytest.mark.parametrize("data", [b"no photo at all", None], ids=["no photo", "truncated"])
