@@ -11,6 +11,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from ..config.yaml_text import read_yaml
 from ..errors import UserError
 from ..files import Folder, parse_json, read_text, require_regular
+from ..text import visible
 
 
 def require_own_paths(paths: Iterable[str | os.PathLike[str] | None], root: Path) -> None:
@@ -48,9 +49,11 @@ def require_own_table(tags_file: str, root: Path) -> None:
 
 def _require_own(path: str | os.PathLike[str], own: Folder) -> None:
     if not own.has(path):
+        name = os.fspath(path)
+        place = "no path" if "\0" in name else os.path.realpath(name)
         raise UserError(
-            f"{os.fspath(path)}: is {os.path.realpath(path)}, expected a file inside of {own.path}. If these data are "
-            "your own, set data.outside_files=true"
+            f"{visible(name)}: is {place}, expected a file inside of {own.path}. If these data are your own, set "
+            "data.outside_files=true"
         )
 
 

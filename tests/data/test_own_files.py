@@ -149,10 +149,11 @@ def test_a_saved_dataset_lists_its_own_files(tmp_path, secret):
     assert len(load_images(config, "train")) == 1
     state = json.loads((tmp_path / "own" / "state.json").read_text())
     (file,) = (tmp_path / "elsewhere").glob("*.arrow")
-    state["_data_files"] = [{"filename": f"../elsewhere/{file.name}"}]
-    (tmp_path / "own" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(UserError, match=r"expected a file inside of .*data\.outside_files=true"):
-        load_images(config, "train")
+    for name in (f"../elsewhere/{file.name}", "a\0.arrow"):
+        state["_data_files"] = [{"filename": name}]
+        (tmp_path / "own" / "state.json").write_text(json.dumps(state))
+        with pytest.raises(UserError, match=r"expected a file inside of .*data\.outside_files=true"):
+            load_images(config, "train")
 
 
 def test_a_name_that_is_a_picture_is_refused(tmp_path, secret):
