@@ -28,6 +28,8 @@ UNREAD = {
 # Of a name that could be written into no table, or broke it.
 UNWRITABLE = "its name has control characters or is no UTF-8; rename it"
 _NAMES_SIDE_FILE = "._"
+# Of archives of macOS, of Synology's and of Windows' previews; others have a dot before their name.
+_KEPT_BY_PROGRAMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 # A folder with both is a run directory.
 _RUN = frozenset({"config.yaml", "run.json"})
 # Label maps over their photos, beside the label store, and what is among them once all are drawn.
@@ -91,6 +93,9 @@ def walk(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list
                 left_out.append(
                     (path, "a link to a folder, which is not followed; give that folder itself, or copy it")
                 )
+            elif name.startswith(".") or name in _KEPT_BY_PROGRAMS:
+                if any(is_photo_name(file) for _, _, inside in os.walk(path) for file in inside):
+                    left_out.append((path, "a folder that programs keep for themselves; rename it if it is yours"))
             elif name == _OVERLAYS and unfinished and path.resolve() not in apart:
                 left_out.append((path, _RESULTS))
             elif path.resolve() not in apart:

@@ -173,6 +173,17 @@ def test_a_table_made_elsewhere_finds_its_files():
     assert finder.find("c.png") == (None, "") and finder.find("x") == (None, "") and finder.find("d.jpg") == (None, "")
 
 
+def test_folders_that_programs_keep_are_no_classes(tmp_path):
+    for folder in ("cat", "dog", ".thumbnails", ".ipynb_checkpoints/deep", "__MACOSX", ".git"):
+        (tmp_path / folder).mkdir(parents=True)
+        if folder != ".git":
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.jpg")
+    images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
+    assert images.class_names == ("cat", "dog")
+    left_out = {skipped.file.removeprefix(f"{tmp_path}/") for skipped in images.skipped}
+    assert left_out == {".ipynb_checkpoints", ".thumbnails", "__MACOSX"}
+
+
 def test_blanks_around_names():
     finder = Finder([" a.jpg", "kitchen /b.jpg"])
     assert finder.find(" a.jpg")[0] == finder.find("a.jpg")[0] == " a.jpg"
