@@ -88,8 +88,8 @@ class DataConfig(Checked):
             raise UserError("data.dataset: missing, but source 'hub' reads a Hugging Face dataset; name it")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise UserError(f"data.classes: got {list(self.classes)}, expected each name once")
-        if self.separator is not None and len(self.separator) != 1:
-            raise UserError(f"data.separator: got {self.separator!r}, expected one sign, as in ';', ',' or ' '")
+        if self.separator is not None and not 1 <= len(self.separator) <= 5:
+            raise UserError(f"data.separator: got {self.separator!r}, expected a sign or a word, as ',' or ' and '")
 
 
 @strict

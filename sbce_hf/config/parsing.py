@@ -129,7 +129,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `"spatial.lr=1e-3"` into nested mappings; the value is YAML.
+    """Turn `"spatial.lr=1e-3"` into nested mappings; the value is YAML, or one sign.
 
     Raises:
         UserError: no `=`, or a value that is no YAML.
@@ -140,7 +140,9 @@ def parse_override(text: str) -> dict[str, Any]:
     keys = path.split(".")
     if len(keys) > MAX_DEPTH:
         raise UserError(f"--set {shown(text)}: more than {MAX_DEPTH} levels deep")
-    parsed = text_to_number(read_yaml(value, f"--set {shown(text)}"))
+    # A sign by itself, as of data.separator, is itself, whatever it begins in YAML; but `~` is null.
+    sign = len(value) == 1 and not value.isalnum() and value != "~"
+    parsed: Any = value if sign else text_to_number(read_yaml(value, f"--set {shown(text)}"))
     for key in reversed(keys):
         parsed = {key: parsed}
     return parsed

@@ -40,8 +40,10 @@ _LOOK_ALIKE = str.maketrans(
     "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
     "aeopcyxijshdqwABEKMHOPCTYXIJSaivopuABEZHIKMNOPTYX",
 )
-# Signs at which people separate tags; at a blank only what is made of other tags is taken for more than one.
-_SEPARATORS = (";", ",", "|", "\u3001", "\uff64", "\uff0c", "\uff1b", "\uff5c", "\u060c", "\u061b", "/", " ")
+# Signs at which people separate tags, and that nobody writes into a name by the way; and those at which only what is
+# made of other tags is taken for more than one.
+_RARELY_PART = (";", ",", "|", "\u3001", "\uff64", "\uff0c", "\uff1b", "\uff5c", "\u060c", "\u061b")
+_SEPARATORS = (*_RARELY_PART, "/", "+", "&", " and ", " ")
 # A name longer than a line is a mistake, and would make every picture as wide.
 MAX_NAME = 200
 # Letters and marks that show nothing, beside those that Unicode calls formats.
@@ -50,8 +52,6 @@ _BLANK = re.compile(
 )
 # Whether a sign is shown as text or as a picture: keyboards of phones add it unasked.
 _PRESENTATION = re.compile("[\ufe0e\ufe0f]")
-# Signs that nobody writes into a name by the way.
-_RARELY_PART = frozenset(_SEPARATORS) - {"/", " "}
 
 
 def clean_tag(text: object, where: str) -> str:

@@ -35,6 +35,12 @@ def test_only_true_and_false_are_truth_values():
     assert parse_override("data.classes=[on, no]") == {"data": {"classes": ["on", "no"]}}
 
 
+@pytest.mark.parametrize("sign", [",", "|", "-", " ", "&", ";"])
+def test_a_sign_by_itself_is_itself(sign):
+    assert parse_override(f"data.separator={sign}") == {"data": {"separator": sign}}
+    assert parse_override("labelling.crf=~") == {"labelling": {"crf": None}}
+
+
 def test_numbers_are_decimal():
     text = "[0, -3, +1, 0x1F, 1.5, .5, 1.0e-3, .inf, 014, 01, 1:30, 1_000]"
     assert read_yaml(text, "") == [0, -3, 1, 31, 1.5, 0.5, 0.001, float("inf"), "014", "01", "1:30", "1_000"]

@@ -95,6 +95,8 @@ def test_encodings(folder, encoding):
         ("file,tags\na.jpg,cat|dog\nb.jpg,dog\n", r"line 2: tag 'cat\|dog': .*separator '\|'"),
         ('file,tags\na.jpg,"cat,dog"\nb.jpg,"cat,cow"\n', "line 2: tag 'cat,dog': .*separator ','"),
         ("file,tags\na.jpg,cat dog\nb.jpg,cat;dog\n", "line 2: tag 'cat dog': .*separator ' '"),
+        ("file,tags\na.jpg,cat and dog\nb.jpg,cat;dog\n", "line 2: tag 'cat and dog': .*separator ' and '"),
+        ("file,tags\na.jpg,cat+dog\nb.jpg,cat;dog\n", r"line 2: tag 'cat\+dog': .*separator '\+'"),
         ("file,tags\na.jpg,Cat\nb.jpg,cat\n", r"line 3: tag 'cat' is also written 'Cat' .*line 2"),
         ("file,tags\na.jpg,ﬁre\nb.jpg,fire\n", "line 3: tag 'fire' is also written 'ﬁre'"),
         ("file,tags\na.jpg,c\u200bat\nb.jpg,dog\n", r"line 2: tag .*U\+200B, which has no width"),
@@ -167,6 +169,7 @@ def test_remedies_work(folder):
     assert tags_of(read(folder, 'file,tags\na.jpg,"cat,dog"\nb.jpg,cat\n', separator=",")) == BOTH
     assert tags_of(read(folder, "file,tags\na.jpg,cat dog\nb.jpg,cat\n", separator=" ")) == BOTH
     assert tags_of(read(folder, "file;tags\na.jpg;cat|dog\nb.jpg;cat\n", separator="|")) == BOTH
+    assert tags_of(read(folder, "file,tags\na.jpg,cat and dog\nb.jpg,cat\n", separator=" and ")) == BOTH
     # One tag with a comma in it, said in either of the two ways that the message names.
     one = 'file,tags\na.jpg,"cat, wild"\nb.jpg,cat\n'
     assert read(folder, one, separator=";").class_names == ("cat", "cat, wild")
