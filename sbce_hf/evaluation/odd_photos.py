@@ -11,6 +11,8 @@ from .tables import percent
 
 # So many times more or less of a photo than of the class's median photo is unusual.
 FACTOR = 4.0
+# Of a photo without background; where most photos show little of it, that is usual.
+WHOLE, USUAL = 0.95, 0.75
 # Of fewer photos with a class no median is taken.
 LEAST_PHOTOS = 5
 
@@ -31,7 +33,8 @@ class OddPhoto:
 def odd_photos(class_names: Sequence[str], records: Iterable[Mapping[str, Any]], count: int) -> list[OddPhoto]:
     """Rank photos by their label maps' records, the oddest first.
 
-    Photos with more lost tags come first, then those with a class that covers the most unusual share of them.
+    Photos with more lost tags come first, then those with a class that covers the most unusual share of them, then
+    those without background.
 
     Args:
         class_names: the C foreground classes.
@@ -45,8 +48,10 @@ def odd_photos(class_names: Sequence[str], records: Iterable[Mapping[str, Any]],
             if share > 0:
                 shares.setdefault(index, []).append(share)
     usual = {index: float(np.median(found)) for index, found in shares.items() if len(found) >= LEAST_PHOTOS}
+    totals = [sum(record["proportions"]) for record in records]
+    some_background = float(np.median(totals)) <= USUAL if totals else False
     ranked = []
-    for record in records:
+    for record, total in zip(records, totals, strict=True):
         lost, distance, reasons = 0, 0.0, []
         for index, share in zip(record["classes"], record["proportions"], strict=True):
             name = class_names[index]
@@ -58,6 +63,8 @@ def odd_photos(class_names: Sequence[str], records: Iterable[Mapping[str, Any]],
                 reasons.append(
                     f"{name} covers {percent(share)} % of it, where {percent(usual[index])} % of a photo is usual"
                 )
+        if not reasons and total >= WHOLE and some_background:
+            reasons.append(f"{percent(total)} % of it is foreground")
         if reasons:
             ranked.append(((-lost, -distance, record["image_id"]), OddPhoto(record["image_id"], tuple(reasons))))
     return [photo for _, photo in sorted(ranked, key=lambda pair: pair[0])[:count]]

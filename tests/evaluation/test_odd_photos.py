@@ -45,6 +45,14 @@ def test_of_a_class_on_a_few_photos_nothing_is_usual():
     assert odd_photos(NAMES, [record("a", cat=0.9), record("b", cat=0.01)], count=5) == []
 
 
+def test_photos_without_background_where_others_have_some():
+    large = [record(f"l{number}", cat=0.5) for number in range(9)]
+    (found,) = odd_photos(NAMES, [*large, record("whole", cat=0.97)], count=5)
+    assert found == OddPhoto("whole", ("97.0 % of it is foreground",))
+    # Of close-ups it is usual.
+    assert odd_photos(NAMES, [record(f"c{number}", cat=0.96) for number in range(9)], count=5) == []
+
+
 def row(stage, value, leak=False):
     return ScoreRow(stage, "peak 0.35", True, value, {}, 10, leak)
 
