@@ -62,6 +62,8 @@ def test_other_programs_processors_are_read():
         ({"image_std": [0.5, 0.5, 0.0]}, "image_std: got .*above 0"),
         ({"image_std": "0.5"}, "image_std: got '?0.5'?, expected three numbers"),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "expected three numbers"),
+        ({"image_mean": [0.5, True, 0.5]}, "image_mean: got .*expected three numbers"),
+        ({"image_std": [0.5, 10**400, 0.5]}, "image_std: got .*expected three numbers"),
         ({"resample": 77}, r"resample: got 77, expected one of 0 \(nearest\)"),
     ],
 )
