@@ -14,7 +14,7 @@ from ..models.configuration_checks import check_labels
 from ..models.configuration_deeplab import voc_palette
 from ..models.configuration_spatial_bce import SpatialBceConfig
 from ..models.modeling_checkpoint import architectures_of, own_file, read_json
-from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT, read_notes
+from ..runs.layout import CONFIG, NOTES, QUALITY_PAGE, REPORT, read_notes, require_own_files
 from ..runs.provenance import without_local_paths
 from ..runs.report import SHEET
 from ..runs.report import THRESHOLDS as HISTOGRAM
@@ -153,11 +153,13 @@ def render_model_folder(
         with_tag: let the card name a git tag, made from the folder's hash, for the publisher to set.
 
     Raises:
-        ValueError: a model of another kind, a name that is no repository's, or a licence that contradicts that of the
-            trunk's weights.
+        ValueError: a model of another kind, a name that is no repository's, a licence that contradicts that of the
+            trunk's weights, or a link out of the run or the stage.
         FileNotFoundError: a contact sheet that is asked for is not there, or a file of the model is missing.
     """
     check_repo_id(repo_id)
+    if source.stage_dir is not None:
+        require_own_files(source.run_dir or source.stage_dir, "put a copy of it there")
     context = _add_training(_copy_model(source.model_dir, folder, repo_id), source, folder)
     trunk = _trunk_license(context, source)
     context = replace(context, license=chosen_license(license, trunk), trunk_license=trunk, tags=tags)

@@ -47,8 +47,14 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return notes
 
 
-def require_own_files(folder: Path) -> None:
-    """See that nothing of a run is a link out of it: what a stage writes there would change somebody's files.
+def require_own_files(folder: Path, remedy: str = "move that here, or choose another --output-dir") -> None:
+    """See that nothing of a run is a link out of it.
+
+    What a stage writes there would change somebody's files, and what is published from there may be nobody's to see.
+
+    Args:
+        folder: of the run, or of a stage.
+        remedy: what to do about a link, for messages.
 
     Raises:
         UserError: one is.
@@ -57,10 +63,7 @@ def require_own_files(folder: Path) -> None:
         for name in (*names, *files):
             path = os.path.join(parent, name)
             if os.path.islink(path) and not is_inside(path, folder):
-                raise UserError(
-                    f"{path}: is a link to {os.path.realpath(path)}, expected the run's own; move that "
-                    "here, or choose another --output-dir"
-                )
+                raise UserError(f"{path}: is a link to {os.path.realpath(path)}, expected the run's own; {remedy}")
         # Whole files are put there by their names, however many there are.
         names[:] = [name for name in names if name != "label_maps"]
 

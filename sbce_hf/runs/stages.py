@@ -24,6 +24,7 @@ from ..config import RunConfig, deciding, from_mapping
 from ..config.yaml_text import read_yaml_file
 from ..data import TaggedImages
 from ..errors import UserError
+from ..files import require_own
 from ..inference.affinity import AFFINITY
 from ..inference.segmenter import METHOD
 from ..labels.variants import variants
@@ -52,6 +53,7 @@ LEAK, SEGMENTER = "leak_best_constant", "segmenter"
 PROPORTIONS = "proportions"
 # What to do about a damaged config of a run.
 REWRITTEN = "give the `sbce run` command again, which writes it anew"
+_COPY = "put a copy of it there"
 FROM_MASKS = "proportions from masks"
 
 
@@ -183,9 +185,10 @@ def read_config(run_dir: Path) -> RunConfig:
     """The config of a run directory.
 
     Raises:
-        UserError: it is damaged, or none of this version's.
+        UserError: it is damaged, none of this version's, or a link out of the run.
     """
     path = run_dir / CONFIG
+    require_own(path, _COPY)
     values = read_yaml_file(path, REWRITTEN)
     try:
         return from_mapping(RunConfig, values, str(path))
@@ -213,11 +216,15 @@ def find_run(directory: Path) -> tuple[Path, str] | tuple[None, None]:
 
     Args:
         directory: a stage's folder, or one in it.
+
+    Raises:
+        UserError: the run's config is a link out of it.
     """
     directory = directory.resolve()
     for folder in (directory, *directory.parents[:4]):
         if (folder / RECORD).is_file():
             for run_dir in folder.parents[:2]:
                 if is_run(run_dir):
+                    require_own(run_dir / CONFIG, _COPY)
                     return run_dir, folder.relative_to(run_dir).as_posix()
     return None, None

@@ -156,6 +156,35 @@ def test_a_damaged_file_is_told_in_one_line(run_dir, capsys, name):
     assert push(run_dir, "--dry-run") == 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["quality.md", "config.yaml", "figures", "figures/thresholds.png", "figures/sheet.png", "round_1/model"],
+)
+def test_nothing_outside_of_the_run_is_published(hub, run_dir, tmp_path, capsys, name):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    for path in (run, run / "round_1"):
+        assert push(path, "--contact-sheet") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{run / name}: is a link to {tmp_path / 'elsewhere'}, expected " in line and "copy of it there" in line
+    assert not hub.requests
+    # A link within the run shows nothing else.
+    (run / name).unlink()
+    (tmp_path / "elsewhere").rename(run / "moved")
+    (run / name).symlink_to(run / "moved")
+    assert push(run, "--contact-sheet", "--dry-run") == 0
+
+
+def test_nothing_outside_of_a_stage_is_published(hub, run_dir, tmp_path, capsys):
+    stage = shutil.copytree(run_dir / "round_1", tmp_path / "stage")
+    (stage / "model").rename(tmp_path / "elsewhere")
+    (stage / "model").symlink_to(tmp_path / "elsewhere")
+    assert push(stage) == 1
+    assert f"{stage / 'model'}: is a link to {tmp_path / 'elsewhere'}" in capsys.readouterr().err
+    assert not hub.requests
+
+
 def test_no_word_is_sent_without_a_command(hub, run_dir, capsys):
     with pytest.raises(SystemExit):
         main(["push"])
