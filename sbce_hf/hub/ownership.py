@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..files import write_atomic
 
@@ -84,11 +85,12 @@ class Ownership:
         above, kept = split_card(self._text(CARD))
         if self._type == "space" and _body(above) in ("", _NEW_SPACE):
             return True
+        # Metadata of data sets are merged, those of other cards are made anew.
+        words = _body(above) if self._type == "dataset" else above.strip()
         if kept is None:
             # Somebody's own card: nothing is lost where the new one has it below its mark.
-            return target.is_file() and _body(above) in (split_card(target.read_text(encoding="utf-8"))[1] or "")
-        # Metadata of data sets are merged, those of other cards are made anew.
-        return _hash(_body(above) if self._type == "dataset" else above) in self.written.get(CARD, ())
+            return target.is_file() and words in (split_card(target.read_text(encoding="utf-8"))[1] or "")
+        return _hash(words if self._type == "dataset" else above) in self.written.get(CARD, ())
 
     def _manifest(self) -> Mapping[str, Sequence[str]]:
         try:
@@ -132,8 +134,10 @@ def _hashes(content: bytes) -> list[str]:
 
 
 def _body(card: str) -> str:
-    """A card without its metadata."""
-    return card.removeprefix("---\n").partition("\n---\n")[2].strip() if card.startswith("---\n") else card.strip()
+    """A card without its metadata; a rule above words is no beginning of any."""
+    # What is between two rules is metadata: the Hub takes no card where it is not.
+    metadata = REGEX_YAML_BLOCK.match(card)
+    return card[metadata.end() if metadata else 0 :].strip()
 
 
 def _hash(text: str) -> str:

@@ -125,6 +125,16 @@ def test_a_damaged_config_or_record_of_the_run_is_told_in_one_line(tmp_path, cap
         assert str(path) in line and "give the `sbce run` command again" in line and len(line) < 1000
 
 
+def test_nothing_of_a_config_outside_of_the_run_is_told(tmp_path, capsys):
+    store = fill(tmp_path / "run" / "round_1" / "labels" / "paper", ["a"])
+    (tmp_path / "run" / "run.json").write_text("{}")
+    write_json(tmp_path / "run" / "round_1" / "stage.json", {"key": "k", "finished": True})
+    (tmp_path / "secret").write_text("secret: x\n")
+    (tmp_path / "run" / "config.yaml").symlink_to(tmp_path / "secret")
+    assert push(store, "--dry-run") == 1
+    assert "config.yaml: is a link to" in capsys.readouterr().err
+
+
 def test_a_label_map_with_a_value_that_is_no_class_is_not_published(tmp_path, capsys):
     store = fill(tmp_path / "maps", ["a", "b"])
     with Image.open(store.path("b")) as image:
@@ -256,6 +266,22 @@ def test_a_repository_of_something_else(hub, tmp_path, capsys):
     assert "notes.txt" in stored(hub) and "a" in HubLabelMaps(f"{REPO}:maps")
     with pytest.raises(ValueError, match="columns a, expected image_id, label_map"):
         HubLabelMaps(f"{REPO}:photos")
+
+
+@pytest.mark.parametrize(
+    ("card", "kept"),
+    [
+        ("---\n# My page\n\nWords.\n", "\n---\n# My page\n\nWords.\n"),
+        ("---\nlicense: mit\nextra_gated_prompt: You agree.\n---\n", "extra_gated_prompt: You agree.\n"),
+    ],
+)
+def test_a_card_that_was_there_is_kept(hub, tmp_path, card, kept):
+    HfApi().create_repo(REPO, repo_type="dataset")
+    HfApi().upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=REPO, repo_type="dataset")
+    for name in ("one", "two"):
+        assert push(fill(tmp_path / name, ["a"])) == 0
+        text = stored(hub)["README.md"].decode()
+        assert text.count(kept) == 1 and "## Configurations" in text
 
 
 def test_grown_and_shrunk(hub, tmp_path, monkeypatch):

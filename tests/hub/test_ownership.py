@@ -1,9 +1,10 @@
 """A push replaces nothing of somebody else's without a word."""
 
 import json
+from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from test_publish import folder, publish, stored  # noqa: F401
 
 from sbce_hf.errors import UserError
@@ -30,6 +31,34 @@ def test_what_somebody_else_has_put_there_is_named_and_stays(hub, folder):  # no
     publish(folder, delete_patterns=["modeling_*.py", "*.safetensors"], overwrite=True)
     after = stored(hub)
     assert after["notes.txt"] == b"mine" and "modeling_own.py" not in after and after["sub/config.json"] == b"{}"
+
+
+METADATA_ALONE = ("---\nlicense: mit\nextra_gated_prompt: You agree to much.\n---\n", "---\nlicense: mit\n---")
+WORDS = (
+    "---\n# My page\n\nWords that took a day.\n",
+    "---\nlicense: mit\n---\n# My page\n",
+)
+
+
+# Metadata alone are what the Hub itself gives a new Space.
+@pytest.mark.parametrize(
+    ("repo_type", "card"),
+    [*(("model", card) for card in METADATA_ALONE + WORDS), *(("space", card) for card in WORDS)],
+)
+def test_a_card_of_somebodys_own_is_named_and_stays(hub, folder, card, repo_type):  # noqa: F811
+    HfApi().create_repo("user/own", repo_type=repo_type, space_sdk="gradio" if repo_type == "space" else None)
+    theirs("README.md", card.encode(), repo_type, "user/own")
+    with pytest.raises(UserError, match="since: README.md. "):
+        publish_folder(folder, "user/own", repo_type, message="Publish")
+    where = {"repo_id": "user/own", "repo_type": repo_type, "force_download": True}
+    assert Path(hf_hub_download(filename="README.md", **where)).read_text() == card
+
+
+def test_an_empty_card_is_no_loss(hub, folder):  # noqa: F811
+    HfApi().create_repo("user/model")
+    theirs("README.md", b"\n")
+    publish(folder)
+    assert b"# A model" in stored(hub)["README.md"]
 
 
 def test_what_a_push_has_written_the_next_one_replaces(hub, folder):  # noqa: F811
