@@ -14,7 +14,7 @@ from ..data.photo_files import walk
 from ..data.schema import IGNORE_INDEX
 from ..errors import UserError
 from ..labels.hub_store import HubLabelMaps
-from ..labels.label_maps import check_values
+from ..labels.label_maps import check_values, require_all
 from ..labels.store import LabelStore
 from ..progress import tracked
 from ..text import is_writable, visible
@@ -71,11 +71,8 @@ class ExportSource:
         self._label_maps = label_maps
         self.image_ids = label_maps.proportions()[0]
         self._guessed, self._undecided = photos is None, 0
-        if gone := getattr(label_maps, "gone", []):
-            raise UserError(
-                f"label maps {label_maps.directory}: {len(gone)} are missing, the first is of image {gone[0]!r}; make "
-                "them again with the command that made them"
-            )
+        if isinstance(label_maps, LabelStore):
+            require_all(label_maps)
         if not self.image_ids:
             raise UserError(f"label maps {label_maps.directory}: there are none to export; is the labelling finished?")
         self._photos: Path | None = None

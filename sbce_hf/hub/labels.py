@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..evaluation.tables import markdown_table, percent
 from ..files import write_atomic
 from ..labels.hub_store import INFO, SPLIT
+from ..labels.label_maps import require_all
 from ..labels.store import LabelStore
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
@@ -115,12 +116,14 @@ def render_label_folder(
         with_tag: let the card name a git tag, made from the shards' hashes, for the publisher to set.
 
     Raises:
-        ValueError: no label map, a bad name, a configuration that something else has made, or with `append` another
-            label map of the same image, other classes, or photos here and none there.
+        ValueError: no label map, one of which the store has only the record, a bad name, a configuration that
+            something else has made, or with `append` another label map of the same image, other classes, or photos
+            here and none there.
         HubError: see [`explained`].
         OSError: a file cannot be read or written.
     """
     check_repo_id(repo_id)
+    require_all(store)
     config_name = config_name or default_config_name(store.directory)
     if not re.fullmatch(r"\w+", config_name, re.ASCII):
         raise ValueError(f"--config {config_name!r}: expected letters, digits and _")

@@ -16,6 +16,7 @@ from ..data.schema import IGNORE_INDEX, TaggedImages
 from ..data.validation import listing
 from ..errors import UserError
 from ..progress import tracked
+from .store import LabelStore
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,19 @@ class MaskLabels:
     def read(self, image_id: str) -> NDArray[np.uint8]:
         """The mask of an image, `uint8` of shape `(H, W)`; see [`TaggedImages.mask`]."""
         return self._images.mask(self._indices[image_id])
+
+
+def require_all(store: LabelStore) -> None:
+    """See that a store has every label map that it has a record of, before something is made from all of them.
+
+    Raises:
+        UserError: some are not there, or are no files.
+    """
+    if gone := store.gone:
+        raise UserError(
+            f"label maps {store.directory}: {len(gone)} are missing, the first is of image {gone[0]!r}; make them "
+            "again with the command that made them"
+        )
 
 
 def check_label_maps(images: TaggedImages, label_maps: LabelMaps) -> tuple[TaggedImages, str]:

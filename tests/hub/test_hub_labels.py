@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import warnings
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -123,6 +125,19 @@ def test_a_damaged_config_or_record_of_the_run_is_told_in_one_line(tmp_path, cap
         assert push(store, "--dry-run") == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line and "give the `sbce run` command again" in line and len(line) < 1000
+
+
+@pytest.mark.parametrize("instead", [None, Path.mkdir, os.mkfifo])
+def test_a_label_map_that_is_missing_is_named(hub, tmp_path, capsys, instead):
+    store = fill(tmp_path / "maps", ["a", "b", "c"])
+    store.path("b").unlink()
+    if instead is not None:
+        instead(store.path("b"))
+    for options in ([], ["--append"], ["--dry-run"]):
+        assert push(store, *options) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"label maps {store.directory}: 1 are missing, the first is of image 'b'; make" in line
+    assert not hub.requests
 
 
 def test_nothing_of_a_config_outside_of_the_run_is_told(tmp_path, capsys):
