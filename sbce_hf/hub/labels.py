@@ -194,7 +194,7 @@ def _metadata(repo_id: str) -> Iterator[None]:
     """Tell metadata of a card that are of other types than a card's; the library checks none."""
     try:
         yield
-    except (TypeError, AttributeError, LookupError, ValueError, yaml.YAMLError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError, yaml.YAMLError) as error:
         what = " ".join(str(error).split())
         raise UserError(
             f"{repo_id}: README.md: its metadata are not those of a dataset's card ({what}); correct them there"

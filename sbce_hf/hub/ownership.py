@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ..files import write_atomic
+from ..files import parse_json, write_atomic
 
 MANIFEST = "sbce_files.json"
 CARD = "README.md"
@@ -94,7 +94,7 @@ class Ownership:
 
     def _manifest(self) -> Mapping[str, Sequence[str]]:
         try:
-            values = json.loads(self._text(MANIFEST))
+            values = parse_json(self._text(MANIFEST), MANIFEST)
             files = values["files"]
             if not isinstance(files, dict):
                 return {}

@@ -299,6 +299,18 @@ def test_a_card_that_was_there_is_kept(hub, tmp_path, card, kept):
         assert text.count(kept) == 1 and "## Configurations" in text
 
 
+def test_metadata_that_are_nested_deeply_are_told(hub, tmp_path, monkeypatch, capsys):
+    HfApi().create_repo(REPO, repo_type="dataset")
+    card = b"---\nlicense: mit\n---\n"
+    HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=REPO, repo_type="dataset")
+    # The Hub may read more than this program can.
+    deep = f"---\na: {'[' * 20_000}{']' * 20_000}\n---\n"
+    read = DatasetCard.load
+    monkeypatch.setattr(DatasetCard, "load", lambda path: [read(path), DatasetCard(deep)][1])
+    assert push(fill(tmp_path / "maps", ["a"])) == 1
+    assert f"{REPO}: README.md: its metadata are not those of a dataset's card (" in capsys.readouterr().err
+
+
 def test_grown_and_shrunk(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(label_shards, "ROW_GROUP", 1)
     monkeypatch.setattr(label_shards, "SHARD_ROWS", 2)

@@ -110,7 +110,11 @@ def test_a_new_space_has_a_card_of_the_hubs(hub, folder):  # noqa: F811
         publish_folder(folder, "user/space", "space", message="Publish", space_sdk="gradio")
 
 
-@pytest.mark.parametrize("manifest", [b"[]", b"{", b'{"files": 3}', b'{"files": {"README.md": 3}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [b"[]", b"{", b"\xff", b'{"files": 3}', b'{"files": {"README.md": 3}}', b'{"files":' + b"[" * 200_000],
+    ids=range(6),
+)
 def test_a_list_that_somebody_has_edited_claims_nothing(hub, folder, manifest):  # noqa: F811
     publish(folder)
     theirs(MANIFEST, manifest)
