@@ -206,6 +206,19 @@ def decode_image(source: ImageSource, min_side: int | None = None) -> Image.Imag
         return _to_rgb(image)
 
 
+def kind_and_size(source: ImageSource) -> tuple[str, int, int]:
+    """What the beginning of an image says of it; no pixel is decoded.
+
+    Returns:
+        its format as PIL names it, width and height as they are stored, in pixels.
+
+    Raises:
+        UnreadableError: see [`decode_image`].
+    """
+    with reading("image"), _open(source) as image:
+        return str(image.format), image.width, image.height
+
+
 def upright_size(source: ImageSource) -> tuple[int, int]:
     """Width and height of an image as [`decode_image`] returns it; a JPEG's header suffices for that.
 

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ..config import CrfConfig
-from ..data.decoding import decode_image, encode_png, upright_size
+from ..data.decoding import decode_image, encode_png, kind_and_size, upright_size
+from ..errors import UserError
 from ..files import is_inside
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
@@ -19,6 +20,11 @@ from .pictures import annotated, encode_label_map, example, outlined_heat_map, p
 
 # Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
 MAX_SIDE = 512
+# Pixels of a photo that is decoded, which takes some bytes for each: the 48 megapixels of a phone fit. Any number of
+# them may be in a file of kilobytes.
+MAX_PIXELS = 50_000_000
+# Of cameras, phones and browsers. In files of others there may be a picture of another size than they say.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 # Seconds after which a visitor's files are deleted.
 KEEP_SECONDS = 3600
 MAX_HEAT_MAPS = 12
@@ -61,14 +67,22 @@ def read_photo(path: str | None) -> tuple[Image.Image, tuple[int, int]]:
         the photo, and width and height that it had.
 
     Raises:
-        gradio.Error: no file, or one that is no photo.
+        gradio.Error: no file, one that is no photo or none of [`FORMATS`], or one of more than [`MAX_PIXELS`].
     """
     if path is None:
         raise _error("There is no photo yet: upload one, paste one, or take the example.")
     try:
+        kind, width, height = kind_and_size(path)
+        if kind not in FORMATS:
+            raise _error(f"This file is of the format {kind}. Try a JPEG, PNG or WebP file.")
+        if width * height > MAX_PIXELS:
+            raise _error(
+                f"This photo has {width} x {height} pixels; expected at most {MAX_PIXELS // 10**6} megapixels. Make "
+                "it smaller first."
+            )
         size = upright_size(path)
         photo = decode_image(path, min_side=MAX_SIDE)
-    except ValueError as error:
+    except UserError as error:
         message = "This file is damaged, or no photo that can be read. Try a JPEG, PNG or WebP file."
         raise _error(message) from error
     photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)

@@ -28,7 +28,8 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from sbce_hf.demo.page import LAUNCH, build_demo  # noqa: E402
+from sbce_hf.demo import page  # noqa: E402
+from sbce_hf.demo.page import LAUNCH, build_demo, read_photo  # noqa: E402
 from sbce_hf.demo.pictures import example, outlined_heat_map, served_file  # noqa: E402
 
 SPACE = Path(__file__).parent.parent.parent / "space"
@@ -177,6 +178,22 @@ def test_unreadable_photo_is_told(client, folder, photo, data):
     path.write_bytes(Path(photo).read_bytes()[:2000] if data is None else data)
     with pytest.raises(AppError, match="damaged, or no photo"):
         client.predict(handle_file(path), ["kite"], False, False, api_name="/label")
+
+
+def test_a_photo_of_too_many_pixels_is_not_decoded(client, folder, monkeypatch):
+    # The 48 megapixels of a phone's sensor pass; without colours, the file is small.
+    for size in ((8000, 6000), (8000, 6251)):
+        Image.new("1", size).save(folder / f"{size[1]}.png")
+    assert read_photo(folder / "6000.png").size == (512, 384)
+    decoded = []
+    monkeypatch.setattr(page, "decode_image", lambda *source, **how: decoded.append(source))
+    with pytest.raises(AppError, match="has 8000 x 6251 pixels; expected at most 50 megapixels. Make it smaller"):
+        client.predict(handle_file(folder / "6251.png"), ["kite"], False, False, api_name="/label")
+    # What an icon says of its size is not what the picture in it has.
+    Image.effect_noise((200, 200), 60).save(folder / "small.ico")
+    with pytest.raises(AppError, match="of the format ICO. Try a JPEG"):
+        client.predict(handle_file(folder / "small.ico"), ["kite"], False, False, api_name="/label")
+    assert not decoded
 
 
 def test_no_photo_is_told(client):
