@@ -23,8 +23,8 @@ MAX_SIDE = 512
 # Pixels of a photo that is decoded, which takes some bytes for each: the 48 megapixels of a phone fit. Any number of
 # them may be in a file of kilobytes.
 MAX_PIXELS = 50_000_000
-# Of cameras, phones and browsers. In files of others there may be a picture of another size than they say.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+# Of phones and browsers. In files of others, a picture or a tile may take more than their size says.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "WEBP")
 # Seconds after which a visitor's files are deleted.
 KEEP_SECONDS = 3600
 MAX_HEAT_MAPS = 12
@@ -185,7 +185,6 @@ def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
         outputs: list[Any] = [painted, said, download]
         if classifier:
             outputs += _reasons()
-        if classifier:
             with gr.Accordion("What is the adaptive threshold?", open=False):
                 gr.Markdown(ADAPTIVE)
         button.click(

@@ -181,7 +181,7 @@ def test_unreadable_photo_is_told(client, folder, photo, data):
 
 
 def test_a_photo_of_too_many_pixels_is_not_decoded(client, folder, monkeypatch):
-    # The 48 megapixels of a phone's sensor pass; without colours, the file is small.
+    # A phone's 48 megapixels pass; of one bit each, they make a small file.
     for size in ((8000, 6000), (8000, 6251)):
         Image.new("1", size).save(folder / f"{size[1]}.png")
     assert read_photo(folder / "6000.png").size == (512, 384)
@@ -189,10 +189,11 @@ def test_a_photo_of_too_many_pixels_is_not_decoded(client, folder, monkeypatch):
     monkeypatch.setattr(page, "decode_image", lambda *source, **how: decoded.append(source))
     with pytest.raises(AppError, match="has 8000 x 6251 pixels; expected at most 50 megapixels. Make it smaller"):
         client.predict(handle_file(folder / "6251.png"), ["kite"], False, False, api_name="/label")
-    # What an icon says of its size is not what the picture in it has.
-    Image.effect_noise((200, 200), 60).save(folder / "small.ico")
-    with pytest.raises(AppError, match="of the format ICO. Try a JPEG"):
-        client.predict(handle_file(folder / "small.ico"), ["kite"], False, False, api_name="/label")
+    # What an icon says of its size is not what the picture in it has, nor what a tile of a TIFF takes.
+    for kind in ("ICO", "TIFF"):
+        Image.effect_noise((200, 200), 60).save(folder / f"small.{kind}")
+        with pytest.raises(AppError, match=f"of the format {kind}. Try a JPEG"):
+            client.predict(handle_file(folder / f"small.{kind}"), ["kite"], False, False, api_name="/label")
     assert not decoded
 
 
