@@ -7,24 +7,15 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from ..config import CrfConfig
-from ..data.decoding import decode_image, encode_png, kind_and_size, upright_size
-from ..errors import UserError
-from ..files import is_inside
+from ..data.decoding import encode_png
 from ..models.configuration_deeplab import voc_palette
 from ..text import code_span, markdown
 from .explain import Checkpoint, ClassReading, Explanation, explain, load_checkpoint
 from .pictures import annotated, encode_label_map, example, outlined_heat_map, picture_address, served_file
+from .uploads import mistake, read_photo, uploaded
 
-# Longest side that is labelled, in pixels: a dense CRF over a whole camera photo takes minutes.
-MAX_SIDE = 512
-# Pixels of a photo that is decoded, which takes some bytes for each: the 48 megapixels of a phone fit. Any number of
-# them may be in a file of kilobytes.
-MAX_PIXELS = 50_000_000
-# Of phones and browsers. In files of others, a picture or a tile may take more than their size says.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "WEBP")
 # Seconds after which a visitor's files are deleted.
 KEEP_SECONDS = 3600
 MAX_HEAT_MAPS = 12
@@ -58,35 +49,6 @@ where two classes compete, and after the dense CRF, which moves borders to edges
 In the table, *image p* is how sure the network is that the class is on the photo at all, *mean p* the mean of its
 class map, and *share* its part of the final label map.
 """
-
-
-def read_photo(path: str | None) -> tuple[Image.Image, tuple[int, int]]:
-    """A visitor's file as an upright RGB photo, made smaller until its longer side is at most [`MAX_SIDE`].
-
-    Returns:
-        the photo, and width and height that it had.
-
-    Raises:
-        gradio.Error: no file, one that is no photo or none of [`FORMATS`], or one of more than [`MAX_PIXELS`].
-    """
-    if path is None:
-        raise _error("There is no photo yet: upload one, paste one, or take the example.")
-    try:
-        kind, width, height = kind_and_size(path)
-        if kind not in FORMATS:
-            raise _error(f"This file is of the format {kind}. Try a JPEG, PNG or WebP file.")
-        if width * height > MAX_PIXELS:
-            raise _error(
-                f"This photo has {width} x {height} pixels; expected at most {MAX_PIXELS // 10**6} megapixels. Make "
-                "it smaller first."
-            )
-        size = upright_size(path)
-        photo = decode_image(path, min_side=MAX_SIDE)
-    except UserError as error:
-        message = "This file is damaged, or no photo that can be read. Try a JPEG, PNG or WebP file."
-        raise _error(message) from error
-    photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
-    return photo, size
 
 
 def table_rows(readings: Sequence[ClassReading]) -> list[list[str]]:
@@ -161,7 +123,7 @@ def _page(loaded: Checkpoint, classifier: bool) -> gr.Blocks:
                     label="Photo", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="photo"
                 )
                 # gradio opens the file itself, and its message about a damaged one names a temporary path.
-                photo.preprocess = lambda payload: _uploaded(payload, photo.GRADIO_CACHE)  # type: ignore[method-assign]
+                photo.preprocess = lambda payload: uploaded(payload, photo.GRADIO_CACHE)  # type: ignore[method-assign]
                 tags, predict = _tag_inputs(names[1:]) if classifier else (gr.State([]), gr.State(False))
                 crf = gr.Checkbox(
                     label="Dense CRF: follow the edges of the photo",
@@ -245,15 +207,6 @@ def _add_example(names: Sequence[str], photo: gr.Image, tags: Any) -> None:
     button.click(take, None, [photo, *([tags] if known else [])], api_visibility="private", show_progress="hidden")
 
 
-def _uploaded(payload: Any, folder: str) -> str | None:
-    """The file of an upload; whoever asks the page by a program could name any other of the server."""
-    if not payload:
-        return None
-    if not (payload.path and is_inside(payload.path, folder) and os.path.isfile(payload.path)):
-        raise _error("Photo: expected an upload; send the file itself.")
-    return str(payload.path)
-
-
 def _reasons() -> list[Any]:
     gallery = gr.Gallery(
         label="Class maps with their thresholds",
@@ -274,7 +227,7 @@ def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) 
         try:
             found = explain(loaded, photo, None if predict else tags or [], CrfConfig() if crf else None)
         except ValueError as error:
-            raise _error(str(error)) from error
+            raise mistake(str(error)) from error
         if classifier and predict and not found.readings:
             gr.Warning("No class was recognised, so everything is background.")
         cache = download.GRADIO_CACHE
@@ -301,8 +254,3 @@ def _handler(loaded: Checkpoint, classifier: bool, download: gr.DownloadButton) 
         return shown
 
     return label
-
-
-def _error(message: str) -> gr.Error:
-    # The visitor's mistake is not the server's: no traceback in its log.
-    return gr.Error(message, duration=None, print_exception=False)

@@ -28,9 +28,10 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from sbce_hf.demo import page  # noqa: E402
-from sbce_hf.demo.page import LAUNCH, build_demo, read_photo  # noqa: E402
+from sbce_hf.demo import uploads  # noqa: E402
+from sbce_hf.demo.page import LAUNCH, build_demo  # noqa: E402
 from sbce_hf.demo.pictures import example, outlined_heat_map, served_file  # noqa: E402
+from sbce_hf.demo.uploads import read_photo  # noqa: E402
 
 SPACE = Path(__file__).parent.parent.parent / "space"
 CLASS_NAMES = ("kite", "lantern", "<b>cat</b>")
@@ -184,9 +185,9 @@ def test_a_photo_of_too_many_pixels_is_not_decoded(client, folder, monkeypatch):
     # A phone's 48 megapixels pass; of one bit each, they make a small file.
     for size in ((8000, 6000), (8000, 6251)):
         Image.new("1", size).save(folder / f"{size[1]}.png")
-    assert read_photo(folder / "6000.png").size == (512, 384)
+    assert read_photo(folder / "6000.png")[0].size == (512, 384)
     decoded = []
-    monkeypatch.setattr(page, "decode_image", lambda *source, **how: decoded.append(source))
+    monkeypatch.setattr(uploads, "decode_image", lambda *source, **how: decoded.append(source))
     with pytest.raises(AppError, match="has 8000 x 6251 pixels; expected at most 50 megapixels. Make it smaller"):
         client.predict(handle_file(folder / "6251.png"), ["kite"], False, False, api_name="/label")
     # What an icon says of its size is not what the picture in it has, nor what a tile of a TIFF takes.
