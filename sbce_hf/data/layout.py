@@ -18,10 +18,11 @@ from ..config import DataConfig
 from ..config.ranges import shown
 from ..errors import UserError
 from .annotations import read_json_table, read_voc_folder, read_xml_table
+from .columns import SPLITS, TAG_COLUMNS
 from .own_files import require_own_paths, require_own_table
 from .photo_files import Finder, is_photo_name, walk
 from .rows import Row, Table, joined
-from .tables import TAG_COLUMNS, read_delimited, read_jsonl, read_parquet
+from .tables import read_delimited, read_jsonl, read_parquet
 from .tags import clean_tag
 from .xml_text import read_xml
 
@@ -31,7 +32,6 @@ TABLES = (
     ("_classes.csv", "_annotations.coco.json", "labels.csv", "labels.tsv", "annotations.xml"),
 )
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xml")
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 PHOTO_FOLDERS = ("images", "JPEGImages")
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
 # Folders in which no photos to learn from lie.

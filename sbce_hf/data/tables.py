@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,26 @@ from typing import Any
 from ..errors import UserError
 from ..files import parse_json, read_bytes, require_regular
 from ..text import csv_cell, visible
+from .columns import (
+    ANNOTATION,
+    FILE_COLUMNS,
+    ID_COLUMNS,
+    JOIN,
+    SPLIT_COLUMN,
+    TAG_COLUMNS,
+    find_columns,
+    find_split,
+    is_numbered,
+    look_at_unused,
+    plain,
+)
 from .rows import Row, Table, file_of
-from .tags import MAX_CLASSES, clean_all, clean_tag, split_cell
+from .tags import MAX_CLASSES, SEPARATOR, clean_all, clean_tag, split_cell
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # A parquet file of some kilobytes may hold any number of equal rows, each of any length; so many take seconds.
 MAX_ROWS, MAX_TEXT = 1_000_000, 2**28
-# Names of columns, as programs write them; compared without case, blanks and hyphens.
-FILE_COLUMNS = (
-    "file", "file_name", "filename", "filepath", "file_path", "image", "image_name", "image_path", "image_file", "img",
-    "path", "photo",
-)  # fmt: skip
-TAG_COLUMNS = (
-    "tags", "tag", "labels", "label", "classes", "class", "categories", "category", "choice", "choices"
-)  # fmt: skip
-# Name the photos where no column above does: without their endings, as competitions do.
-ID_COLUMNS = ("id", "image_id", "img_id", "photo_id")
-# What Label Studio writes beside an annotation.
-ANNOTATION = "annotation_id"
-SPLIT_COLUMN = "split"
 _YES, _NO = frozenset({"1", "1.0", "true", "yes", "y", "x"}), frozenset({"0", "0.0", "false", "no", "n", ""})
-EXPECTED = (
-    "expected file,tags (and maybe split), or file and one column of 0 and 1 for each class; rename the columns with "
-    "the photos' names and the tags"
-)
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
@@ -90,8 +86,11 @@ def read_delimited(path: Path, separator: str | None, is_photo: Any) -> Table:
         delimiter = _delimiter(text)
     lines = _records(path, text, delimiter, first)
     where, header = next(lines, (f"{path}, line 1", []))
-    names = [_plain(name) for name in header]
-    file, tags, split = _columns(path, where, header, names, is_photo, delimiter)
+    names = [plain(name) for name in header]
+    file, tags, split = find_columns(where, header, names, is_photo, delimiter)
+    records = list(lines)
+    if split is None and (split := find_split(names, [cells for _, cells in records])) is not None:
+        notes.append(f"{path.name}: column {header[split]!r} was taken for the split")
     if delimiter != ",":
         notes.append(f"{path.name}: cells are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
     if tags is None:
@@ -100,10 +99,10 @@ def read_delimited(path: Path, separator: str | None, is_photo: Any) -> Table:
             for index, name in enumerate(names)
             if name and index not in (file, split)
         }
-        rows = [_wide_row(cells, classes, file, split, place) for place, cells in lines]
+        rows = [_wide_row(cells, classes, file, split, place) for place, cells in records]
         shown = {tag for row in rows for tag in row.tags}
-        if unused := [name for name in classes.values() if name not in shown]:
-            notes.append(f"{path.name}: columns in which no photo has a 1 are no classes: {', '.join(unused)}")
+        if absent := [name for name in classes.values() if name not in shown]:
+            notes.append(f"{path.name}: columns in which no photo has a 1 are no classes: {', '.join(absent)}")
         return Table("a table with a column of 0 and 1 for each class", path, rows, notes)
     rows = [
         Row(
@@ -112,16 +111,18 @@ def read_delimited(path: Path, separator: str | None, is_photo: Any) -> Table:
             None if split is None else _one_line(cells[split].strip(), place),
             place,
         )
-        for place, cells in lines
+        for place, cells in records
     ]
+    unused = {
+        name.strip() or f"number {index + 1}, without a name": [cells[index] for _, cells in records]
+        for index, name in enumerate(header)
+        if index not in (file, tags, split) and (name.strip() or any(cells[index].strip() for _, cells in records))
+    }
+    notes += look_at_unused(path.name, where, unused, [row.tags for row in rows], separator)
     if ANNOTATION in names:
         rows = [replace(row, file=file_of(row.file)) for row in rows]
         return Table("a table of Label Studio", path, rows, notes)
     return Table("a table of files and tags", path, rows, notes)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s\-]+", "_", name.strip()).casefold()
 
 
 def _delimiter(text: str) -> str:
@@ -129,7 +130,7 @@ def _delimiter(text: str) -> str:
     line = text.lstrip("\r\n").split("\n", 1)[0].strip("\r")
 
     def columns(delimiter: str) -> tuple[bool, int]:
-        cells = [_plain(cell.strip().strip('"')) for cell in line.split(delimiter)]
+        cells = [plain(cell.strip().strip('"')) for cell in line.split(delimiter)]
         return any(cell in FILE_COLUMNS + ID_COLUMNS for cell in cells), len(cells)
 
     return max(DELIMITERS, key=columns)
@@ -164,38 +165,17 @@ def _records(path: Path, text: str, delimiter: str, first: int) -> Iterator[tupl
         yield place, cells[:width]
 
 
-def _columns(
-    path: Path, where: str, header: Sequence[str], names: Sequence[str], is_photo: Any, delimiter: str
-) -> tuple[int, int | None, int | None]:
-    """Positions of the file, of the tags (`None`: of 0 and 1 for each class) and of the split."""
-    shown = visible(delimiter.join(header))[:200]
-    if any(is_photo(cell) for cell in header):
-        raise UserError(f"{where}: no header: the first line is {shown!r}; put a line file,tags above it")
-    doubled = next((name for index, name in enumerate(names) if name and name in names[:index]), None)
-    if doubled is not None:
-        raise UserError(f"{where}: two columns are named {doubled!r}; rename or join them")
-    files = [index for index, name in enumerate(names) if name in FILE_COLUMNS]
-    files = files or [index for index, name in enumerate(names) if name in ID_COLUMNS]
-    tags = [index for index, name in enumerate(names) if name in TAG_COLUMNS]
-    split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
-    for found, exact in ((files, "file"), (tags, "tags")):
-        if len(found) > 1:
-            told = ", ".join(header[index] for index in found)
-            raise UserError(f"{where}: more than one column may be the {exact}: {told}; rename all but one")
-    others = [name for index, name in enumerate(names) if name and index not in (*files, split)]
-    if not files or not others:
-        raise UserError(f"{where}: got the header {shown!r}, {EXPECTED}")
-    return files[0], tags[0] if tags else None, split
-
-
 def _wide_row(cells: Sequence[str], classes: Mapping[int, str], file: int, split: int | None, where: str) -> Row:
     tags = []
     for index, name in classes.items():
         value = cells[index].strip().casefold()
         if value not in _YES | _NO:
+            remedy = "Name the column with the tags tags, or remove columns that are no classes"
+            if is_numbered(name):
+                remedy = JOIN[0].upper() + JOIN[1:]
             raise UserError(
                 f"{where}: column {name!r}: got {visible(value)[:60]!r}, expected 0 or 1, as there is no column tags. "
-                "Name the column with the tags tags, or remove columns that are no classes"
+                f"{remedy}"
             )
         tags += [name] * (value in _YES)
     return Row(
@@ -216,13 +196,33 @@ def read_jsonl(path: Path, separator: str | None) -> Table:
         UserError: a line that is none; names it.
     """
     text, notes = read_text(path)
-    rows = []
+    rows, records = list[Row](), list[Mapping[str, Any]]()
     for line, entry in enumerate(text.split("\n"), start=1):
         if not entry.strip():
             continue
         where = f"{path}, line {line}"
-        rows.append(_row_of(parse_json(entry, where), entry.strip(), separator, where))
+        records.append(parse_json(entry, where))
+        rows.append(_row_of(records[-1], entry.strip(), separator, where))
+    names = dict.fromkeys(name for record in records for name in record)
+    notes += _unused(path, names, records, rows, separator)
     return Table("lines of JSON", path, rows, notes)
+
+
+def _unused(
+    path: Path, names: Iterable[str], records: Sequence[Mapping[str, Any]], rows: Sequence[Row], separator: str | None
+) -> list[str]:
+    """See [`look_at_unused`]; of lists, each entry is a tag."""
+
+    def cell(value: Any) -> str:
+        parts = value if isinstance(value, list) else [] if value is None else [value]
+        return (separator or SEPARATOR).join(map(str, parts))
+
+    unused = {
+        name: [cell(record.get(name)) for record in records]
+        for name in names
+        if plain(name) not in (*FILE_COLUMNS, *TAG_COLUMNS, SPLIT_COLUMN)
+    }
+    return look_at_unused(path.name, str(path), unused, [row.tags for row in rows], separator)
 
 
 def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
@@ -243,7 +243,9 @@ def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
     require_regular(path)
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        wanted = [name for name in file.schema_arrow.names if _plain(name) in (*FILE_COLUMNS, *TAG_COLUMNS, "split")]
+        names = file.schema_arrow.names
+        used = (*FILE_COLUMNS, *TAG_COLUMNS, SPLIT_COLUMN)
+        wanted = [name for name in names if plain(name) in used or is_numbered(name)]
         records, most, size = list[dict[str, Any]](), max(MAX_ROWS, MAX_CLASSES * num_photos), 0
         # What the file's own description says of its rows need not be so.
         for batch in file.iter_batches(batch_size=1024, columns=wanted):
@@ -265,12 +267,13 @@ def read_parquet(path: Path, separator: str | None, num_photos: int) -> Table:
             f"{path}: holds the images themselves; read it with data.source=hub, data.dataset={path.parent}"
         )
     rows = [_row_of(record, str(record), separator, f"{path}, row {n}") for n, record in enumerate(records)]
-    return Table("a parquet table of files and tags", path, rows)
+    notes = _unused(path, names, records, rows, separator)
+    return Table("a parquet table of files and tags", path, rows, notes)
 
 
 def _row_of(record: Any, text: str, separator: str | None, where: str) -> Row:
     """A row of a mapping with a file and tags: a list, or a text as in a cell."""
-    values = {_plain(str(key)): value for key, value in record.items()} if isinstance(record, Mapping) else {}
+    values = {plain(str(key)): value for key, value in record.items()} if isinstance(record, Mapping) else {}
     file = next((values[name] for name in FILE_COLUMNS if values.get(name) is not None), None)
     found = [name for name in TAG_COLUMNS if name in values]
     tags, split = values.get(found[0]) if found else None, values.get(SPLIT_COLUMN)
