@@ -5,7 +5,9 @@ numbers from 1 on, a mask holds these numbers.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -31,12 +33,13 @@ def load(config: DataConfig, split: str) -> TaggedImages:
 
     Raises:
         FileNotFoundError: a folder, the table, or images it lists are missing.
-        ValueError: a row that cannot be read, a tag that is no class or may be several, an unknown split, or what
-            [`checked_images`] rejects. Names the file and line.
+        ValueError: a row that cannot be read, a tag of the training split that is no class, one that may be several,
+            an unknown split, or what [`checked_images`] rejects. Names the file and line.
     """
     root = Path(config.data_dir or "")
     found = understand(config)
     class_names = classes_of(found, config)
+    found = without_other_tags(found, class_names, config.train_split)
     rows = rows_of(found, split)
     masks = _masks(root / "masks", rows)
     with_mask = any(masks)
@@ -71,7 +74,8 @@ def classes_of(found: Understood, config: DataConfig) -> tuple[str, ...]:
     """The classes of a folder: those of the config, or all tags.
 
     Raises:
-        UserError: tags that may mean each other, that may be several, or are no classes; names file and line.
+        UserError: tags that may mean each other, that may be several, or, in the training split, are no classes; names
+            file and line.
     """
     tags = first_uses([*found.rows, *found.missing])
     check_spelling(tags)
@@ -80,8 +84,37 @@ def classes_of(found: Understood, config: DataConfig) -> tuple[str, ...]:
     class_names = config.classes or sorted_tags(tags)
     check_class_list(class_names, "data.classes" if config.classes else str(found.table))
     for row in found.rows:
-        _indices(row, class_names)
+        if _is_learned(row, config.train_split):
+            _indices(row, class_names)
     return class_names
+
+
+def without_other_tags(found: Understood, class_names: Sequence[str], train_split: str) -> Understood:
+    """The folder without the tags that are no classes, where nothing is learned from them.
+
+    Args:
+        found: the folder.
+        class_names: the classes.
+        train_split: whose tags stay as they are; see [`classes_of`].
+
+    Returns:
+        the folder, with a note if a tag was left out.
+    """
+    known, rows, dropped = set(class_names), list[Row](), Counter[tuple[str, str]]()
+    for row in found.rows:
+        if not _is_learned(row, train_split) and not known.issuperset(row.tags):
+            dropped.update((tag, row.split or "") for tag in row.tags if tag not in known)
+            row = replace(row, tags=tuple(tag for tag in row.tags if tag in known))
+        rows.append(row)
+    if not dropped:
+        return found
+    told = listing([f"{tag!r} on {count} of split {split!r}" for (tag, split), count in dropped.items()])
+    return replace(found, rows=rows, notes=[*found.notes, f"tags that are not in data.classes were left out: {told}"])
+
+
+def _is_learned(row: Row, train_split: str) -> bool:
+    """Whether a photo is in the training split, or in none."""
+    return row.split in (None, "", train_split)
 
 
 def check_split(found: Understood, config: DataConfig) -> None:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
-from sbce_hf.data.folder import load
+from sbce_hf.data.folder import check_split, load
 from sbce_hf.data.image_ids import check_ids
+from sbce_hf.data.layout import understand
 from sbce_hf.errors import UserError
 
 
@@ -172,6 +173,24 @@ def test_unknown_tag_names_file_line_and_nearest_class(folder):
         load(config(folder, classes=("dogs", "cat")), "train")
     with pytest.raises(ValueError, match=r"tag 'dog' is no class; classes: bus, cat"):
         load(config(folder, classes=("bus", "cat")), "train")
+
+
+def test_a_class_of_another_split_only_has_a_way_out(folder):
+    text = "file,tags,split\na.jpg,dog,train\ntrip/b.png,cat;dog;{},valid\nc.webp,cat,train\n"
+    (folder / "tags.csv").write_text(text.format("person"))
+    with pytest.raises(ValueError, match=r"has the tag person; .*set data\.classes to \['cat', 'dog'\]"):
+        load(config(folder), "train")
+    chosen = config(folder, classes=("cat", "dog"), score_split=None)
+    train, valid = load(chosen, "train"), load(chosen, "valid")
+    note = "tags that are not in data.classes were left out: 'person' on 1 of split 'valid'"
+    assert train.notes == valid.notes == (note,) and valid.label_matrix().tolist() == [[1, 1]]
+    check_split(understand(chosen), chosen)
+    # Where it is learned from, it stays a mistake.
+    with pytest.raises(ValueError, match=r"line 3: file 'trip/b\.png': tag 'person' is no class"):
+        load(config(folder, classes=("cat", "dog"), train_split="valid"), "valid")
+    (folder / "tags.csv").write_text(text.format("cow").replace("valid", ""))
+    with pytest.raises(ValueError, match="tag 'cow' is no class"):
+        load(chosen, "train")
 
 
 def test_class_nobody_has(folder):
