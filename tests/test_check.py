@@ -60,6 +60,39 @@ def test_a_table_that_is_there_is_not_replaced(folder, capsys):
     assert "is there already" in capsys.readouterr().err and (folder / "tags.csv").read_text() == "mine"
 
 
+def class_folders(root):
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        Image.new("RGB", (8, 6)).save(root / name / "a.jpg")
+    return "folders that are named like the class of their photos", root / "images"
+
+
+def labels_table(root):
+    Image.new("RGB", (8, 6)).save(root / "a.jpg")
+    (root / "labels.csv").write_text("file,tags\na.jpg,cat,\n")
+    return "labels.csv: is there already, and tags.csv would hide it", "fill it in"
+
+
+def labels_of_another_name(root):
+    Image.new("RGB", (8, 6)).save(root / "a.jpg")
+    (root / "image_labels.json").write_text('{"a.jpg": ["cat"]}')
+    return "image_labels.json: the photos have tags already", "a JSON object of files and their tags"
+
+
+@pytest.mark.parametrize("make", [class_folders, labels_table, labels_of_another_name])
+def test_tags_that_are_there_are_not_hidden(tmp_path, make, capsys):
+    told = make(tmp_path)
+    assert main(["init", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert all(str(text) in error for text in told) and not (tmp_path / "tags.csv").exists()
+
+
+def test_what_says_nothing_does_not_stop_a_table(folder):
+    (folder / "measurements.csv").write_text("time,temperature\n1,20\n")
+    (folder / "a.json").write_text("{}")
+    assert main(["init", str(folder)]) == 0 and (folder / "tags.csv").exists()
+
+
 def test_a_column_for_each_class(folder):
     assert main(["init", str(folder), "--classes", "cat, dog"]) == 0
     lines = (folder / "tags.csv").read_text(encoding="utf-8-sig").splitlines()

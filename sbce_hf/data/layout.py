@@ -22,23 +22,14 @@ from .columns import SPLITS, TAG_COLUMNS
 from .own_files import require_own_paths, require_own_table
 from .photo_files import Finder, is_photo_name, walk
 from .rows import Row, Table, joined
+from .table_files import SUFFIXES, TABLES, choose_table, files_in, refuse_spreadsheet, set_aside, voc_files
 from .tables import read_delimited, read_jsonl, read_parquet
 from .tags import clean_tag
-from .xml_text import read_xml
 
-# In the order of preference: a file of an earlier group wins over later ones; within a group the user chooses.
-TABLES = (
-    ("tags.csv", "tags.tsv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
-    ("_classes.csv", "_annotations.coco.json", "labels.csv", "labels.tsv", "annotations.xml"),
-)
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xml")
 PHOTO_FOLDERS = ("images", "JPEGImages")
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
 # Folders in which no photos to learn from lie.
 _MASKS = ("masks", "SegmentationClass", "SegmentationObject", "SegmentationClassAug")
-SPREADSHEETS = frozenset({".xlsx", ".xls", ".xlsm", ".ods", ".numbers"})
-# What other programs leave beside the tags.
-_NOT_TABLES = frozenset({"dataset_info.json", "state.json", "package.json"})
 
 
 @dataclass(frozen=True)
@@ -156,8 +147,8 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
         return _parts(parts, photos, root, config)
     if photos == root and (table := _class_folders(root, names)) is not None:
         return table
-    for path in sorted({*_files(root), *_files(photos)}):
-        _refuse_spreadsheet(path)
+    for path in sorted({*files_in(root), *files_in(photos)}):
+        refuse_spreadsheet(path)
         if path.suffix.lower() == ".txt" and path.stem.casefold() in TAG_COLUMNS:
             raise UserError(
                 f"{path}: is read only where it is named: --set data.tags_file={path.relative_to(root)}; its first "
@@ -170,23 +161,16 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
     )
 
 
-def _refuse_spreadsheet(path: Path) -> None:
-    # Before the name of one that is open, its program puts a sign.
-    if path.suffix.lower() in SPREADSHEETS and not path.name.startswith("~"):
-        raise UserError(
-            f"{path}: spreadsheets are not read; save it as CSV UTF-8 with columns file and tags (cat;dog)"
-        )
-
-
 def _table_in(folder: Path, photos: Path, names: Sequence[str], root: Path, config: DataConfig) -> Table | None:
     """The table in a folder of a data set, in that of its photos, or in one of annotations."""
     for place in dict.fromkeys((folder, photos, *(folder / name for name in ANNOTATION_FOLDERS))):
         # Before any is opened to see what it is.
-        _require_own([path for path in _files(place) if path.suffix.lower() in SUFFIXES], root, config)
-        if (path := _choose(place)) is not None:
+        _require_own([path for path in files_in(place) if path.suffix.lower() in SUFFIXES], root, config)
+        if (path := choose_table(place)) is not None:
             table = _read_file(path, config, len(names))
+            table.notes += set_aside(table, (folder, photos), names if folder == photos else ())
             return _relative(table, place if place in (folder, photos) else photos, photos)
-        if voc := _voc_files(place):
+        if voc := voc_files(place):
             return read_voc_folder(place, voc)
     return None
 
@@ -197,37 +181,9 @@ def _require_own(paths: Sequence[Path], root: Path, config: DataConfig) -> None:
         require_own_paths(paths, root)
 
 
-def _files(folder: Path) -> list[Path]:
-    """What is in a folder, hidden files excepted."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-
-
-def _choose(folder: Path) -> Path | None:
-    """The one file of a folder that is its table."""
-    for group in TABLES:
-        found = [folder / name for name in group if (folder / name).is_file()]
-        if len(found) > 1:
-            raise UserError(
-                f"{folder}: has both {' and '.join(path.name for path in found)}; choose one with data.tags_file"
-            )
-        if found:
-            return found[0]
-    others = sorted(
-        path for path in _files(folder) if path.suffix.lower() in SUFFIXES and path.name not in _NOT_TABLES
-    )
-    if len([path for path in others if path.suffix.lower() == ".xml"]) > 1 or _voc_files(folder):
-        others = [path for path in others if path.suffix.lower() != ".xml"]
-    if len(others) > 1:
-        raise UserError(
-            f"{folder}: which file has the tags? It may be {', '.join(path.name for path in others[:5])}; name one "
-            "with data.tags_file"
-        )
-    return others[0] if others else None
-
-
 def _read_file(path: Path, config: DataConfig, num_photos: int) -> Table:
     suffix = path.suffix.lower()
-    _refuse_spreadsheet(path)
+    refuse_spreadsheet(path)
     if suffix == ".jsonl":
         return read_jsonl(path, config.separator)
     if suffix == ".json":
@@ -247,12 +203,6 @@ def _relative(table: Table, folder: Path, photos: Path) -> Table:
     table.rows = [replace(row, file=f"{before}/{row.file}") for row in table.rows]
     table.left_out = [(f"{before}/{name}", reason) for name, reason in table.left_out]
     return table
-
-
-def _voc_files(folder: Path) -> list[Path]:
-    """VOC's annotations in a folder."""
-    files = sorted(path for path in _files(folder) if path.suffix == ".xml")
-    return files if files and read_xml(files[0]).tag == "annotation" else []
 
 
 def _parts(parts: Sequence[Path], photos: Path, root: Path, config: DataConfig) -> Table:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import DataConfig
 from ..errors import UserError
 from ..files import write_atomic
 from ..text import csv_text
-from .layout import PHOTO_FOLDERS, TABLES
+from .layout import PHOTO_FOLDERS, understand
 from .photo_files import walk
+from .table_files import TABLES
 from .tags import check_class_list
 
 TABLE = TABLES[0][0]
@@ -28,7 +30,7 @@ def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, in
 
     Raises:
         FileNotFoundError: no such folder.
-        UserError: no photos, classes that cannot be, or a table that is there already.
+        UserError: no photos, classes that cannot be, or tags that are there already.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; expected one with your photos")
@@ -40,9 +42,30 @@ def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, in
     path = root / TABLE
     if path.exists():
         raise UserError(f"{path}: is there already, and is not replaced; fill it in, or move it away")
+    _refuse_tags(root, photos)
     check_class_list(classes, "--classes")
     columns = classes or ["tags"]
     rows = ([file.relative_to(photos).as_posix(), *[""] * len(columns)] for file in files)
     # Spreadsheets take a file without the mark for one of another encoding.
     write_atomic(path, csv_text([["file", *columns], *rows]).encode("utf-8-sig"))
     return path, len(files), left_out
+
+
+def _refuse_tags(root: Path, photos: Path) -> None:
+    """Raise where the photos have tags already, before an empty table hides them."""
+    for path in (place / name for place in (root, photos) for group in TABLES for name in group):
+        if path.exists():
+            raise UserError(f"{path}: is there already, and {TABLE} would hide it; fill it in, or move it away")
+    try:
+        found = understand(DataConfig(source="folder", data_dir=str(root)))
+    # Nothing that says what is on the photos, or nothing that can be read: what the table is for.
+    except (FileNotFoundError, UserError):
+        return
+    if any(row.tags for row in (*found.rows, *found.missing)):
+        remedy = "move it away"
+        if found.table == photos:
+            remedy = f"put the photos into {root / PHOTO_FOLDERS[0]} if these are no tags"
+        raise UserError(
+            f"{found.table}: the photos have tags already, which {TABLE} would hide: {found.reader}. See them with "
+            f"`sbce check {root}`, or {remedy}"
+        )

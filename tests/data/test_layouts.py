@@ -212,6 +212,24 @@ def test_class_folders_in_splits_and_a_class_that_is_called_like_one(tmp_path):
     assert images.class_names == ("car", "train")
 
 
+def test_what_a_table_sets_aside_is_said(tmp_path):
+    photos(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    write(tmp_path / "tags.csv", "file,tags\ncat/a.jpg,cat\ndog/b.jpg,dog\n")
+    config = DataConfig(source="folder", data_dir=str(tmp_path))
+    assert not understand(config).notes
+    write(tmp_path / "tags.csv", "file,tags\ncat/a.jpg,cat\ndog/b.jpg,dog;cat\n")
+    write(tmp_path / "labels.csv", "file,tags\ncat/a.jpg,cow\n")
+    aside = "labels.csv, the folders cat, dog"
+    assert understand(config).notes == [
+        f"tags.csv was read, and set aside: {aside}; data.tags_file names another table"
+    ]
+    # Who names a table knows what else there is; folders that are no tags are places.
+    assert not understand(DataConfig(source="folder", data_dir=str(tmp_path), tags_file="tags.csv")).notes
+    (tmp_path / "labels.csv").unlink()
+    write(tmp_path / "tags.csv", "file,tags\ncat/a.jpg,cow\ndog/b.jpg,hen\n")
+    assert not understand(config).notes
+
+
 def test_what_is_not_annotated_is_listed_and_disagreement_is_said(tmp_path):
     label_studio(tmp_path)
     images = load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
