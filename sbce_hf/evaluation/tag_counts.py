@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 # With fewer photos of a class, what the network learns of it is their background as well.
 FEW_PHOTOS = 8
+# From this share of photos without tags on, they are rather not tagged yet than empty.
+UNTAGGED_SHARE = 0.1
 
 
 def count_tags(labels: NDArray, names: Sequence[str]) -> dict[str, int]:
@@ -31,13 +33,18 @@ NO_TAG = frozenset({"nan", "n/a", "na", "<na>", "null", "none", "-", "--", "?", 
 
 
 def tag_concerns(labels: NDArray, names: Sequence[str]) -> list[str]:
-    """Sentences on classes of which tags alone teach little, the gravest first; none if all is well.
+    """Sentences on tags that alone teach little, the gravest first; none if all is well.
 
     Args:
         labels: see [`count_tags`].
         names: of the ``C`` classes.
     """
     present, found = labels > 0, []
+    if (bare := int((~present.any(axis=1)).sum())) and bare >= UNTAGGED_SHARE * len(labels):
+        found.append(
+            f"{bare} of {len(labels)} photos have no tags: they are learned as showing none of the classes. Leave "
+            "rows out that are not tagged yet"
+        )
     alike: dict[bytes, list[str]] = {}
     for name, column in zip(names, present.T, strict=True):
         count = int(column.sum())

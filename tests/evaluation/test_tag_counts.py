@@ -25,7 +25,7 @@ def test_nothing_to_say():
 
 
 def test_classes_that_are_always_together_cannot_be_told_apart():
-    (found,) = tag_concerns(labels("ca", "do", "co sk", ""), NAMES)
+    (found,) = tag_concerns(labels("ca", "do", "co sk", "ca do"), NAMES)
     assert found.startswith("cow and sky: always on the same photos")
     # Sky without a cow is enough.
     assert tag_concerns(labels("ca", "do", "co sk", "sk"), NAMES) == []
@@ -42,3 +42,13 @@ def test_on_every_photo_on_few_and_on_none():
 def test_words_for_no_tag_are_told():
     found = tag_concerns(np.eye(2, dtype=np.float32).repeat(9, axis=0), ("NaN", "cat"))
     assert found == ["NaN: many programs write this for no tag; empty those cells if so"]
+
+
+def test_photos_that_are_not_tagged_yet_come_first():
+    half = labels("ca", "do", "co", "sk", *[""] * 4)
+    assert tag_concerns(half, NAMES) == [
+        "40 of 80 photos have no tags: they are learned as showing none of the classes. Leave rows out that are not "
+        "tagged yet"
+    ]
+    # A few that show none of the classes are as they should be.
+    assert not tag_concerns(labels(*["ca", "do", "co", "sk"] * 3, ""), NAMES)
