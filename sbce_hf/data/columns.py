@@ -59,9 +59,10 @@ def find_columns(
     Raises:
         UserError: no header, or one that says too little or two things.
     """
-    shown = visible(delimiter.join(header))[:200]
+    shown = shown_header(header, delimiter)[:200]
     if any(is_photo(cell) for cell in header):
-        raise UserError(f"{where}: no header: the first line is {shown!r}; put a line file,tags above it")
+        line = _header_for(header, is_photo, delimiter)
+        raise UserError(f"{where}: no header: the first line is {shown!r}; put a line {line} above it")
     doubled = next((name for index, name in enumerate(names) if name and name in names[:index]), None)
     if doubled is not None:
         raise UserError(f"{where}: two columns are named {doubled!r}; rename or join them")
@@ -78,6 +79,28 @@ def find_columns(
         raise UserError(f"{where}: got the header {shown!r}, {EXPECTED}")
     _refuse_half_a_split(header, where)
     return files[0], tags[0] if tags else None, split
+
+
+def shown_header(header: Sequence[str], delimiter: str) -> str:
+    """A table's line for a message; a tab shows as a blank."""
+    return visible((" " if delimiter == "\t" else delimiter).join(header))
+
+
+def _header_for(cells: Sequence[str], is_photo: Callable[[str], bool], delimiter: str) -> str:
+    """The header that a first line lacks, as far as it shows which column is what."""
+    names = []
+    for cell in cells:
+        kind = "file" if is_photo(cell) else SPLIT_COLUMN if cell.strip().casefold() in SPLITS else "tags"
+        names.append(kind if cell.strip() else "")
+    others = [cell.strip() for cell, name in zip(cells, names, strict=True) if name == "tags"]
+    if others and set(others) <= {"0", "1"}:
+        return "with file and the name of each class"
+    if names.count("file") > 1 or names.count(SPLIT_COLUMN) > 1 or len(others) != 1:
+        names = ["file", "tags"]
+    line = shown_header([name for name in names if name], delimiter)
+    if delimiter == "\t":
+        line += " (a tab between them)"
+    return f"{line} (all tags of a photo in one cell)" if len(others) > 1 else line
 
 
 def find_split(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:

@@ -62,12 +62,12 @@ def understand(config: DataConfig) -> Understood:
         config: `data_dir`, `tags_file` and `separator` are used.
 
     Raises:
+        NotADirectoryError: a file instead of a folder.
         FileNotFoundError: no such folder, no photos, or nothing that says what is on them.
         UserError: a file that cannot be read, or more than one that may be meant; names the remedy.
     """
     root = Path(config.data_dir or "")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; expected a folder with images/ and tags.csv")
+    require_photos_folder(root, "a folder with images/ and tags.csv")
     photos = next((root / name for name in PHOTO_FOLDERS if (root / name).is_dir()), root)
     files, left_out = walk(photos, [root / name for name in _MASKS])
     if not files and photos == root and not left_out:
@@ -129,6 +129,26 @@ def understand(config: DataConfig) -> Understood:
     return Understood(table.reader, table.path, photos, rows, missing, left_out, notes)
 
 
+def require_photos_folder(root: Path, expected: str) -> None:
+    """Raise for what is no folder.
+
+    Args:
+        root: to look at.
+        expected: in words, for the message.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        NotADirectoryError: it is a file.
+    """
+    if root.is_file():
+        raise NotADirectoryError(
+            f"{root}: is a file; expected {expected}. Name its folder, {root.parent}; data.tags_file={root.name} "
+            "says which file has the tags"
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected {expected}")
+
+
 def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) -> Table:
     """The table of a folder: one file's, one of annotations, or what its parts say."""
     if config.tags_file is not None:
@@ -154,10 +174,13 @@ def _read(root: Path, photos: Path, names: Sequence[str], config: DataConfig) ->
                 f"{path}: is read only where it is named: --set data.tags_file={path.relative_to(root)}; its first "
                 "line has to be file,tags, and tags are separated by ;"
             )
+    remedy = f"`sbce init {root}` writes a table to fill in"
+    if photos != root and (folders := _told_folders(names)):
+        remedy += f". If the folders {folders} are the classes, move them up into {root} and remove {photos}"
     raise FileNotFoundError(
         f"{root / TABLES[0][0]}: no tags table; expected a CSV file with the header file,tags (tags separated by ;) "
         'or a .jsonl file with lines like {"file_name": "a.jpg", "tags": ["cat"]}. '
-        f"`sbce init {root}` writes a table to fill in"
+        f"{remedy}"
     )
 
 
@@ -231,6 +254,12 @@ def _parts(parts: Sequence[Path], photos: Path, root: Path, config: DataConfig) 
         list(dict.fromkeys(note for table in tables for note in table.notes)),
         [entry for table in tables for entry in table.left_out],
     )
+
+
+def _told_folders(names: Sequence[str]) -> str:
+    """Folders that may be classes, for a message; empty unless each photo is in one of two or more."""
+    folders = sorted({name.partition("/")[0] if "/" in name else "" for name in names})
+    return shown(", ".join(folders)) if len(folders) > 1 and "" not in folders else ""
 
 
 def _class_folders(root: Path, names: Sequence[str]) -> Table | None:

@@ -7,7 +7,7 @@ from ..config import DataConfig
 from ..errors import UserError
 from ..files import write_atomic
 from ..text import csv_text
-from .layout import PHOTO_FOLDERS, understand
+from .layout import PHOTO_FOLDERS, require_photos_folder, understand
 from .photo_files import walk
 from .table_files import TABLES
 from .tags import check_class_list
@@ -30,10 +30,10 @@ def write_start_table(root: Path, classes: Sequence[str] = ()) -> tuple[Path, in
 
     Raises:
         FileNotFoundError: no such folder.
+        NotADirectoryError: a file.
         UserError: no photos, classes that cannot be, or tags that are there already.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; expected one with your photos")
+    require_photos_folder(root, "one with your photos")
     photos = next((root / name for name in PHOTO_FOLDERS if (root / name).is_dir()), root)
     files, left_out = walk(photos, [root / "masks"])
     if not files:

@@ -23,6 +23,7 @@ from .columns import (
     is_numbered,
     look_at_unused,
     plain,
+    shown_header,
 )
 from .rows import Row, Table, file_of
 from .tags import MAX_CLASSES, SEPARATOR, clean_all, clean_tag, split_cell
@@ -159,8 +160,9 @@ def _records(path: Path, text: str, delimiter: str, first: int) -> Iterator[tupl
         elif len(cells) < width or any(cell.strip() for cell in cells[width:]):
             other = next((sign for sign in (";", "|") if sign != delimiter), ";")
             raise UserError(
-                f"{place}: expected {width} fields ({delimiter.join(header)}), got {len(cells)}; separate tags by "
-                f"{other}{' and set data.separator to it' if other != ';' else ''}, or put the cell into quotes"
+                f"{place}: expected {width} fields ({shown_header(header, delimiter)}), got {len(cells)}; "
+                f"separate tags by {other}{' and set data.separator to it' if other != ';' else ''}, or put the cell "
+                "into quotes"
             )
         yield place, cells[:width]
 

@@ -78,6 +78,34 @@ def test_refused_with_the_remedy(folder, content, message):
         read(folder, content)
 
 
+@pytest.mark.parametrize(
+    ("line", "header"),
+    [
+        ("TRAIN,gs://bucket/a.jpg,horse", "split,file,tags"),
+        ("cat,a.jpg,", "tags,file"),
+        ("a.jpg\tcat", r"file tags \(a tab between them\)"),
+        ("a.jpg,cat,dog", r"file,tags \(all tags of a photo in one cell\)"),
+        ("a.jpg,1,0", "with file and the name of each class"),
+    ],
+)
+def test_the_header_that_is_missing_is_told(folder, line, header):
+    with pytest.raises(UserError, match=f"line 1: no header: .*; put a line {header} above it"):
+        read(folder, f"{line}\n")
+
+
+def test_that_header_helps(folder):
+    lines = "".join(f"TRAIN,gs://bucket/{name}.jpg,{tag}\n" for name, tag in (("a", "cat"), ("b", "dog")))
+    assert tags_of(read(folder, f"split,file,tags\n{lines}", split="TRAIN")) == {"a": ["cat"], "b": ["dog"]}
+
+
+def test_a_tab_is_shown_as_a_blank(folder):
+    (folder / "tags.csv").write_bytes("photo_nr\tanimal\na.jpg\tcat\n".encode("utf-16"))
+    with pytest.raises(UserError, match="got the header 'photo_nr animal', expected"):
+        load_images(DataConfig(source="folder", data_dir=str(folder)), "train")
+    with pytest.raises(UserError, match=r"expected 2 fields \(file tags\), got 3"):
+        read(folder, "file\ttags\na.jpg\tcat\tdog\n")
+
+
 @pytest.mark.parametrize("name", ["subset", "Set", "partition", "usage"])
 def test_a_split_by_another_name(folder, name):
     content = f"file,tags,{name}\na.jpg,cat,train\nb.jpg,cat,test\n"

@@ -289,6 +289,10 @@ def flat_photos(root):
     photos(root, "a.jpg", "b.jpg")
 
 
+def class_folders_among_images(root):
+    photos(root, "images/cat/a.jpg", "images/dog/b.jpg")
+
+
 def one_class_folder(root):
     photos(root, "cat/a.jpg", "cat/b.jpg")
 
@@ -353,6 +357,10 @@ def broken_parquet(root):
     [
         (nothing_but_photos, r"no tags table; expected .*`sbce init .*` writes a table to fill in"),
         (flat_photos, "`sbce init"),
+        (
+            class_folders_among_images,
+            "If the folders 'cat, dog' are the classes, move them up into .* and",
+        ),
         (one_class_folder, "`sbce init"),
         (mixed_folders, "`sbce init"),
         (two_tables, r"which file has the tags\? It may be one\.csv, two\.csv; name one with data\.tags_file"),
@@ -377,6 +385,23 @@ def test_refused_with_the_remedy(tmp_path, make, message, capsys):
         load_images(DataConfig(source="folder", data_dir=str(tmp_path)), "train")
     assert main(["check", str(tmp_path), *TINY]) == 1
     assert re.search(f"sbce: error: .*{message}", capsys.readouterr().err)
+
+
+def test_class_folders_that_were_moved_up_are_read(tmp_path):
+    class_folders_among_images(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).rename(tmp_path / name)
+    (tmp_path / "images").rmdir()
+    config = DataConfig(source="folder", data_dir=str(tmp_path))
+    assert [row.tags for row in understand(config).rows] == [("cat",), ("dog",)]
+
+
+def test_a_table_instead_of_its_folder(tmp_path, capsys):
+    table_beside(tmp_path)
+    for command in ("check", "init"):
+        assert main([command, str(tmp_path / "tags.csv")]) == 1
+        error = capsys.readouterr().err
+        assert "tags.csv: is a file; expected" in error and f"Name its folder, {tmp_path}; data.tags_file=" in error
 
 
 def test_a_named_file_that_is_a_spreadsheet_or_a_text(tmp_path):
