@@ -210,15 +210,14 @@ def test_the_single_step(finished, tiny_recipe, maps, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("step", ["run", "dry-run", "label"])
-def test_what_cannot_work_stops_before_anything_is_made(tiny_recipe, images, maps, tmp_path, capsys, step):
+def test_what_cannot_work_stops_before_anything_is_made(finished, tiny_recipe, images, maps, tmp_path, capsys, step):
     holes = shutil.copytree(maps, tmp_path / "holes")
     for image_id in images.image_ids[:7]:
         (holes / f"{image_id}.png").unlink()
     command = ["label" if step == "label" else "run", "--recipe", str(tiny_recipe)]
     command += ["--set", f"saliency.maps={holes}", "--output-dir", str(tmp_path / "out")]
-    # Whether this is a classifier is looked at later.
-    (tmp_path / "config.json").write_text("{}")
-    command += {"dry-run": ["--dry-run"], "run": []}.get(step, ["--checkpoint", str(tmp_path)])
+    checkpoint = ["--checkpoint", str(finished[0] / "round_1" / "model")]
+    command += {"dry-run": ["--dry-run"], "run": []}.get(step, checkpoint)
     assert main(command) == 1
     printed = "".join(capsys.readouterr())
     assert "7 of 12 images have no saliency map" in printed and "and 2 more" in printed
