@@ -1,5 +1,6 @@
 """Foreground proportions ``q``: the share of an image's pixels that a label map gives to each class."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class ProportionTable:
         from_masks: they were read off masks: whatever is trained with them has seen ground truth.
 
     Raises:
-        ValueError: shapes that do not fit, or an image id twice.
+        ValueError: shapes that do not fit, or an image id that is empty or occurs twice.
     """
 
     class_names: tuple[str, ...]
@@ -108,6 +109,8 @@ class ProportionTable:
             )
         if len(set(self.image_ids)) != len(self.image_ids):
             raise ValueError("image_ids: an image id occurs twice; expected unique ids")
+        if "" in self.image_ids:
+            raise ValueError("image_ids: an empty image id")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table, whole or not at all."""
@@ -196,9 +199,7 @@ def _array(column: pa.ChunkedArray, classes: int) -> NDArray:
 def _read(path: str | os.PathLike[str]) -> tuple[pa.Table, tuple[str, ...], bool]:
     """A table's columns, classes, and whether it is from masks; nothing is read of a file that claims too much."""
     with pq.ParquetFile(path) as file:
-        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
-        if values > _MAX_VALUES:
+        if (values := _count_values(file)) > _MAX_VALUES:
             raise ValueError(f"{values} values, expected at most {_MAX_VALUES}")
         table = file.read(list(_SCHEMA.names)).select(_SCHEMA.names).cast(_SCHEMA)
         description = file.schema_arrow.metadata or {}
@@ -213,6 +214,51 @@ def _read(path: str | os.PathLike[str]) -> tuple[pa.Table, tuple[str, ...], bool
     if not isinstance(from_masks, bool):
         raise ValueError(f"from_masks: got {str(from_masks)[:80]}, expected true or false")
     return table, tuple(names), from_masks
+
+
+class _Reached(Exception):
+    """Somebody wanted to read values."""
+
+
+class _NoValues(io.RawIOBase):
+    """In the place of a file: as large as any, and nothing can be read of it."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.tell()
+
+    def tell(self) -> int:
+        return 2**62
+
+    def read(self, size: int = -1) -> bytes:
+        raise _Reached
+
+
+def _count_values(file: pq.ParquetFile) -> int:
+    """How many values the columns that [`_read`] reads claim to have, of all row groups.
+
+    Arrow ends the process where a damaged description of a column is asked for, and raises where it is read: so each
+    is read first, up to where its values would be.
+
+    Raises:
+        OSError: a damaged description.
+    """
+    metadata, values = file.metadata, 0
+    paths = [file.schema.column(index).path for index in range(metadata.num_columns)]
+    for index, path in enumerate(paths):
+        if path.split(".")[0] not in _SCHEMA.names:
+            continue
+        for group in range(metadata.num_row_groups):
+            try:
+                pq.ParquetFile(pa.PythonFile(_NoValues(), "r"), metadata=metadata).read_row_group(group, [path])
+            except _Reached:
+                values += metadata.row_group(group).column(index).num_values
+    return values
 
 
 def _names(names: Sequence[str]) -> str:

@@ -77,6 +77,8 @@ def test_table_that_does_not_fit(images):
         table(images, proportions=np.zeros((4, 3)))
     with pytest.raises(ValueError, match="twice"):
         table(images, image_ids=("a", "b", "a", "c"))
+    with pytest.raises(ValueError, match="an empty image id"):
+        table(images, image_ids=("a", "b", "", "c"))
 
 
 def test_load_of_something_else(images, tmp_path):
@@ -88,6 +90,28 @@ def test_load_of_something_else(images, tmp_path):
     images.dataset.remove_columns(["image", "mask"]).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"other\.parquet: not a table of proportions"):
         ProportionTable.load(tmp_path / "other.parquet")
+
+
+def test_damage_anywhere_in_the_description_ends_no_process(images, tmp_path):
+    """Arrow aborts where the histogram of a column has another length than its kind."""
+    path = tmp_path / "q.parquet"
+    table(images).save(path)
+    whole, refused = path.read_bytes(), 0
+    for offset in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
+        try:
+            ProportionTable.load(path)
+        except ValueError as error:
+            assert "q.parquet: not a table of proportions" in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def test_values_are_counted_before_they_are_read(images, tmp_path, monkeypatch):
+    table(images).save(tmp_path / "q.parquet")
+    monkeypatch.setattr("sbce_hf.labels.proportions._MAX_VALUES", 35)
+    with pytest.raises(ValueError, match="36 values, expected at most 35"):
+        ProportionTable.load(tmp_path / "q.parquet")
 
 
 def test_rows_of_another_length_than_the_classes_are_named(images, tmp_path):
