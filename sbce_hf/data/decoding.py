@@ -138,11 +138,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             values = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
             return values if kind is None else values.view(kind)
 
-        values, stretched = scaled_in_strips(
-            read,
-            (image.height, image.width),
-            fillers,
-        )
+        values, stretched = scaled_in_strips(read, (image.height, image.width), fillers)
         # Colours take four bytes a pixel, as this may have done.
         image.close()
         shown = Image.fromarray(values).convert("RGB")

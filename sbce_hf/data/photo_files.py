@@ -28,7 +28,7 @@ UNREAD = {
 # Of a name that could be written into no table, or broke it.
 UNWRITABLE = "its name has control characters or is no UTF-8; rename it"
 _NAMES_SIDE_FILE = "._"
-# Of archives of macOS, of Synology's and of Windows' previews; others have a dot before their name.
+# What macOS adds to archives, previews of Synology's, and Windows' bin; others have a dot before their name.
 _KEPT_BY_PROGRAMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 # A folder with both is a run directory.
 _RUN = frozenset({"config.yaml", "run.json"})

@@ -4,19 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from sbce_hf.config import DataConfig
 from sbce_hf.data import load_images
 from sbce_hf.errors import UserError
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (8, 6), (200, 30, 60)).save(tmp_path / "images" / name)
-    return tmp_path
 
 
 def read(folder, content, name="tags.csv", split="train"):

@@ -15,14 +15,6 @@ from sbce_hf.data.tags import _LOOK_ALIKE
 from sbce_hf.errors import UserError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (8, 6), (200, 30, 60)).save(tmp_path / "images" / name)
-    return tmp_path
-
-
 def read(folder, content, name="tags.csv", **values):
     data = content if isinstance(content, bytes) else content.encode()
     (folder / name).write_bytes(data)
