@@ -63,15 +63,21 @@ class MaskLabels:
 
 
 def require_all(store: LabelStore) -> None:
-    """See that a store has every label map that it has a record of, before something is made from all of them.
+    """See that a store has what it says it has, before something is made from all of its label maps.
 
     Raises:
-        UserError: some are not there, or are no files.
+        UserError: label maps are not there, or are no files; or their records are not.
     """
     if gone := store.gone:
         raise UserError(
             f"label maps {store.directory}: {len(gone)} are missing, the first is of image {gone[0]!r}; make them "
             "again with the command that made them"
+        )
+    there, expected = len(store.done_ids()) + len(store.skipped), store.meta["num_images"]
+    if store.complete and there < expected:
+        raise UserError(
+            f"label maps {store.directory}: is of {expected} images, and {expected - there} have no line in its "
+            "records-*.jsonl; put those files back, or make the label maps again with the command that made them"
         )
 
 

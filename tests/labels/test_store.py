@@ -208,6 +208,14 @@ def test_label_maps_that_are_gone_are_known(filled):
         ExportSource(LabelStore(filled.directory))
 
 
+def test_records_that_are_gone_are_counted(filled):
+    assert filled.mark_complete()
+    records = filled.directory / "records-00000.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(UserError, match="is of 3 images, and 2 have no line in its records"):
+        ExportSource(LabelStore(filled.directory))
+
+
 def test_names_with_dots_stay_apart(tmp_path):
     store = create(tmp_path)
     for i, image_id in enumerate(["a.b", "a.c", "a.png"]):
