@@ -279,15 +279,28 @@ def starting(photos: int = 300, side: tuple[int, int] = (500, 375)) -> list[Pair
     return [Pair(name, lambda: start(nothing), lambda: start(memory), threads=True)]
 
 
-def precision(trunk: str = "resnet18", size: int = 256, batch: int = 4) -> list[Pair]:
+TRUNKS: tuple[dict[str, Any], ...] = (
+    {"trunk": "resnet18"},
+    {"trunk": "mobilenetv2_100", "output_stride": 8},
+    {"trunk": "tf_efficientnet_lite2"},
+    {"trunk": "convnext_tiny"},
+)
+
+
+def precision(trunks: Sequence[dict[str, Any]] = TRUNKS, size: int = 256, batch: int = 4) -> list[Pair]:
     """A training step in float32 and in what `mixed_precision: auto` chooses, both channels-last."""
+    return [_step(trunk, size, batch) for trunk in trunks]
+
+
+def _step(values: dict[str, Any], size: int, batch: int) -> Pair:
     import torch
 
     from sbce_hf.config import LoopConfig
     from sbce_hf.training.classifier import create_classifier
+    from sbce_hf.training.depthwise import quick_depthwise
     from sbce_hf.training.device import resolved
 
-    model = create_classifier({"trunk": trunk}, [str(index) for index in range(20)]).train()
+    model = create_classifier(values, [str(index) for index in range(20)]).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=generator).to(memory_format=torch.channels_last)
@@ -296,13 +309,17 @@ def precision(trunk: str = "resnet18", size: int = 256, batch: int = 4) -> list[
 
     def step(half: bool) -> Any:
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+            quick_depthwise(model, chosen if half else "no", "cpu"),
+        ):
             loss = model(images, labels, labels * 0.2).loss
-        loss.backward()
+            loss.backward()
         return loss.detach()
 
-    name = f"training step, {trunk}, {batch} x {size} x {size}: float32 / auto, here {chosen}"
-    return [Pair(name, lambda: step(False), lambda: step(chosen == "bf16"), rtol=0.05)]
+    what = ", ".join(str(value) for value in values.values())
+    name = f"training step, {what}, {batch} x {size} x {size}: float32 / auto, here {chosen}"
+    return Pair(name, lambda: step(False), lambda: step(chosen == "bf16"), rtol=0.05)
 
 
 # What changes the process comes first.

@@ -38,7 +38,7 @@ def test_starting(script):
 
 
 def test_precision(script):
-    for pair in script.precision("test_resnet", size=64, batch=2):
+    for pair in script.precision([{"trunk": "test_resnet"}, {"trunk": "test_efficientnet"}], size=64, batch=2):
         script.check(pair)
 
 

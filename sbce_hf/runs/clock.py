@@ -36,6 +36,7 @@ from ..models.modeling_irn import IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf import dense_crf, dense_crf_from_probabilities
 from ..postprocess.rules import ClassMaps, apply_rule, with_thresholds
+from ..training.depthwise import quick_depthwise
 from ..training.device import autocast, tune_allocator, use_cpu
 from ..training.features import feature_shape
 
@@ -90,7 +91,8 @@ class Clock:
             loss.backward()
             model.zero_grad()
 
-        own = self._time(step) / count
+        with quick_depthwise(model, config.mixed_precision, self.device.type):
+            own = self._time(step) / count
         if "features" in inputs:
             return own
         augmentation = getattr(config, "augmentation", AugmentationConfig())

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -87,19 +88,23 @@ def computes_bfloat16() -> bool:
     return any(supported is not None and supported() for supported in known)
 
 
+def precision_of(wanted: str) -> str:
+    """What `"auto"` is here; other precisions, `"no"`, `"bf16"` and `"fp16"`, are themselves."""
+    if wanted == "auto":
+        return "bf16" if computes_bfloat16() else "no"
+    return wanted
+
+
 def autocast(precision: str, device: str) -> torch.autocast:
-    """The context in which a network has a precision, `"no"`, `"bf16"`, `"fp16"` or `"auto"`, on a kind of device."""
-    if precision == "auto":
-        precision = "bf16" if computes_bfloat16() else "no"
+    """The context in which a network has a precision, see [`precision_of`], on a kind of device."""
+    precision = precision_of(precision)
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device, dtype, enabled=precision != "no")
 
 
 def resolved(config: LoopConfig) -> LoopConfig:
     """The same config with a precision in the place of `"auto"`."""
-    if config.mixed_precision != "auto":
-        return config
-    return replace(config, mixed_precision="bf16" if computes_bfloat16() else "no")
+    return replace(config, mixed_precision=cast(Any, precision_of(config.mixed_precision)))
 
 
 def trunk_of(model: nn.Module) -> nn.Module:

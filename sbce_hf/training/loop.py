@@ -25,6 +25,7 @@ from ..config import LoopConfig, deciding
 from ..errors import UserError
 from ..processes import decided
 from ..progress import TRAINING, Bar
+from .depthwise import quick_depthwise
 from .device import compiled, create_accelerator, resolved, share_batch_norm, start_worker, tune_allocator, use_cpu
 from .folder import PROGRESS, FitSummary, Progress, StageFolder, checkpoint_remedy, writing
 from .health import TrainingHealthError
@@ -123,7 +124,8 @@ def fit(
     model.train()
     share_batch_norm(model, accelerator.num_processes, accelerator.device)
     try:
-        with compiled(model, config.compile):
+        quick = quick_depthwise(model, config.mixed_precision, accelerator.device.type)
+        with compiled(model, config.compile), quick:
             return _Stage(accelerator, model, task, dataset, config, folder, seed, name).run()
     finally:
         for tracker in accelerator.trackers:
