@@ -103,6 +103,23 @@ def test_official_in_a_recipe_file(tmp_path):
         load_recipe(str(recipe), {"official": "yes"})
 
 
+def test_one_precision_for_all_stages(tmp_path):
+    config = load_recipe("voc-animals", {"data": {"data_dir": "photos"}, "mixed_precision": "auto"})
+    assert config.bce.mixed_precision == config.spatial.mixed_precision == config.labelling.mixed_precision == "auto"
+    assert config.irn.training.mixed_precision == config.segmenter.training.mixed_precision == "auto"
+    # Those that are set by themselves stay; a stage that there is not is not made.
+    overrides = {"mixed_precision": "bf16", "spatial": {"mixed_precision": "no"}, "irn": None, "segmenter": None}
+    config = load_recipe("voc-animals", {"data": {"data_dir": "photos"}, **overrides})
+    assert (config.bce.mixed_precision, config.spatial.mixed_precision) == ("bf16", "no")
+    assert config.irn is None and config.segmenter is None
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("mixed_precision: no\nbce: {mixed_precision: auto, lr: 0.5}\nirn: {}")
+    config = load_recipe(str(recipe), {"mixed_precision": "fp16"})
+    assert config.bce.mixed_precision == config.irn.training.mixed_precision == "fp16" and config.bce.lr == 0.5
+    with pytest.raises(ValueError, match=r"own\.yaml\.bce: Field 'mixed_precision'.* got half"):
+        load_recipe(str(recipe), {"mixed_precision": "half"})
+
+
 def test_official_names_fields_of_the_model_where_it_departs_from_the_defaults():
     released = SpatialBceConfig(**OFFICIAL["model"])
     departs = {key for key in OFFICIAL["model"] if getattr(released, key) != getattr(SpatialBceConfig(), key)}

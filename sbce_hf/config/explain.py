@@ -15,7 +15,7 @@ from ..errors import UserError
 from .network_fields import NETWORKS, network_fields
 from .parsing import field_types, to_mapping
 from .ranges import Checked, Range
-from .recipes import RECIPES
+from .recipes import RECIPES, SHORTHANDS
 from .run import RunConfig
 
 
@@ -50,6 +50,8 @@ def explain_key(config: RunConfig, key: str) -> Explained:
     Raises:
         UserError: no such key; names those with this word in their names, or the nearest one.
     """
+    if key in SHORTHANDS:
+        return Explained(key, SHORTHANDS[key], "in place of others", None, "", None)
     for prefix in NETWORKS:
         if key.startswith(f"{prefix}."):
             return _explain_network(config, prefix, key.removeprefix(f"{prefix}."))

@@ -1,4 +1,4 @@
-"""Recipe files, and what `official: true` stands for in them."""
+"""Recipe files, and what `official` and `mixed_precision` stand for in them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +69,15 @@ OFFICIAL: dict[str, Any] = {
 }
 
 
+# What a recipe may say beside the fields of its config.
+SHORTHANDS = {
+    "official": "true or false. All of the released program's choices at once: loss, rule, CRF, views, augmentation, "
+    "rate factors. They replace the recipe's values; what is set beside it still wins.",
+    "mixed_precision": "no, bf16, fp16 or auto. The precision of every stage's network, trained or labelling, "
+    "see bce.mixed_precision. It replaces the recipe's values; what is set beside it still wins.",
+}
+
+
 def recipe_path(name: str) -> Path:
     """The file of a built-in recipe, or the given path itself.
 
@@ -86,7 +95,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     """Read a recipe, apply overrides, check everything.
 
     `official: true`, in the file or the overrides, stands for the values of [`OFFICIAL`]: they replace the file's and
-    are replaced by the overrides'. The config that is returned, and saved by a run, has the values only.
+    are replaced by the overrides'. `mixed_precision: auto` likewise stands for that of every stage that there is. The
+    config that is returned, and saved by a run, has the values only.
 
     Args:
         name: a built-in recipe's name or a YAML file.
@@ -104,8 +114,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     """
     path = recipe_path(name)
     values, overrides = read_yaml_file(path), dict(overrides or {})
-    official = overrides.pop("official", values.pop("official", False))
-    if not isinstance(official, bool):
+    official, precision = (overrides.pop(name, values.pop(name, None)) for name in SHORTHANDS)
+    if not isinstance(official, bool | None):
         raise UserError(f"official: got {shown(official)}, expected true or false")
     if official:
         values = merge(values, OFFICIAL)
@@ -118,4 +128,15 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         # Merging would replace it, and with it the mistake.
         if isinstance(value, Mapping) and not isinstance(values.get(key), Mapping | None):
             raise UserError(f"{path.name}.{key}: got {shown(values[key])}, expected a mapping of fields")
+    if precision is not None:
+        values = merge(values, _precisions(precision, merge(values, overrides)))
     return from_mapping(RunConfig, merge(values, overrides), where=path.name)
+
+
+def _precisions(precision: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A precision for all stages of a recipe with some values."""
+    everywhere: dict[str, Any] = {name: {"mixed_precision": precision} for name in ("bce", "spatial", "labelling")}
+    for name in ("irn", "segmenter"):
+        if values.get(name) is not None:
+            everywhere[name] = {"training": {"mixed_precision": precision}}
+    return everywhere

@@ -82,7 +82,7 @@ class SegmenterConfig(Checked):
 class RunConfig(Checked):
     """A whole run: stage 0 (BCE), then `rounds` of Spatial-BCE training and labelling.
 
-    A recipe may also say `official: true`, see [`load_recipe`].
+    A recipe may also say `official: true` and `mixed_precision: auto`, see [`load_recipe`].
 
     Args:
         seed: seed of weights, order and augmentation.
