@@ -27,6 +27,12 @@ def test_value_default_and_range_are_those_of_the_dataclasses():
     assert explain_key(load_recipe("quickstart"), "irn.map_weight").value is None
 
 
+@pytest.mark.parametrize(("key", "word"), [("official", "released"), ("mixed_precision", "every stage's network")])
+def test_what_stands_for_other_keys_is_told_too(key, word, capsys):
+    assert main(["config", "quickstart", "--explain", key]) == 0
+    assert word in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
