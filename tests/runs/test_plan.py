@@ -47,7 +47,8 @@ def test_rendered_plan_shows_every_stage(plan):
     assert "12 images to train on and to label" in text and "problem" not in text
 
 
-def test_plan_tells_how_long_each_stage_takes(plan, tiny_recipe, tmp_path):
+def test_plan_tells_how_long_each_stage_takes(plan, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("sbce_hf.training.device.computes_bfloat16", lambda: False)
     assert all(stage.seconds > 0 for stage in plan.stages) and plan.others.keys() == {"leak_best_constant"}
     assert "time: about" in render_plan(plan) and "leak_best_constant" in render_plan(plan).splitlines()[-1]
     # The same settings are timed once.
@@ -57,6 +58,15 @@ def test_plan_tells_how_long_each_stage_takes(plan, tiny_recipe, tmp_path):
     longer = make_plan(load_recipe(str(tiny_recipe), refined), tmp_path / "run")
     assert longer.problems == () and [stage.name for stage in longer.stages[3:]] == ["irn", "segmenter/adaptive"]
     assert all(stage.seconds > 0 for stage in longer.stages)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_plan_says_what_would_be_faster(tiny_recipe, tmp_path, monkeypatch, has):
+    monkeypatch.setattr("sbce_hf.training.device.computes_bfloat16", lambda: has)
+    plan = make_plan(load_recipe(str(tiny_recipe)), tmp_path / "run")
+    assert ("--set mixed_precision=auto" in render_plan(plan)) == has
+    chosen = make_plan(load_recipe(str(tiny_recipe), {"mixed_precision": "bf16"}), tmp_path / "run")
+    assert "bf16" in render_plan(chosen) and "mixed_precision=auto" not in render_plan(chosen)
 
 
 def test_what_cannot_run_is_not_timed(tiny_recipe, tmp_path):
