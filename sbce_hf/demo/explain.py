@@ -134,7 +134,7 @@ def load_checkpoint(name: str, image_size: int | None = None) -> Checkpoint:
         checkpoint = _load_classifier(name, folder, image_size)
     elif any(architecture.endswith("ForSemanticSegmentation") for architecture in config.architectures or ()):
         model, processor = load_segmenter(folder)
-        prediction = PredictionConfig(image_size=image_size or trained_side(processor))
+        prediction = PredictionConfig(image_size=image_size or trained_side(processor, name))
         checkpoint = Checkpoint(name, model, prediction, preprocessing_of(processor))
     else:
         raise ValueError(

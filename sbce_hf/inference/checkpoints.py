@@ -285,8 +285,8 @@ def preprocessing_of(processor: Any, where: str = PREPROCESSOR) -> Preprocessing
     return Preprocessing.of_processor(values, where)
 
 
-def trained_side(processor: Any) -> int | None:
-    """Long side to which an image processor resizes, if that is what it does.
+def trained_side(processor: Any, where: str) -> int | None:
+    """Long side to which an image processor of a checkpoint `where` resizes, if that is what it does.
 
     Raises:
         ValueError: a side above [`MAX_SIDE`].
@@ -295,5 +295,5 @@ def trained_side(processor: Any) -> int | None:
     same = len({str(value) for value in size.values()}) == 1
     side = size.get("longest_edge") or (size.get("max_height") if same else None)
     if side is not None and not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
-        raise ValueError(f"preprocessor_config.json: size: got {side}, expected 1 to {MAX_SIDE} pixels")
+        raise ValueError(f"{where}: {PREPROCESSOR}: size: got {str(side)[:80]}, expected 1 to {MAX_SIDE} pixels")
     return side

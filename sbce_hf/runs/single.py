@@ -174,7 +174,8 @@ def predict_photos(
     """
     model_dir = local_checkpoint(checkpoint)
     config, processor = read_segmenter(model_dir)
-    prediction = from_mapping(PredictionConfig, {"image_size": trained_side(processor), **options}, "prediction")
+    side = trained_side(processor, str(checkpoint))
+    prediction = from_mapping(PredictionConfig, {"image_size": side, **options}, "prediction")
     results = [output_dir / name for name in (*variants(METHOD, CrfConfig()), "overlays")]
     images = load_photos(paths, foreground_classes(config), strict=strict, exclude=results)
     with alone_in(output_dir, PartialState(cpu=use_cpu())):

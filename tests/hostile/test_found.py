@@ -273,6 +273,11 @@ FOUND = {
     "a label map of a gigapixel": ("label maps", claims((40_000, 40_000)), "image '0'.*DecompressionBomb"),
     "a label map of no pixels": ("label maps", claims((0, 16)), "image '0'"),
     "a label map of 16 bits": ("label maps", deep, "image '0'.*uint16"),
+    "a side of less than nothing": (
+        "deeplab",
+        json_with("preprocessor_config.json", size={"longest_edge": -2}),
+        "deeplab.*: preprocessor_config.json: size: got -2, expected 1 to 4096 pixels",
+    ),
     "a table with a damaged page": ("proportions", damaged_page, "table.parquet: not a table of proportions"),
     "a table with too few numbers": (
         "proportions",
