@@ -13,6 +13,7 @@ from ..data.decoding import named, upright_size
 from ..data.photo_files import walk
 from ..data.schema import IGNORE_INDEX
 from ..errors import UserError
+from ..files import digest
 from ..labels.hub_store import HubLabelMaps
 from ..labels.label_maps import check_values, require_all
 from ..labels.store import LabelStore
@@ -86,6 +87,11 @@ class ExportSource:
                     f"{what} {visible(repr(odd))[:120]}: has control characters, or what is no character; rename it, "
                     "and label again"
                 )
+
+    @property
+    def key(self) -> str:
+        """Of the names of all files and classes: what two exports to the same files have in common."""
+        return digest({"classes": self.class_names, "files": self._files})
 
     def __len__(self) -> int:
         return len(self.image_ids)
