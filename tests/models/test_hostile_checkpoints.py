@@ -188,7 +188,7 @@ FIELDS = {
     "tables": {
         "trunk": "swin_tiny_patch4_window7_224",
         "output_stride": None,
-        "trunk_kwargs": {"embed_dim": 16, "depths": [2, 2, 120, 2], "num_heads": [1] * 4}
+        "trunk_kwargs": {"embed_dim": 16, "depths": [2, 2, 64, 2], "num_heads": [1] * 4}
         | {"window_size": 32, "img_size": 1024},
     },
     "a loop in a loop": {
