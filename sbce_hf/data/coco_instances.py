@@ -175,6 +175,11 @@ class InstancePainter:
             self.read()
         return self._sizes[self.numbers[image_id]]
 
+    def state(self) -> list[int]:
+        """Size and modification time of the file."""
+        stat = self.path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+
     def __call__(self, image_id: str) -> NDArray[np.uint8]:
         """Label map of an image, `uint8` of shape `(H, W)`.
 

@@ -73,7 +73,7 @@ class KnownPhotos:
 
 
 def photo_key(source: Mapping[str, Any]) -> tuple[bytes, list[Any]]:
-    """What tells a photo from others and from its earlier states.
+    """What tells a photo, or a mask, from others and from its earlier states.
 
     Args:
         source: `bytes` and `path` of an undecoded `datasets.Image`; one of them is there.

@@ -1,4 +1,4 @@
-"""Masks of a score split, looked at before anything starts: bad ones, and those on which a score says nothing."""
+"""Masks of a score split: bad ones, those on which a score says nothing, and which of them a score was made on."""
 
 import contextlib
 import logging
@@ -11,14 +11,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..files import digest
 from ..progress import tracked
 from .decoding import UnreadableError, decode_indices, named, upright_size
+from .known_photos import photo_key
 from .schema import IGNORE_INDEX, TaggedImages, require_upright
 
 # That are looked at where a second is too long.
 FEW = 16
 
 logger = logging.getLogger(__name__)
+
+
+def masks_hash(images: TaggedImages) -> str:
+    """Tells masks from others and from their earlier states; belongs into the key of every score.
+
+    Of the images, of each one's mask size and modification time (or bytes), and of what the values in it mean.
+
+    Args:
+        images: as [`TaggedImages.with_masks`] gives them.
+
+    Raises:
+        OSError: a mask file is gone.
+    """
+    if images.painter is not None:
+        states = [images.painter.state()]
+    else:
+        states = [photo_key(row["mask"])[1] for row in images.dataset.select_columns("mask")]
+    meaning = [images.mask_values, images.unlabelled]
+    return digest({"images": images.manifest_hash, "masks": states, "meaning": meaning})
 
 
 def check_masks(images: TaggedImages) -> list[str]:

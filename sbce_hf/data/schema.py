@@ -78,6 +78,9 @@ class Painter(Protocol):
     def shape(self, image_id: str) -> tuple[int, int]:
         """Height and width of what would be painted."""
 
+    def state(self) -> list[int]:
+        """Size and modification time of what is painted from."""
+
     def __call__(self, image_id: str) -> NDArray[np.uint8]: ...
 
 

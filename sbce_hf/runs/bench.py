@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from ..config import RunConfig
 from ..data import TaggedImages, load_images
+from ..data.mask_checks import masks_hash
 from ..files import read_fields, write_atomic
 from ..processes import decided
 from ..progress import Parts
@@ -57,6 +58,7 @@ class Bench:
         # Of the start: images that can no longer be read later do not make it another run.
         self.manifest_hash = self.images.manifest_hash
         self.scored = load_scored(config, self.images)
+        self.masks_hash = None if self.scored is None else masks_hash(self.scored)
         self.segmenter_data = SegmenterData() if config.segmenter is None else load_segmenter_data(config, self.images)
 
     def leave_out(self, skipped: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..data import TaggedImages
+from ..data.mask_checks import masks_hash
 from ..errors import UserError
 from ..evaluation.confusion import score_store
 from ..evaluation.odd_photos import OddPhoto, odd_photos
@@ -58,7 +59,7 @@ def measure(bench: Bench, stage: Stage, key: str) -> None:
     """
     scored = bench.segmenter_data.scored if stage.kind == "segmenter" else bench.scored
     if stage.scored_on is not None and scored is not None:
-        _once(bench, stage, SCORES, digest({"stage": key, "images": scored.manifest_hash}), _scores, scored)
+        _once(bench, stage, SCORES, digest({"stage": key, "masks": masks_hash(scored)}), _scores, scored)
     if stage.kind in LABELLED:
         _once(bench, stage, QUALITY, key, _quality)
 

@@ -1,5 +1,6 @@
 """What stage 0's class maps would reach at the constant that is best on ground truth: a yardstick, not a result."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -16,12 +17,22 @@ from .stage import Stage
 SCAN = "scan.json"
 
 
+def is_outdated(bench: Bench, stage: Stage) -> bool:
+    """Whether the constant was found on masks that have changed since."""
+    found = read_fields(bench.run_dir / stage.name / SCAN, {"masks": str | None}, REMEDY) or {}
+    return found.get("masks") not in (None, bench.masks_hash)
+
+
 def best_constant(bench: Bench, stage: Stage) -> None:
     """Find the constant on the scored images' masks, and label these images with it."""
     if bench.scored is None:
         raise ValueError(f"{stage.name}: no image has a mask")
     folder, model_dir = bench.run_dir / stage.name, bench.run_dir / stage.needs[0].name / "model"
     path, labelling = folder / SCAN, replace(labelling_of(bench.config, 0), rule="fixed")
+    if bench.process.is_main_process and is_outdated(bench, stage):
+        # The label maps first: as long as the scan is there, what is left of them is known to be old.
+        shutil.rmtree(folder / "labels", ignore_errors=True)
+        path.unlink()
     if not bench.decided(path.is_file()):
         scored, process = bench.scored, bench.process
         # Whole groups, as labelling has them: which images share a batch decides the last bits of their maps.
@@ -34,7 +45,7 @@ def best_constant(bench: Bench, stage: Stage) -> None:
             scored.num_classes,
             total=partial(summed, process=process),
         )
-        values = {"constants": scan.constants.tolist(), "mean_iou": scan.mean_iou.tolist()}
+        values = {"constants": scan.constants.tolist(), "mean_iou": scan.mean_iou.tolist(), "masks": bench.masks_hash}
         if bench.process.is_main_process:
             write_json(path, {"note": LEAK_MARK, "best": scan.best[0], **values})
         bench.process.wait_for_everyone()

@@ -14,21 +14,6 @@ from sbce_hf.runs.run import run
 LOST = "train_00003"
 
 
-@pytest.fixture
-def photos(tmp_path, tiny_recipe):
-    """The embedded example as a folder of files."""
-    # One more than fill the batches of an epoch.
-    shapes = load_images(load_recipe(str(tiny_recipe), {"data": {"shapes_images": 13}}).data, "train")
-    lines = ["file,tags"]
-    (tmp_path / "photos" / "images").mkdir(parents=True)
-    for index, image_id in enumerate(shapes.image_ids):
-        shapes.image(index).save(tmp_path / "photos" / "images" / f"{image_id}.png")
-        tags = [name for name, there in zip(shapes.class_names, shapes.labels(index), strict=True) if there]
-        lines.append(f"{image_id}.png,{';'.join(tags)}")
-    (tmp_path / "photos" / "tags.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path / "photos"
-
-
 def damage(photos):
     path = photos / "images" / f"{LOST}.png"
     path.write_bytes(path.read_bytes()[:60])
