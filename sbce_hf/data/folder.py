@@ -62,6 +62,8 @@ def load(config: DataConfig, split: str) -> TaggedImages:
         root=root,
         mask_values=values if with_mask else None,
         mask_known=frozenset(values) if with_mask else None,
+        # The first photos need not have every class of the folder, whose masks hold the values of all.
+        fixed_classes=config.classes is None and config.max_images is not None,
         skipped=[
             *(SkippedImage(str(file), reason) for file, reason in found.left_out),
             *(SkippedImage(str(found.photos / row.file), f"its split is empty ({row.where})") for row in undecided),

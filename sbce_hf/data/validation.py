@@ -163,8 +163,8 @@ def checked_images(
             user has named each file.
         painter: see [`TaggedImages`].
         unlabelled: see [`TaggedImages`].
-        fixed_classes: the class list is the data set's own, not chosen by the user or read off the tags. A class
-            without images is a warning then, not an error, so that a part of the data set keeps its label values.
+        fixed_classes: the class list is the data set's own, not chosen by the user or read off these images' tags. A
+            class without images is a warning then, not an error: a part of the data set keeps its label values.
         notes: what a reader has decided for the user, in sentences.
 
     Raises:

@@ -278,6 +278,18 @@ def test_max_images(folder):
     assert len(load(config(folder, max_images=99), "train")) == 3
 
 
+def test_the_first_photos_keep_the_values_of_all_classes(folder, caplog):
+    (folder / "tags.csv").write_text("file,tags\na.jpg,dog\ntrip/b.png,dog\nc.webp,cat\n")
+    (folder / "masks").mkdir()
+    Image.fromarray(np.full((16, 24), 2, np.uint8)).save(folder / "masks" / "a.png")
+    images = load(config(folder, max_images=2), "train")
+    assert images.class_names == ("cat", "dog") and images.mask(0).max() == 2
+    assert "1 of 2 classes have no image in split 'train' and cannot be learned: cat" in caplog.text
+    # A class that is asked for is another thing.
+    with pytest.raises(UserError, match="has the tag cat; a class without images cannot be learned"):
+        load(config(folder, max_images=2, classes=("cat", "dog")), "train")
+
+
 def test_manifest_hash_sees_content_tags_and_classes_but_not_the_place(folder, tmp_path_factory):
     def key(root=folder, **values):
         return load(config(root, **values), "train").manifest_hash
