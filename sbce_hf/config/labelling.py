@@ -133,6 +133,9 @@ class IrnRefinementConfig(Checked):
             `background_threshold` is a weighted geometric mean of what arrives and of the class maps' probabilities,
             each divided by its class's own peak, so that a walk that floods or loses a class is held back; 0 asks the
             walk alone (published).
+        object_weight: exponent of the length of stage 0's features in Otsu's thresholds of the photo, at most 1.5 of
+            them, by which what is compared with `background_threshold` is multiplied: objects of whatever class keep
+            more of what arrives, their ground less, and no class loses its peak. 0 does not look (published).
     """
 
     SECTION = "irn"
@@ -147,6 +150,7 @@ class IrnRefinementConfig(Checked):
     walk_steps: int = number(256, at_least=0, limit=1_000_000)
     background_threshold: float = number(0.25, above=0, below=1)
     map_weight: float = number(0.0, at_least=0, below=1)
+    object_weight: float = added(before=0.0, default=0.0, at_least=0)
 
     def validate_shares(self) -> None:
         """What is sure to be a class lies inside its area, what is sure to be background outside."""

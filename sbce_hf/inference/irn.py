@@ -13,21 +13,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..config import CrfConfig, IrnRefinementConfig, to_mapping
+from ..config import CrfConfig, IrnRefinementConfig, LabellingConfig, to_mapping
 from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import IGNORE_INDEX
 from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
+from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import ClassMaps, label_by_share, relative_to_peak, sigmoid
-from .views import to_pixels
+from ..postprocess.rules import ClassMaps, label_by_share, otsu_threshold, relative_to_peak, sigmoid
+from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
 _MULTIPLE = 32
 # A class that passes its threshold nowhere stays background.
 _TINY = 1e-5
+# What stands out still more is no more of an object.
+_MOST = 1.5
 
 
 class SeedMethod:
@@ -65,18 +68,55 @@ def _combine(inner: Callable[[], np.ndarray | None], outer: Callable[[], np.ndar
     return None if (seeds == IGNORE_INDEX).all() else seeds
 
 
+class ObjectMap:
+    """How much of an object each pixel of a photo seems, of whatever class.
+
+    Features are longer on things than on their ground; see [`rules.label_objects`]. Stage 0's tell best: rounds learn
+    from label maps, ground that is always there with a class included.
+
+    Args:
+        model: a classifier, on its device. Left in evaluation mode.
+        config: views of the photo.
+        preprocessing: of the photos.
+    """
+
+    def __init__(
+        self,
+        model: SpatialBceForImageClassification,
+        config: LabellingConfig,
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> None:
+        self.model, self.config, self.preprocessing = model, config, preprocessing
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Length of the features in Otsu's thresholds of the photo.
+
+        Args:
+            image: `(H, W, 3)` uint8, RGB.
+
+        Returns:
+            `(H, W)` float32, at least 0, and above 1 on objects.
+        """
+        (norm,) = feature_norms(self.model, [Image.fromarray(image)], self.config, self.preprocessing)
+        return norm / max(otsu_threshold(norm), _TINY)
+
+
 class WalkMethod:
     """Lets each class walk up to the boundaries, and compares what arrives with a constant, as published.
 
     A class starts with `relu(s_c * z_c - logit t_c)`, divided by its maximum: nothing where the adaptive rule finds
     background. In logits, because a saturated sigmoid has no order left. With `map_weight` the class maps have a say
-    after the walk, too, which is not published.
+    after the walk, too, and with `object_weight` what stands out as an object of whatever class; neither is published.
 
     Args:
         model: a trained boundary network, on its device. Left in evaluation mode.
         config: of the walk.
         crf: that follows; `None` without one.
         preprocessing: of the photos.
+        objects: for `object_weight`: an [`ObjectMap`], or what answers like one.
+
+    Raises:
+        ValueError: `object_weight` without `objects`.
     """
 
     name = "irn"
@@ -87,8 +127,11 @@ class WalkMethod:
         config: IrnRefinementConfig,
         crf: CrfConfig | None,
         preprocessing: Preprocessing = IMAGENET,
+        objects: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        self.model, self.config = model.eval(), config
+        if config.object_weight and objects is None:
+            raise ValueError(f"irn.object_weight: got {config.object_weight}, but nothing that looks for objects")
+        self.model, self.config, self.objects = model.eval(), config, objects
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
         self.preprocessing = preprocessing
         self.stores = variants(self.name, crf)
@@ -118,6 +161,8 @@ class WalkMethod:
         arrived = _resize(arrived, image.shape[:2])
         if not config.map_weight:
             arrived = arrived / arrived.amax().clamp(min=_TINY)
+        if config.object_weight and self.objects is not None:
+            arrived = _on_objects(arrived, self.objects(image), config.object_weight)
         background = torch.full_like(arrived[:1], config.background_threshold)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
 
@@ -153,6 +198,13 @@ def _weighted(arrived: Tensor, above: Tensor, threshold_logits: np.ndarray, weig
     relative = relative_to_peak(above.cpu().numpy() + threshold_logits[:, None, None])
     kept = torch.from_numpy(relative).to(arrived).clamp(max=1)
     return _by_class(arrived) ** (1 - weight) * kept**weight
+
+
+def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
+    """What arrived, more of it on objects and less of it elsewhere, `(K, H, W)`; no map's peak becomes lower."""
+    moved = arrived * torch.from_numpy(objects).to(arrived).clamp(max=_MOST) ** weight
+    before, after = (maps.amax(dim=(1, 2), keepdim=True) for maps in (arrived, moved))
+    return moved * (before / after.clamp(min=_TINY)).clamp(min=1)
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

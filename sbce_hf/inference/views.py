@@ -67,6 +67,26 @@ def class_maps(
 
 
 @torch.inference_mode()
+def feature_norms(
+    model: SpatialBceForImageClassification,
+    images: Sequence[Image.Image],
+    config: LabellingConfig,
+    preprocessing: Preprocessing = IMAGENET,
+) -> Iterator[np.ndarray]:
+    """Length of the trunk's last feature vectors, as in [`ClassMaps`]: of each image `(H, W)` float32.
+
+    Args:
+        model: a classifier, used in evaluation mode, and left in it.
+        images: RGB images of any sizes.
+        config: scales, mirror images and batch size.
+        preprocessing: of the photos; the image processor's.
+    """
+    model.eval()
+    for image, views in zip(images, _forward_views(model, images, config, preprocessing), strict=True):
+        yield _merge([view[3] for view in views], [], np.zeros(1, np.int64), (image.height, image.width))[0]
+
+
+@torch.inference_mode()
 def iterate_class_maps(
     model: SpatialBceForImageClassification,
     images: Sequence[Image.Image],

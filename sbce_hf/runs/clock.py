@@ -29,7 +29,7 @@ from ..data.decoding import UnreadableError
 from ..data.transforms import TrainingDataset
 from ..evaluation.scan import scan_fixed_threshold_on_ground_truth
 from ..inference.affinity import AffinityMethod
-from ..inference.irn import WalkMethod
+from ..inference.irn import ObjectMap, WalkMethod
 from ..inference.segmenter import segment
 from ..inference.views import class_maps
 from ..models.modeling_irn import IrnModel
@@ -150,7 +150,7 @@ class Clock:
     ) -> float:
         """IRN's walk, with views and CRF."""
         network.to(self.device)  # type: ignore[arg-type]
-        walk = WalkMethod(network, section, config.crf)
+        walk = WalkMethod(network, section, config.crf, objects=ObjectMap(model, config))
 
         def method(image: np.ndarray, maps: ClassMaps, crf: None) -> Any:
             return walk(image, with_thresholds(config.rule, maps, config.peak_share), crf)

@@ -9,17 +9,17 @@ No mask is read here.
 
 import time
 
-from ..config import IrnRefinementConfig, RunConfig, to_mapping
+from ..config import IrnRefinementConfig, RunConfig, deciding
 from ..data.preprocessing import Preprocessing
 from ..files import file_digest, weights_digest
-from ..inference.checkpoints import load_boundary_network
-from ..inference.irn import SeedMethod, WalkMethod
+from ..inference.checkpoints import load_boundary_network, load_classifier
+from ..inference.irn import ObjectMap, SeedMethod, WalkMethod
 from ..labels.store import LabelStore
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..training.boundary import create_boundary_network, train_boundary
 from .bench import Bench
 from .guard import hold_back
-from .settings import labelling_of
+from .settings import BCE, labelling_of
 from .single import label_with_checkpoint
 from .stage import Refinement, Stage
 
@@ -27,7 +27,7 @@ IRN = "irn"
 # Fields of the run's model that go with its trunk's weights.
 OF_THE_TRUNK = ("trunk", "trunk_kwargs", "backbone_config", "image_mean", "image_std", "interpolation")
 # What the walk depends on besides the boundary network.
-WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold", "map_weight")
+WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold", "map_weight", "object_weight")
 
 
 def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
@@ -78,15 +78,22 @@ def refine(bench: Bench, stage: Stage) -> None:
     )
     started = time.perf_counter()
     model = load_boundary_network(fitted.model_dir)
-    walk = {key: value for key, value in to_mapping(section).items() if key in WALK}
+    walk = {key: value for key, value in deciding(section).items() if key in WALK}
+    inputs = {"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")}
+    objects = None
+    if section.object_weight:
+        first = bench.run_dir / BCE / "model"
+        looking = load_classifier(first)
+        objects = ObjectMap(looking, labelling, Preprocessing.of(looking.config))
+        inputs["objects"] = file_digest(first / "model.safetensors")
     summary = label_with_checkpoint(
         classifier,
         bench.images,
         labelling,
         folder / "labels",
         strict,
-        method=WalkMethod(model, section, labelling.crf, Preprocessing.of(model.config)),
-        inputs={"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")},
+        method=WalkMethod(model, section, labelling.crf, Preprocessing.of(model.config), objects),
+        inputs=inputs,
     )
     bench.process.wait_for_everyone()
     bench.note_duration(f"{stage.name}: training", fitted.seconds)

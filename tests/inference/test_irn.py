@@ -6,11 +6,12 @@ import torch
 
 from sbce_hf.config import BoundaryTrainingConfig, CrfConfig, IrnRefinementConfig, LabellingConfig
 from sbce_hf.inference.classifier import label_images
-from sbce_hf.inference.irn import SeedMethod, WalkMethod
+from sbce_hf.inference.irn import ObjectMap, SeedMethod, WalkMethod
+from sbce_hf.inference.views import class_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.models.configuration_irn import IrnConfig
 from sbce_hf.models.modeling_irn import IrnModel
-from sbce_hf.postprocess.rules import ClassMaps
+from sbce_hf.postprocess.rules import ClassMaps, otsu_threshold
 
 CONFIG = LabellingConfig(scales=(1.0,), batch_size=2, crf_workers=1, crf=None)
 WITH_CRF = replace(CONFIG, crf=CrfConfig(iterations=2))
@@ -122,6 +123,44 @@ def test_the_class_maps_keep_a_small_class_beside_a_large_one(weight, left):
     section = IrnRefinementConfig(map_weight=weight)
     (refined,) = answer_of(WalkMethod(FixedBoundaries(), section, crf=None), photo(), maps_of(logits, [0, 0], (0, 1)))
     assert (refined[5:9, 5:9] == left).all() and (refined[:, 40:] == 2).all()
+
+
+@pytest.mark.parametrize(("weight", "ground"), [(0.0, 1), (1.0, 0)])
+def test_what_is_no_object_is_cut_more_strictly(weight, ground):
+    logits = np.full((1, 64, 64), -6.0)
+    # The right of the class is certain, its left is not, and only the right is an object.
+    logits[:, :, 40:], logits[:, :, :24] = 4, 0
+    objects = np.where(np.arange(64) < 32, 0.4, 2.0) * np.ones((64, 1))
+    section = IrnRefinementConfig(walk_steps=0, object_weight=weight)
+    method = WalkMethod(FixedBoundaries(), section, crf=None, objects=lambda _: objects.astype(np.float32))
+    (refined,) = answer_of(method, photo(), maps_of(logits, [-2.0]))
+    assert (refined[:, 44:] == 1).all() and (refined[:, :20] == ground).all()
+
+
+@pytest.mark.parametrize("length", [9.0, 1.2, 0.1])
+def test_a_class_keeps_its_peak_on_no_object(length):
+    logits = np.full((1, 64, 64), -6.0)
+    logits[:, :, 40:] = 4
+    objects = np.full((64, 64), length, np.float32)
+    section = IrnRefinementConfig(object_weight=3.0)
+    method = WalkMethod(FixedBoundaries(), section, crf=None, objects=lambda _: objects)
+    (refined,) = answer_of(method, photo(), maps_of(logits, [0]))
+    assert (refined[:, 44:] == 1).all()
+
+
+def test_objects_need_somebody_who_looks():
+    with pytest.raises(ValueError, match=r"irn.object_weight: got 1.0, but nothing that looks for objects"):
+        WalkMethod(FixedBoundaries(), IrnRefinementConfig(object_weight=1.0), crf=None)
+
+
+def test_object_maps_are_what_the_rule_looks_at(tiny_model, make_images):
+    image = make_images(LABELS).image(1)
+    labels = np.ones((1, 3), np.float32)
+    (maps,) = class_maps(tiny_model, [image], labels, replace(CONFIG, rule="objects"))
+    found = ObjectMap(tiny_model, CONFIG)(np.asarray(image))
+    assert found.shape == maps.feature_norm.shape and found.dtype == np.float32
+    assert np.allclose(found * otsu_threshold(maps.feature_norm), maps.feature_norm, atol=1e-6)
+    assert ((found > 1) == (maps.feature_norm > otsu_threshold(maps.feature_norm))).mean() > 0.999
 
 
 @pytest.mark.parametrize("size", [(50, 70), (33, 35), (300, 90)])

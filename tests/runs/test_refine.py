@@ -22,6 +22,7 @@ from sbce_hf.labels.store import LabelStore
 from sbce_hf.runs.run import run
 
 SECTION = {
+    "object_weight": 1.0,
     "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
     "training": {
         "epochs": 2,
