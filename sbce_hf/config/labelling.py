@@ -133,9 +133,9 @@ class IrnRefinementConfig(Checked):
             `background_threshold` is a weighted geometric mean of what arrives and of the class maps' probabilities,
             each divided by its class's own peak, so that a walk that floods or loses a class is held back; 0 asks the
             walk alone (published).
-        object_weight: exponent of the length of stage 0's features in Otsu's thresholds of the photo, at most 1.5 of
-            them, by which what is compared with `background_threshold` is multiplied: objects of whatever class keep
-            more of what arrives, their ground less, and no class loses its peak. 0 does not look (published).
+        object_weight: exponent of the length of stage 0's features in Otsu's thresholds of the photo, by which what is
+            compared with `background_threshold` is multiplied where it is above 1: objects of whatever class keep more
+            of what arrives, their ground does not. 0 does not look (published).
     """
 
     SECTION = "irn"

@@ -125,27 +125,19 @@ def test_the_class_maps_keep_a_small_class_beside_a_large_one(weight, left):
     assert (refined[5:9, 5:9] == left).all() and (refined[:, 40:] == 2).all()
 
 
-@pytest.mark.parametrize(("weight", "ground"), [(0.0, 1), (1.0, 0)])
-def test_what_is_no_object_is_cut_more_strictly(weight, ground):
+@pytest.mark.parametrize(("weight", "on_object"), [(0.0, 0), (2.0, 1)])
+def test_objects_keep_more_of_what_arrives(weight, on_object):
     logits = np.full((1, 64, 64), -6.0)
-    # The right of the class is certain, its left is not, and only the right is an object.
-    logits[:, :, 40:], logits[:, :, :24] = 4, 0
-    objects = np.where(np.arange(64) < 32, 0.4, 2.0) * np.ones((64, 1))
+    # The right of the class is certain. Its left is not, and only the upper half of it is an object.
+    logits[:, :, 40:], logits[:, :, :24] = 4, -1
+    objects = np.full((64, 64), 0.2, np.float32)
+    objects[:32, :32] = 1.5
     section = IrnRefinementConfig(walk_steps=0, object_weight=weight)
-    method = WalkMethod(FixedBoundaries(), section, crf=None, objects=lambda _: objects.astype(np.float32))
-    (refined,) = answer_of(method, photo(), maps_of(logits, [-2.0]))
-    assert (refined[:, 44:] == 1).all() and (refined[:, :20] == ground).all()
-
-
-@pytest.mark.parametrize("length", [9.0, 1.2, 0.1])
-def test_a_class_keeps_its_peak_on_no_object(length):
-    logits = np.full((1, 64, 64), -6.0)
-    logits[:, :, 40:] = 4
-    objects = np.full((64, 64), length, np.float32)
-    section = IrnRefinementConfig(object_weight=3.0)
     method = WalkMethod(FixedBoundaries(), section, crf=None, objects=lambda _: objects)
-    (refined,) = answer_of(method, photo(), maps_of(logits, [0]))
+    (refined,) = answer_of(method, photo(), maps_of(logits, [-2.0]))
+    # What is certain stays, although it is no object.
     assert (refined[:, 44:] == 1).all()
+    assert (refined[:28, :20] == on_object).all() and (refined[36:, :20] == 0).all()
 
 
 def test_objects_need_somebody_who_looks():
