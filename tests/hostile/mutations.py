@@ -172,7 +172,9 @@ def _odd_lines(data: bytes, random: Random) -> bytes:
     elif way == 2:
         lines[index] = random.choice(TEXTS).encode(errors="surrogatepass")
     elif way == 3:
-        lines[index] *= random.choice((2, 1000))
+        times = random.choice((2, 1000))
+        # No more than is kept: a line that was made long before would take a gigabyte.
+        lines[index] = lines[index][: MAX_BYTES // times + 1] * times
     else:
         lines.insert(index, random.choice((b"\xff\xfe", b"\xef\xbb\xbf", b"\0" * 100, b"\r", b"\xe2\x80\xa8")))
     return b"\n".join(lines)
