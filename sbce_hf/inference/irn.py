@@ -129,7 +129,8 @@ class WalkMethod:
     ) -> None:
         if config.object_weight and objects is None:
             raise ValueError(f"irn.object_weight: got {config.object_weight}, but nothing that looks for objects")
-        self.model, self.config, self.objects = model.eval(), config, objects
+        self.model, self.config = model.eval(), config
+        self.objects = objects if config.object_weight else None
         self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
         self.preprocessing = preprocessing
         self.stores = variants(self.name, crf)
@@ -159,7 +160,7 @@ class WalkMethod:
         arrived = _resize(arrived, image.shape[:2])
         if not config.map_weight:
             arrived = arrived / arrived.amax().clamp(min=_TINY)
-        if config.object_weight and self.objects is not None:
+        if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
         background = torch.full_like(arrived[:1], config.background_threshold)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..config import RunConfig
 from ..data.decoding import UnreadableError
-from ..data.mask_checks import masks_hash
 from ..data.schema import SkippedImage
 from ..evaluation.concerns import concerns
 from ..evaluation.contact_sheet import ContactRow, contact_sheet
@@ -162,8 +161,7 @@ def _sheet(bench: Bench, stages: Sequence[Stage], keys: Mapping[str, str], pictu
         return None
     classifier, labelled = classifier_of(stages), labels_of(stages)
     shown = {stage.name: keys[stage.name] for stage in (classifier, labelled)}
-    masks = None if bench.scored is None else masks_hash(bench.scored)
-    shows = {**shown, "images": bench.config.contact_images, "masks": masks}
+    shows = {**shown, "images": bench.config.contact_images, "masks": bench.masks_hash}
 
     def draw(path: Path) -> None:
         if rows := list(_contact_rows(bench, classifier, labelled)):
