@@ -35,7 +35,6 @@ from .scoring import LABELLED, measure, read_quality, score_rows
 from .stage import is_finished, keys_of, require_same, write_record
 from .stages import REFINEMENTS, check_refinements, classifier_of, labels_of, outside_of, segmenter_of, stages_of
 from .timing import stage_seconds
-from .yardstick import is_outdated
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _run(bench: Bench, started: Callable[[TaggedImages], None] | None) -> RunSum
     for number, stage in enumerate(stages):
         folder = bench.run_dir / stage.name
         finished = is_finished(bench.run_dir, stage, keys[stage.name])
-        if not bench.decided(finished and not (stage.kind == "yardstick" and is_outdated(bench, stage))):
+        if not bench.decided(finished and not stage.is_outdated(bench, stage)):
             if bench.process.is_main_process:
                 write_record(bench.run_dir, stage, keys, bench.manifest_hash, finished=False)
             with itinerary.stage(stage.name):

@@ -44,6 +44,7 @@ class Stage:
         scored_on: split whose masks its label stores are scored on, afterwards.
         leak: it, or a stage that it is made from, was trained with proportions of masks: a yardstick as well.
         note: what was done to its label maps besides, for tables.
+        is_outdated: whether a finished result no longer holds, for another reason than its settings.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     scored_on: str | None = None
     leak: bool = False
     note: str = ""
+    is_outdated: Callable[["Bench", "Stage"], bool] = lambda bench, stage: False
 
     def final_store(self, run_dir: Path) -> Path:
         """The label store that later stages read: the last one, or the one that the guard has made of it."""

@@ -40,7 +40,7 @@ from .saliency import SALIENCY
 from .segment import train_and_predict
 from .settings import BCE, cuts_at_given_shares, labelling_of, sections_of
 from .stage import OUTSIDE, RECORD, Refinement, Stage
-from .yardstick import best_constant
+from .yardstick import best_constant, is_outdated
 
 # By the section of the recipe that asks for it, in the order in which they refine.
 REFINEMENTS: Mapping[str, Refinement] = {
@@ -104,7 +104,18 @@ def stages_of(config: RunConfig, outside: Mapping[str, str] | None = None) -> li
         scored = {"data": {"score_split": config.data.score_split}}
         # Whatever stage 0's own rule is.
         stores = variants("fixed", config.labelling.crf, "labels")
-        stages.append(Stage(LEAK, "yardstick", best_constant, scored, (first,), stores, True, config.data.score_split))
+        yardstick = Stage(
+            name=LEAK,
+            kind="yardstick",
+            make=best_constant,
+            settings=scored,
+            needs=(first,),
+            stores=stores,
+            uses_masks=True,
+            scored_on=config.data.score_split,
+            is_outdated=is_outdated,
+        )
+        stages.append(yardstick)
     labelled = last
     for name, refinement in REFINEMENTS.items():
         if getattr(config, name) is not None:
