@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_checks import IMPLEMENTATIONS, STEERING_KEYS, TRUNK
+from .modeling_initialization import without_memory
 
 # A configuration is a few kilobytes; an index of weights a few hundred.
 MAX_CONFIG, MAX_INDEX = 2**20, 16 * 2**20
@@ -311,7 +311,7 @@ def check_buildable(kind: Any, config: PreTrainedConfig, where: str, limit: int)
     """
     build = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with without_memory():
             model = build(config)
     # Any error can come of a number that does not fit the others.
     except Exception as error:

@@ -1,17 +1,40 @@
-"""Initial values for what a checkpoint lacks.
+"""Networks without memory, and initial values for what a checkpoint lacks.
 
 transformers loads a checkpoint into a model without memory, gives what the files lack uninitialised memory, and calls
 `_init_weights` for every module. What is filled in neither way is left as it was found: NaN, or any other number.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 # Set by transformers on what it loaded; its `initialization` and the functions of `torch.nn.init`, which it replaces
 # while it initialises, leave such tensors alone.
 _LOADED = "_is_hf_initialized"
+# What initialisation is made of, in place.
+_FILLING = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out what would fill a tensor that has no memory: torch takes as long for its shape as for its numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FILLING and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks that are built inside have shapes and no values; what the caller's seed gives does not change."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _WithoutValues():
+        yield
 
 
 def is_empty(module: nn.Module) -> bool:

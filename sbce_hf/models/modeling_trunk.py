@@ -11,13 +11,12 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import timm
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_checks import Interpolation, check_trunk
-from .modeling_initialization import fill_missing, is_empty, lacks_values
+from .modeling_initialization import fill_missing, is_empty, lacks_values, without_memory
 from .modeling_resnet38 import resnet38  # noqa: F401 - enters timm's registry
 from .modeling_trunk_adapters import adapter_for, any_size, has_one_stride
 from .modeling_trunk_backbone import MAX_PARAMETERS, PREFIX, BackboneTrunk
@@ -202,7 +201,7 @@ def create_trunk(config: TrunkConfig, **overrides: Any) -> nn.Module:
     check_trunk(config)
     is_backbone = config.trunk.startswith(PREFIX)
     # Counted before memory is taken; building must not change what the caller's seed gives.
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with without_memory():
         trunk: Any = _create(config)
         adapter = None if is_backbone else adapter_for(trunk)
         if adapter is not None:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from .modeling_checkpoint import check_foreign_config
+from .modeling_initialization import without_memory
 from .modeling_trunk_adapters import fit, spread
 
 # In front of the `model_type` in a config's `trunk`.
@@ -49,7 +50,7 @@ class BackboneTrunk(nn.Module):
         config: Any = CONFIG_MAPPING[kind].from_dict(values)
         check_backbone_size(config)
         stages = list(config.stage_names[1:])
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with without_memory():
             levels = _measured(config, stages)
         if out_indices is None:
             plain = len({level["reduction"] for level in levels}) == 1
