@@ -12,7 +12,6 @@ from pycocotools import mask as coco_mask
 
 from ..errors import UserError
 from ..files import parse_json, read_text
-from .known_photos import photo_key
 from .tags import clean_tag
 
 # How far outside of its image a polygon may reach, in the image's sides, and how often it may go through each pixel.
@@ -177,8 +176,9 @@ class InstancePainter:
         return self._sizes[self.numbers[image_id]]
 
     def state(self) -> list[int]:
-        """Size and modification time of the file."""
-        return photo_key({"bytes": None, "path": self.path})[1]
+        """Size and modification time of the file, by which photos and masks are told from earlier states, too."""
+        stat = self.path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
 
     def __call__(self, image_id: str) -> NDArray[np.uint8]:
         """Label map of an image, `uint8` of shape `(H, W)`.

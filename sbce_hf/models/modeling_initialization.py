@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 # Set by transformers on what it loaded; its `initialization` and the functions of `torch.nn.init`, which it replaces
 # while it initialises, leave such tensors alone.
 _LOADED = "_is_hf_initialized"
-# What initialisation is made of, in place.
+# What initialisation is made of, in place and from numbers; what is made from tensors shows whether their shapes fit.
 _FILLING = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
 
 
@@ -25,9 +25,11 @@ class _WithoutValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _FILLING and args and args[0].is_meta:
+        kwargs = kwargs or {}
+        of_numbers = not any(isinstance(value, Tensor) for value in (*args[1:], *kwargs.values()))
+        if getattr(func, "__name__", "") in _FILLING and args and args[0].is_meta and of_numbers:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import pytest
 import timm
 import torch
 from torch import nn
@@ -14,6 +15,11 @@ def test_a_network_without_memory_has_the_shapes_of_one_in_memory():
     found = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     assert found == {name: tensor.shape for name, tensor in build().state_dict().items()}
     assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+
+
+def test_shapes_that_do_not_fit_are_found_without_memory():
+    with without_memory(), pytest.raises(RuntimeError):
+        torch.zeros(2, 3).add_(torch.zeros(4))
 
 
 def test_what_has_memory_is_filled_as_ever_and_the_seed_goes_on():
