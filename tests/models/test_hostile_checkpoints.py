@@ -5,52 +5,25 @@ as `sbce label`, `predict` and the page do.
 """
 
 import json
-import os
 import resource
-import shutil
 import socket
 import time
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForSemanticSegmentation,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    SegformerImageProcessor,
-)
+from hostile_models import LOADERS, MEMORY, MODELS, REFUSALS, copy_with, planted
+from safetensors.torch import save_file
+from transformers import AutoModelForSemanticSegmentation
 from tripwire import tripwire
 
 from sbce_hf.config import SegmenterConfig
 from sbce_hf.demo.explain import load_checkpoint
 from sbce_hf.importers.trunks import import_trunk
-from sbce_hf.inference.checkpoints import load_classifier, load_segmenter
-from sbce_hf.models.configuration_deeplab import DeepLabConfig
-from sbce_hf.models.configuration_irn import IrnConfig
+from sbce_hf.inference.checkpoints import load_segmenter
 from sbce_hf.models.configuration_spatial_bce import SpatialBceConfig
-from sbce_hf.models.image_processing_deeplab import DeepLabImageProcessor
-from sbce_hf.models.modeling_deeplab import DeepLabForSemanticSegmentation
 from sbce_hf.models.modeling_irn import IrnModel
-from sbce_hf.models.modeling_spatial_bce import SpatialBceForImageClassification
 from sbce_hf.models.modeling_trunk import create_trunk
 from sbce_hf.training.segmenter import create_segmenter
-
-NAMES = {"id2label": {0: "background", 1: "cat"}, "label2id": {"background": 0, "cat": 1}}
-MODELS = {
-    "classifier": lambda: SpatialBceForImageClassification(
-        SpatialBceConfig(trunk="test_resnet", embedding_dim=8, id2label={0: "cat"}, label2id={"cat": 0})
-    ),
-    "irn": lambda: IrnModel(IrnConfig(trunk="test_resnet", side_channels=8)),
-    "deeplab": lambda: DeepLabForSemanticSegmentation(
-        DeepLabConfig(trunk="test_resnet", head="largefov", head_channels=8, **NAMES)
-    ),
-}
-LOADERS = {"classifier": load_classifier, "deeplab": load_segmenter}
-REFUSALS = (ValueError, StrictDataclassError)
-# Everything together may not take more, in bytes; the process has loaded torch before.
-MEMORY = 400 * 2**20
 
 URL = "http://127.0.0.1:9/evil.pth"
 # BAIT becomes the path of a file that nobody may open.
@@ -241,40 +214,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """One checkpoint of each model, as a training leaves it."""
-    folder = tmp_path_factory.mktemp("good")
-    for kind, build in MODELS.items():
-        build().save_pretrained(folder / kind)
-    DeepLabImageProcessor().save_pretrained(folder / "deeplab")
-    return folder
-
-
-@pytest.fixture
-def bait(tmp_path):
-    path = tmp_path / "bait" / "secret.safetensors"
-    path.parent.mkdir()
-    save_file({"a": torch.zeros(1)}, path)
-    return path
-
-
-def planted(value, bait):
-    """The value with the bait's path in place of the word."""
-    if isinstance(value, dict):
-        return {key: planted(part, bait) for key, part in value.items()}
-    if isinstance(value, list):
-        return [planted(part, bait) for part in value]
-    return value.replace("BAIT", str(bait)) if isinstance(value, str) else value
-
-
-def copy_with(source, target, fields):
-    shutil.copytree(source, target)
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | fields))
-    return target
-
-
 @pytest.mark.parametrize(("kind", "fields"), CASES)
 def test_hostile_configurations_are_refused(kind, fields, good, bait, tmp_path):
     fields = planted(fields, bait)
@@ -374,189 +313,6 @@ def test_own_code_of_an_unknown_kind_is_not_run_and_nobody_is_asked(good, tmp_pa
     for load in (load_segmenter, lambda path: load_checkpoint(str(path))):
         with pytest.raises(ValueError, match="config.json"):
             load(folder)
-
-
-def pickled(folder):
-    state = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(state, folder / "pytorch_model.bin")
-
-
-def pickled_index(folder, name="model.safetensors.index.json", file="pytorch_model-1.bin"):
-    state = load_file(folder / "model.safetensors")
-    pickled(folder)
-    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-1.bin")
-    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, file)}))
-
-
-def index_of(value):
-    def write(folder):
-        state = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-        index = {"metadata": {}, "weight_map": value if isinstance(value, list) else dict.fromkeys(state, value)}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    return write
-
-
-def huge_header(folder):
-    (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{" * 100)
-
-
-def cut(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def other_shapes(folder):
-    state = load_file(folder / "model.safetensors")
-    save_file({name: value.flatten()[:1].clone() for name, value in state.items()}, folder / "model.safetensors")
-
-
-def whole_numbers(folder):
-    state = load_file(folder / "model.safetensors")
-    save_file({name: value.long() for name, value in state.items()}, folder / "model.safetensors")
-
-
-def pipe(folder):
-    (folder / "model.safetensors").unlink()
-    os.mkfifo(folder / "model.safetensors")
-
-
-def pipe_of_an_index(folder):
-    index_of("pipe.safetensors")(folder)
-    os.mkfifo(folder / "pipe.safetensors")
-
-
-WEIGHTS = {
-    "pickle": pickled,
-    "pickle through its index": lambda folder: pickled_index(folder, "pytorch_model.bin.index.json"),
-    "pickle through ours": pickled_index,
-    "up": index_of("../outside.safetensors"),
-    "absolute": index_of("/outside.safetensors"),
-    "hidden": index_of(".outside.safetensors"),
-    "number": index_of(7),
-    "list": index_of(["a"]),
-    "no JSON": lambda folder: (
-        (folder / "model.safetensors").unlink(),
-        (folder / "model.safetensors.index.json").write_text("{" * 100_000),
-    ),
-    "huge header": huge_header,
-    "cut off": cut,
-    "empty": lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    "shards beside it": lambda folder: shutil.copy(
-        folder / "model.safetensors", folder / "shard-00000-model-00000-of-00000.safetensors"
-    ),
-    "other shapes": other_shapes,
-    "whole numbers": whole_numbers,
-    "pipe": pipe,
-    "pipe of an index": pipe_of_an_index,
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("kind", MODELS)
-def test_hostile_weights_are_refused(kind, name, good, tmp_path):
-    folder = tmp_path / "evil"
-    shutil.copytree(good / kind, folder)
-    WEIGHTS[name](folder)
-    with tripwire(tmp_path / "outside.safetensors") as events:
-        with pytest.raises(Exception):  # noqa: B017 (of safetensors, where no loader of ours is asked)
-            type(MODELS[kind]()).from_pretrained(folder)
-        if kind in LOADERS:
-            for load in (LOADERS[kind], lambda path: load_checkpoint(str(path))):
-                with pytest.raises((ValueError, FileNotFoundError)):
-                    load(folder)
-    assert not events
-
-
-def test_pickles_are_refused_when_asked_for(good):
-    with pytest.raises(ValueError, match="only safetensors files are read"):
-        IrnModel.from_pretrained(good / "irn", use_safetensors=False)
-
-
-TINY = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
-FOREIGN = {
-    "layers": {"depths": [10**6] * 4},
-    "layers in all": {"depths": [500] * 4},
-    "blocks": {key: [1] * 400 for key in ("depths", "hidden_sizes", "num_attention_heads")},
-    "names of stages": {
-        "model_type": "upernet",
-        "backbone_config": {"model_type": "convnext", "depths": [1] * 200_000},
-    },
-    "pools": {"model_type": "upernet", "pool_scales": [4096]},
-    "convolutions": {"model_type": "upernet", "auxiliary_num_convs": 10**6},
-    "tables": {
-        "model_type": "upernet",
-        "backbone_config": {"model_type": "swin", "embed_dim": 4, "depths": [1], "num_heads": [1], "window_size": 128}
-        | {"image_size": 512, "out_features": ["stage1"]},
-    },
-    "width": {"hidden_sizes": [2**19] * 4, "num_attention_heads": [2**18] * 4},
-    "more than there is": {"decoder_hidden_size": 2**15},
-    "labels": {"num_labels": 10**8},
-    "labels of one name": {"id2label": {"0": "background", "1": "cat", "2": "cat"}},
-    "no strides": {"strides": [0, 0, 0, 0]},
-    "no names of classes": {"architectures": [{"a": 1}]},
-    "weights elsewhere": {"transformers_weights": "BAIT"},
-    "configuration elsewhere": {"configuration_files": ["BAIT"]},
-    "quantised": {"quantization_config": {"quant_method": "finegrained_fp8"}},
-    "kernel": {"attn_implementation": "evil/kernel"},
-    "kernel, inside": {"_attn_implementation": "evil/kernel"},
-    "timm's url": {"model_type": "upernet", "backbone": "evil/model", "use_pretrained_backbone": True},
-    "timm's file": {"model_type": "upernet", "backbone": "resnet18", "backbone_kwargs": {"checkpoint_path": "BAIT"}},
-    "timm's folder": {
-        "model_type": "upernet",
-        "backbone_config": {"model_type": "timm_backbone", "backbone": "local-dir:BAIT"},
-    },
-    "a backbone on the hub": {"model_type": "dpt", "backbone": "evil/model", "backbone_config": None},
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_hostile_models_of_other_libraries_are_refused(name, bait, tmp_path):
-    SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=2)).save_pretrained(tmp_path / "good")
-    SegformerImageProcessor().save_pretrained(tmp_path / "good")
-    load_segmenter(tmp_path / "good")
-    folder = copy_with(tmp_path / "good", tmp_path / "evil", planted(FOREIGN[name], bait))
-    section = {"architecture": "segformer", "checkpoint": str(folder), "weights": "random"}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tripwire(bait.parent) as events:
-        for way in (load_segmenter, lambda path: load_checkpoint(str(path))):
-            with pytest.raises((ValueError, FileNotFoundError)):
-                way(folder)
-        # There the classes come from the data.
-        if not name.startswith("labels"):
-            with pytest.raises((ValueError, FileNotFoundError)):
-                create_segmenter(SegmenterConfig(**section), ["cat"])
-    assert not events
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
-
-
-PROCESSORS = {
-    "one that loads files": {"image_processor_type": "OneFormerImageProcessor"},
-    "one by its old name": {"feature_extractor_type": "OneFormerFeatureExtractor"},
-    "unknown": {"image_processor_type": "EvilImageProcessor"},
-    "size": {"image_processor_type": "SegformerImageProcessor", "size": {"longest_edge": 10**6}},
-}
-
-
-@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
-@pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize("kind", ["deeplab", "segformer"])
-def test_hostile_image_processors_are_refused(kind, name, file, good, bait, tmp_path):
-    folder = tmp_path / "evil"
-    if kind == "segformer":
-        SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=2)).save_pretrained(folder)
-        SegformerImageProcessor().save_pretrained(folder)
-    else:
-        shutil.copytree(good / kind, folder)
-    load_checkpoint(str(folder))
-    values = PROCESSORS[name] | {"repo_path": str(bait.parent), "class_info_file": bait.name, "do_resize": True}
-    nested = {"image_processor": values} if file == "processor_config.json" else values
-    (folder / file).write_text(json.dumps(nested))
-    with tripwire(bait.parent) as events, pytest.raises(ValueError):
-        load_checkpoint(str(folder))
-    assert not events
 
 
 @pytest.mark.parametrize("kind", MODELS)
