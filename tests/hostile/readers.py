@@ -105,7 +105,7 @@ class Reader:
     spoiled: Sequence[str] = ()
     names: Sequence[str] = ("data",)
     spoil: Callable[[Path, Random], object] | None = None
-    cases: int = 500
+    cases: int = 250
     _cache: dict[Path, dict[Path, bytes]] = field(default_factory=dict, repr=False)
 
     def prepare(self, folder: Path) -> None:
