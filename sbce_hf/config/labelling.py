@@ -136,6 +136,10 @@ class IrnRefinementConfig(Checked):
         object_weight: exponent of the length of stage 0's features in Otsu's thresholds of the photo, by which what is
             compared with `background_threshold` is multiplied where it is above 1: objects of whatever class keep more
             of what arrives, their ground does not. 0 does not look (published).
+        boundary_weight: how much boundaries decide where a class of a photo ends. Above 0, its threshold is between a
+            third of `background_threshold` and three times it: a geometric mean of levels, each weighted with the
+            exponential of `boundary_weight` times the mean boundary probability along the outline that it gives. 0
+            takes the constant itself (published).
     """
 
     SECTION = "irn"
@@ -151,6 +155,7 @@ class IrnRefinementConfig(Checked):
     background_threshold: float = number(0.25, above=0, below=1)
     map_weight: float = number(0.0, at_least=0, below=1)
     object_weight: float = added(before=0.0, default=0.0, at_least=0)
+    boundary_weight: float = added(before=0.0, default=0.0, at_least=0)
 
     def validate_shares(self) -> None:
         """What is sure to be a class lies inside its area, what is sure to be background outside."""

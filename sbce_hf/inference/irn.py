@@ -29,6 +29,9 @@ from .views import feature_norms, to_pixels
 _MULTIPLE = 32
 # A class that passes its threshold nowhere stays background.
 _TINY = 1e-5
+# Levels that are looked at for a class, as factors of the constant. An outline of fewer cells says nothing.
+_LEVELS = torch.logspace(-1, 1, 25, base=3.0)
+_MIN_OUTLINE = 6
 
 
 class SeedMethod:
@@ -103,8 +106,9 @@ class WalkMethod:
     """Lets each class walk up to the boundaries, and compares what arrives with a constant, as published.
 
     A class starts with `relu(s_c * z_c - logit t_c)`, divided by its maximum: nothing where the adaptive rule finds
-    background. In logits, because a saturated sigmoid has no order left. With `map_weight` the class maps have a say
-    after the walk, too, and with `object_weight` what stands out as an object of whatever class; neither is published.
+    background. In logits, because a saturated sigmoid has no order left. Three things are not published: with
+    `map_weight` the class maps have a say after the walk, too, with `object_weight` what stands out as an object of
+    whatever class, and with `boundary_weight` each class of each photo has a threshold of its own.
 
     Args:
         model: a trained boundary network, on its device. Left in evaluation mode.
@@ -148,10 +152,13 @@ class WalkMethod:
         """Index of the winner among background and known classes, `(H, W)` int64."""
         config, (height, width) = self.config, _scaled(image.shape[:2], self.config)
         boundaries = self._boundaries(image, height, width)
-        above = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
-        # On the boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
+        # The boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
-        above = _resize(F.pad(_resize(above, (height, width)), padding, mode="replicate"), boundaries.shape)
+
+        def on_grid(values: Tensor) -> Tensor:
+            return _resize(F.pad(_resize(values, (height, width)), padding, mode="replicate"), boundaries.shape)
+
+        above = on_grid(torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device))
         start = _by_class(above.relu()) * (1 - boundaries)
         arrived = random_walk(start, boundaries, config.walk_radius, config.walk_exponent, config.walk_steps)
         if config.map_weight:
@@ -162,7 +169,11 @@ class WalkMethod:
             arrived = arrived / arrived.amax().clamp(min=_TINY)
         if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
-        background = torch.full_like(arrived[:1], config.background_threshold)
+        constant = config.background_threshold
+        if config.boundary_weight:
+            factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in on_grid(arrived)]
+            arrived = arrived / arrived.new_tensor(factors)[:, None, None]
+        background = torch.full_like(arrived[:1], constant)
         return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
 
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
@@ -205,6 +216,38 @@ def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
     Elsewhere it stays: less of it there cost well trained classes what it gave weak ones.
     """
     return arrived * torch.from_numpy(objects).to(arrived).clamp(min=1) ** weight
+
+
+def _factor(values: Tensor, boundaries: Tensor, constant: float, weight: float) -> float:
+    """Of the constant: the threshold that a class's own outline in a photo speaks for.
+
+    The better a level's outline lies on boundaries, the more it counts: the factor is the geometric mean of
+    [`_LEVELS`], each weighted with the exponential of `weight` times the mean boundary along its outline.
+
+    Args:
+        values: `(h, w)`, what is compared with the threshold.
+        boundaries: `(h, w)` in [0, 1].
+        constant: that the levels lie around.
+        weight: how much the best outlines are preferred.
+
+    Returns:
+        The factor; 1 if no level has an outline.
+    """
+    levels = _LEVELS.to(values)
+    passed = values > constant * levels[:, None, None]
+    outline = torch.zeros_like(passed)
+    for dim in (1, 2):
+        size = passed.shape[dim] - 1
+        changed = passed.narrow(dim, 0, size) != passed.narrow(dim, 1, size)
+        # Both cells that a change is between, because a boundary is wider than a line.
+        outline.narrow(dim, 0, size).logical_or_(changed)
+        outline.narrow(dim, 1, size).logical_or_(changed)
+    lengths = outline.sum(dim=(1, 2))
+    known = lengths >= _MIN_OUTLINE
+    if not known.any():
+        return 1.0
+    means = (outline * boundaries).sum(dim=(1, 2))[known] / lengths[known]
+    return float(((weight * means).softmax(dim=0) * levels[known].log()).sum().exp())
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

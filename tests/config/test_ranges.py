@@ -150,8 +150,9 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         "optimizer",
         # Trunks were always trained.
         "feature_sizes",
-        # Nothing looked for objects.
+        # Nothing looked for objects, nor for outlines on boundaries.
         "object_weight",
+        "boundary_weight",
     }
     # In every training and labelling, however deep.
     assert "segmenter.training.log_every" in left_out and "segmenter.prediction.crf_workers" in left_out

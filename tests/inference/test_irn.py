@@ -24,11 +24,12 @@ class FixedBoundaries(IrnModel):
 
     def __init__(self):
         super().__init__(IrnConfig(trunk="test_resnet", side_channels=4))
+        self.line = 20.0
 
     def forward(self, pixel_values, labels=None, return_dict=None):
         output = super().forward(pixel_values)
         logits = torch.full_like(output.boundary_logits, -20.0)
-        logits[:, :, logits.shape[2] // 2] = 20.0
+        logits[:, :, logits.shape[2] // 2] = self.line
         return type(output)(boundary_logits=logits)
 
 
@@ -153,6 +154,24 @@ def test_object_maps_are_what_the_rule_looks_at(tiny_model, make_images):
     assert found.shape == maps.feature_norm.shape and found.dtype == np.float32
     assert np.allclose(found * otsu_threshold(maps.feature_norm), maps.feature_norm, atol=1e-6)
     assert ((found > 1) == (maps.feature_norm > otsu_threshold(maps.feature_norm))).mean() > 0.999
+
+
+@pytest.mark.parametrize(("weight", "beyond"), [(0.0, 1), (100.0, 0)])
+def test_a_class_ends_where_its_outline_lies_on_boundaries(weight, beyond):
+    # Falls to the right all the time. Only in the middle it passes a level where the boundary is.
+    logits = np.tile(np.linspace(4, 0, 64), (64, 1))[None]
+    section = IrnRefinementConfig(walk_steps=0, boundary_weight=weight)
+    (refined,) = answer_of(WalkMethod(FixedBoundaries(), section, crf=None), photo(), maps_of(logits, [0]))
+    assert (refined[:, :24] == 1).all() and (refined[:, 52:] == 0).all()
+    assert (refined[:, 38:44] == beyond).all()
+
+
+def test_what_has_no_outline_keeps_the_constant():
+    network = FixedBoundaries()
+    network.line = -20.0
+    method = WalkMethod(network, IrnRefinementConfig(boundary_weight=100.0), crf=None)
+    (refined,) = answer_of(method, photo(), maps_of(np.full((1, 64, 64), 4.0), [0]))
+    assert (refined == 1).all()
 
 
 @pytest.mark.parametrize("size", [(50, 70), (33, 35), (300, 90)])
