@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import LabellingConfig
 
+_TINY = 1e-12
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
 
@@ -119,13 +120,19 @@ def label_mean(maps: ClassMaps) -> Labelled:
 def label_at(maps: ClassMaps, shares: np.ndarray) -> Labelled:
     """Each map cut at a share of its pixels, by rank, as the weights phase does (paper, sec. 3.2).
 
-    In logits, because a saturated sigmoid has no order left. A map keeps at least its highest pixel.
+    In logits, because a saturated sigmoid has no order left. A map keeps at least its highest pixel. Maps with
+    `feature_norm`, which rule `"objects"` asks for, are ranked by `softplus(z)` times the squared length of the
+    features, so that objects come before the ground that they are seen with.
 
     Args:
         maps: of one image.
         shares: `(K,)` in [0, 1].
     """
-    logits = _rank_thresholds(maps, shares)
+    if maps.feature_norm is not None:
+        values = np.logaddexp(0, maps.logits) * maps.feature_norm**2
+        cuts = _rank_thresholds(values, shares)
+        return replace(_label(maps, values, cuts), thresholds=cuts / values.max(axis=(1, 2), initial=_TINY))
+    logits = _rank_thresholds(maps.logits, shares)
     return replace(_label(maps, maps.logits, logits), thresholds=sigmoid(logits))
 
 
@@ -133,9 +140,9 @@ def _means(maps: ClassMaps) -> np.ndarray:
     return maps.probabilities.mean(axis=(1, 2), dtype=np.float64)
 
 
-def _rank_thresholds(maps: ClassMaps, shares: np.ndarray) -> np.ndarray:
-    """Logits of the thresholds of [`label_at`], `(K,)` float64."""
-    flat = maps.logits.reshape(len(maps.logits), maps.logits[0].size if len(maps.logits) else 0)
+def _rank_thresholds(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Of maps `(K, H, W)`: the values that shares of their pixels pass, `(K,)` float64."""
+    flat = values.reshape(len(values), values[0].size if len(values) else 0)
     ranks = [min(max(int(share * flat.shape[1]), 1), flat.shape[1] - 1) for share in shares]
     cut = [-np.partition(-values, rank)[rank] for values, rank in zip(flat, ranks, strict=True)]
     return np.array(cut, np.float64)
@@ -150,9 +157,12 @@ def with_thresholds(rule: str, maps: ClassMaps, peak_share: float) -> ClassMaps:
         maps: of one image.
         peak_share: the constant of `"peak"`.
     """
-    if rule not in ("peak", "mean"):
+    if rule == "peak":
+        found = _peak_thresholds(maps.logits, peak_share)
+    elif rule == "mean":
+        found = _rank_thresholds(maps.logits, _means(maps))
+    else:
         return maps
-    found = _peak_thresholds(maps.logits, peak_share) if rule == "peak" else _rank_thresholds(maps, _means(maps))
     return replace(maps, threshold_logits=found.astype(np.float32))
 
 

@@ -12,6 +12,7 @@ from sbce_hf.postprocess.rules import (
     RULES,
     ClassMaps,
     apply_rule,
+    label_at,
     label_fixed,
     label_mean,
     label_objects,
@@ -187,6 +188,21 @@ def test_mean_rule_neither_loses_nor_floods_a_saturated_map(offset):
     logits = offset + np.random.default_rng(0).normal(0, 1, (1, 20, 30)).astype(np.float32)
     found = (label_mean(make_maps(logits)).label_map > 0).sum()
     assert found == (1 if offset < 0 else 599)
+
+
+def test_a_given_share_goes_to_objects_first():
+    # The class answers to the upper half, and most at its left; objects are on the right.
+    logits = np.full((1, 20, 20), -4.0)
+    logits[0, :10] = np.linspace(3, 2, 20)
+    maps, norm = make_maps(logits), np.full((20, 20), 0.3, np.float32)
+    norm[:, 10:] = 0.9
+    plain, on_objects = (label_at(m, np.array([0.25])) for m in (maps, replace(maps, feature_norm=norm)))
+    assert (plain.label_map > 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert (plain.label_map[:10, :9] == 1).all() and (plain.label_map[:10, 11:] == 0).all()
+    assert (on_objects.label_map > 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert (on_objects.label_map[:10, 11:] == 1).all() and (on_objects.label_map[:, :10] == 0).all()
+    # No share is wanted where the class is not.
+    assert (on_objects.label_map[10:] == 0).all() and 0 < on_objects.thresholds[0] < 1
 
 
 def sky_and_thing(**changes):
