@@ -55,7 +55,7 @@ RECIPE = {
         "compare": ["bce", "mask"],
     },
     # A class that covers a little less than before is kept from there.
-    "guard": {"min_coverage": 1.0, "least_images": 1},
+    "guard": {"min_coverage": 1.0, "min_refined": 1.0, "least_images": 1},
     "contact_images": 2,
 }
 # What two runs that end alike have alike; clocks, versions and starts are in other files.

@@ -256,9 +256,12 @@ class GuardConfig(Checked):
     Args:
         max_lost: extinguished: the share of the class's images that have lost it, and had not before, is above this.
         min_coverage: extinguished: its mean coverage is below this share of what it was.
+        min_refined: the same of a refinement, which trims what rounds have painted too wide.
         max_coverage: flooded: its mean coverage is above this multiple of what it was ...
         least_flood: ... and above this share of its images: a class of which there was next to nothing may grow.
         least_images: classes with fewer images are not judged.
+        max_harmed: where at least three classes and more than this share of those that are judged are harmed, the
+            network is, and all classes are kept: their label maps can be as wrong without growing or vanishing.
     """
 
     SECTION = "guard"
@@ -268,3 +271,5 @@ class GuardConfig(Checked):
     max_coverage: float = number(2.0, at_least=1)
     least_flood: float = number(0.5, at_least=0, at_most=1)
     least_images: int = number(8, at_least=1, limit=1_000_000)
+    min_refined: float = added(before=0.5, default=0.33, at_least=0, at_most=1)
+    max_harmed: float = added(before=1.0, default=0.25, at_least=0, at_most=1)

@@ -21,6 +21,8 @@ from .bench import Bench
 from .stage import KEPT, RECORD, Stage
 
 GUARD = "guard.json"
+# Fewer classes than these say nothing about the others.
+_MANY = 3
 
 
 def hold_back(bench: Bench, stage: Stage) -> None:
@@ -30,11 +32,12 @@ def hold_back(bench: Bench, stage: Stage) -> None:
         bench: of the run; all processes call, and share the work.
         stage: labelled; compared with the first stage that it needs.
     """
-    if bench.config.guard is None:
+    config = bench.config.guard
+    if config is None:
         return
     folder, source = bench.run_dir / stage.name, stage.needs[0]
     before, after = LabelStore(source.final_store(bench.run_dir)), LabelStore(folder / stage.stores[-1])
-    harmed = bench.decided(harmed_classes(before, after, bench.config.guard))
+    harmed = bench.decided(harmed_classes(before, after, config, stage.kind == "refinement"))
     if bench.process.is_main_process:
         write_json(folder / GUARD, {"before": source.name, "classes": harmed})
     if harmed:
@@ -42,33 +45,42 @@ def hold_back(bench: Bench, stage: Stage) -> None:
     bench.process.wait_for_everyone()
 
 
-def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig) -> dict[str, str]:
+def harmed_classes(
+    before: LabelStore, after: LabelStore, config: GuardConfig, refined: bool = False
+) -> dict[str, str]:
     """The classes that the later of two stores has extinguished or flooded, each with the reason in words.
 
     Args:
         before: label maps of a stage.
         after: of the next one, of the same classes.
         config: the limits.
+        refined: the later stage is a refinement.
     """
+    least = config.min_refined if refined else config.min_coverage
     (old_ids, old), (new_ids, new) = before.proportions(), after.proportions()
     both = sorted(set(old_ids) & set(new_ids))
     old = old[np.searchsorted(old_ids, both)] if both else old[:0]
     new = new[np.searchsorted(new_ids, both)] if both else new[:0]
     classes = [after.record(image_id)["classes"] for image_id in both]
-    found = {}
+    found, judged = {}, 0
     for index, name in enumerate(after.class_names):
         known = np.array([index in those for those in classes], bool)
         # Of a class that had no pixel anywhere, nothing can be kept.
         if known.sum() < config.least_images or not old[known, index].any():
             continue
+        judged += 1
         was, now = old[known, index], new[known, index]
         lost, ratio = int(((was > 0) & (now == 0)).sum()), float(now.mean() / was.mean())
         if lost > config.max_lost * len(was):
             found[name] = f"extinguished: lost from {lost} of its {len(was)} photos"
-        elif ratio < config.min_coverage:
+        elif ratio < least:
             found[name] = f"extinguished: covers {ratio:.2f} times as much as before"
         elif ratio > config.max_coverage and now.mean() > config.least_flood:
             found[name] = f"flooded: covers {ratio:.2f} times as much as before"
+    if len(found) >= _MANY and len(found) > config.max_harmed * judged:
+        others = f"as all classes are: {len(found)} of {judged} have been extinguished or flooded"
+        kept = [name for index, name in enumerate(after.class_names) if old[:, index].any()]
+        found = {name: found.get(name, others) for name in kept}
     return found
 
 

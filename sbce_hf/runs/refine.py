@@ -27,8 +27,10 @@ IRN = "irn"
 # Fields of the run's model that go with its trunk's weights.
 OF_THE_TRUNK = ("trunk", "trunk_kwargs", "backbone_config", "image_mean", "image_std", "interpolation")
 # What the walk depends on besides the boundary network.
-WALK = ("walk_radius", "walk_exponent", "walk_steps", "background_threshold")
-WALK += ("map_weight", "object_weight", "boundary_weight")
+WALK = (
+    *("walk_radius", "walk_exponent", "walk_steps", "background_threshold"),
+    *("map_weight", "object_weight", "boundary_weight"),
+)
 
 
 def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:

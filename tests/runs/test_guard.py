@@ -16,9 +16,9 @@ NAMES = ("cat", "dog", "cow")
 LIMITS = GuardConfig(max_lost=0.1, min_coverage=0.5, max_coverage=2.0, least_flood=0.3, least_images=2)
 
 
-def store_of(folder, shares):
+def store_of(folder, shares, names=NAMES):
     """Label maps that do not matter, with the shares of each image's classes."""
-    store = LabelStore.create(folder, NAMES, key="k", num_images=len(shares))
+    store = LabelStore.create(folder, names, key="k", num_images=len(shares))
     for number, values in enumerate(shares):
         record = {"classes": list(values), "proportions": list(values.values())}
         store.write(f"{number:02d}", np.zeros((2, 2), np.uint8), record)
@@ -46,6 +46,14 @@ def test_what_harm_is(tmp_path, after, reason):
     assert harmed_classes(before, after, LIMITS) == ({} if reason is None else {"cat": reason})
 
 
+def test_a_refinement_may_trim_more(tmp_path):
+    before = store_of(tmp_path / "a", [{0: 0.2, 1: 0.2}] * 4)
+    after = store_of(tmp_path / "b", [{0: 0.09, 1: 0.05}] * 4)
+    limits = replace(LIMITS, min_refined=0.33)
+    assert list(harmed_classes(before, after, limits)) == ["cat", "dog"]
+    assert list(harmed_classes(before, after, limits, refined=True)) == ["dog"]
+
+
 def test_what_was_lost_before_is_no_harm(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.0, 1: 0.0}, {0: 0.4, 1: 0.0}])
     after = store_of(tmp_path / "b", [{0: 0.0, 1: 0.5}, {0: 0.4, 1: 0.5}])
@@ -57,6 +65,20 @@ def test_what_was_next_to_nothing_may_grow_and_few_photos_tell_nothing(tmp_path)
     after = store_of(tmp_path / "b", [{0: 0.25, 1: 0.01}, {0: 0.25}])
     assert harmed_classes(before, after, LIMITS) == {}
     assert set(harmed_classes(before, after, replace(LIMITS, least_flood=0.2, least_images=1))) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(("harmed", "max_harmed", "all_kept"), [(3, 0.7, True), (3, 0.75, False), (2, 0.0, False)])
+def test_a_stage_that_has_harmed_many_classes_has_harmed_all(tmp_path, harmed, max_harmed, all_kept):
+    names = (*NAMES, "owl", "emu")
+    # Of emus there was nothing, so nothing can be kept.
+    before = store_of(tmp_path / "a", [{0: 0.2, 1: 0.2, 2: 0.2, 3: 0.2, 4: 0.0}] * 4, names)
+    left = [0.01 if index < harmed else 0.2 for index in range(4)]
+    after = store_of(tmp_path / "b", [{**dict(enumerate(left)), 4: 0.3}] * 4, names)
+    found = harmed_classes(before, after, replace(LIMITS, max_harmed=max_harmed))
+    assert list(found) == list(names[:4] if all_kept else names[:harmed])
+    assert found["cat"] == "extinguished: covers 0.05 times as much as before"
+    if all_kept:
+        assert found["owl"] == "as all classes are: 3 of 4 have been extinguished or flooded"
 
 
 def test_images_that_only_one_stage_could_read_do_not_count(tmp_path):
