@@ -23,6 +23,7 @@ from .stage import KEPT, RECORD, Stage
 GUARD = "guard.json"
 # Fewer classes than these say nothing about the others.
 _MANY = 3
+_ALL = "as all classes are"
 
 
 def hold_back(bench: Bench, stage: Stage) -> None:
@@ -78,7 +79,7 @@ def harmed_classes(
         elif ratio > config.max_coverage and now.mean() > config.least_flood:
             found[name] = f"flooded: covers {ratio:.2f} times as much as before"
     if len(found) >= _MANY and len(found) > config.max_harmed * judged:
-        others = f"as all classes are: {len(found)} of {judged} have been extinguished or flooded"
+        others = f"{_ALL}: {len(found)} of {judged} have been extinguished or flooded"
         kept = [name for index, name in enumerate(after.class_names) if old[:, index].any()]
         found = {name: found.get(name, others) for name in kept}
     return found
@@ -142,6 +143,17 @@ def kept_classes(folder: Path) -> list[tuple[str, str, str]]:
     return [(name, found["before"], reason) for name, reason in found["classes"].items()]
 
 
+def kept_together(folder: Path) -> list[tuple[str, str, str]]:
+    """[`kept_classes`], with the names of those that have one reason in one entry."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for name, source, reason in kept_classes(folder):
+        together.setdefault((source, reason), []).append(name)
+    return [(", ".join(names), source, reason) for (source, reason), names in together.items()]
+
+
 def kept_note(folder: Path) -> str:
     """Which classes of a stage's folder were kept from where, for tables, cards and networks trained on them."""
-    return "; ".join(f"{name} kept from {source}" for name, source, _ in kept_classes(folder))
+    kept = kept_classes(folder)
+    if any(reason.startswith(_ALL) for _, _, reason in kept):
+        return f"all classes kept from {kept[0][1]}"
+    return "; ".join(f"{name} kept from {source}" for name, source, _ in kept)

@@ -30,7 +30,7 @@ from ..labels.store import LabelStore
 from ..postprocess.saliency import NOTE
 from ..training.folder import read_metrics
 from .bench import Bench
-from .guard import kept_classes
+from .guard import kept_together
 from .layout import OVERLAYS, PAGE, QUALITY_PAGE, REMEDY, REPORT
 from .overlays import jpeg
 from .scoring import LABELLED, read_odd, read_quality, score_rows
@@ -113,9 +113,9 @@ def find_concerns(bench: Bench, stages: Sequence[Stage]) -> list[str]:
     lines = read_metrics(bench.run_dir / BCE / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
     kept = [
-        f"{name}: {stage.name} keeps the label maps of {source} ({reason})"
+        f"{names}: {stage.name} keeps the label maps of {source} ({reason})"
         for stage in labelled
-        for name, source, reason in kept_classes(bench.run_dir / stage.name)
+        for names, source, reason in kept_together(bench.run_dir / stage.name)
     ]
     return concerns(bench.images.label_matrix(), quality[0] if quality else None, losses, kept)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sbce_hf.config import GuardConfig, load_recipe
-from sbce_hf.files import read_json
+from sbce_hf.files import read_json, write_json
 from sbce_hf.labels.proportions import ProportionTable
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs.guard import harmed_classes, kept_classes, merge
+from sbce_hf.runs.guard import GUARD, harmed_classes, kept_classes, kept_note, kept_together, merge
 from sbce_hf.runs.run import run
 
 NAMES = ("cat", "dog", "cow")
@@ -129,9 +129,19 @@ def test_what_a_round_has_harmed_is_kept_from_before(tiny_recipe, tmp_path):
     for name in names:
         assert quality["bce"][name].coverage_mean == pytest.approx(quality["round_1"][name].coverage_mean)
     report = (tmp_path / "report.md").read_text()
-    for name, _, reason in found:
-        said = f"{name}: round_1 keeps the label maps of bce ({reason})"
+    for names, _, reason in kept_together(folder):
+        said = f"{names}: round_1 keeps the label maps of bce ({reason})"
         assert said in summary.concerns and said in report
+
+
+def test_classes_kept_for_one_reason_are_told_in_one_line(tmp_path):
+    others = "as all classes are: 3 of 5 have been extinguished or flooded"
+    classes = {"cat": "flooded: covers 2.05 times as much as before", "dog": others, "cow": others}
+    write_json(tmp_path / GUARD, {"before": "bce", "classes": classes})
+    assert kept_together(tmp_path) == [("cat", "bce", classes["cat"]), ("dog, cow", "bce", others)]
+    assert kept_note(tmp_path) == "all classes kept from bce"
+    write_json(tmp_path / GUARD, {"before": "bce", "classes": {"cat": "lost", "dog": "lost"}})
+    assert kept_note(tmp_path) == "cat kept from bce; dog kept from bce"
 
 
 def test_without_a_guard_nothing_is_kept(tiny_recipe, tmp_path):
