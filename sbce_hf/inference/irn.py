@@ -170,11 +170,16 @@ class WalkMethod:
         if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
         constant = config.background_threshold
+        winners = _winners(arrived, constant)
         if config.boundary_weight:
             factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in on_grid(arrived)]
-            arrived = arrived / arrived.new_tensor(factors)[:, None, None]
-        background = torch.full_like(arrived[:1], constant)
-        return torch.cat([background, arrived]).argmax(dim=0).cpu().numpy()
+            moved = _winners(arrived / arrived.new_tensor(factors)[:, None, None], constant)
+            # What loses all to another class, whose threshold fell, keeps what the constant gives it.
+            for index in range(1, len(factors) + 1):
+                if not (moved == index).any():
+                    moved[winners == index] = index
+            winners = moved
+        return winners.cpu().numpy()
 
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
         """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
@@ -216,6 +221,11 @@ def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
     Elsewhere it stays: less of it there cost well trained classes what it gave weak ones.
     """
     return arrived * torch.from_numpy(objects).to(arrived).clamp(min=1) ** weight
+
+
+def _winners(arrived: Tensor, constant: float) -> Tensor:
+    """Of background, which has the constant everywhere, and of `K` classes the highest, `(H, W)` int64."""
+    return torch.cat([torch.full_like(arrived[:1], constant), arrived]).argmax(dim=0)
 
 
 def _factor(values: Tensor, boundaries: Tensor, constant: float, weight: float) -> float:

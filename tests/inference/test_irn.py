@@ -166,6 +166,21 @@ def test_a_class_ends_where_its_outline_lies_on_boundaries(weight, beyond):
     assert (refined[:, 38:44] == beyond).all()
 
 
+def test_no_class_loses_all_to_one_whose_threshold_falls(monkeypatch):
+    # The second class is a spot within the first, which is a little lower there.
+    logits = np.full((2, 64, 64), -4.0)
+    logits[0, :, :28] = 4
+    logits[0, 20:40, 8:24], logits[1, 20:40, 8:24] = 3, 4
+    found = []
+    for factors in ([1.0, 1.0], [0.5, 1.0]):
+        rest = iter(factors)
+        monkeypatch.setattr("sbce_hf.inference.irn._factor", lambda *_, rest=rest: next(rest))
+        section = IrnRefinementConfig(walk_steps=0, boundary_weight=1.0)
+        method = WalkMethod(FixedBoundaries(), section, crf=None)
+        found.append(answer_of(method, photo(), maps_of(logits, [0, 0], (0, 1)))[0])
+    assert all((label_map[24:36, 12:20] == 2).all() and (label_map[:16, :20] == 1).all() for label_map in found)
+
+
 def test_what_has_no_outline_keeps_the_constant():
     network = FixedBoundaries()
     network.line = -20.0
