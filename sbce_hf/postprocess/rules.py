@@ -11,9 +11,10 @@ import numpy as np
 
 from ..config import LabellingConfig
 
-_TINY = 1e-12
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
+# What a map of zeros is divided by.
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,13 @@ IRN = "irn"
 OF_THE_TRUNK = ("trunk", "trunk_kwargs", "backbone_config", "image_mean", "image_std", "interpolation")
 # What the walk depends on besides the boundary network.
 WALK = (
-    *("walk_radius", "walk_exponent", "walk_steps", "background_threshold"),
-    *("map_weight", "object_weight", "boundary_weight"),
+    "walk_radius",
+    "walk_exponent",
+    "walk_steps",
+    "background_threshold",
+    "map_weight",
+    "object_weight",
+    "boundary_weight",
 )
 
 
