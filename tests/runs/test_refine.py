@@ -23,6 +23,7 @@ from sbce_hf.runs.run import run
 
 SECTION = {
     "object_weight": 1.0,
+    "boundary_weight": 1.0,
     "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
     "training": {
         "epochs": 2,
