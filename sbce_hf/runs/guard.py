@@ -1,6 +1,6 @@
 """The guard: a class that a stage has harmed keeps the label maps of the stage before.
 
-    round_1/guard.json     which classes, and why; empty if none
+    round_1/guard.json     which classes, and why; none if the stage has harmed none
     round_1/labels/kept    a label store, if there is any: these classes from before, the others as they are
 
 Nothing here reads a mask: what counts is how often a class is lost, and how much of its images it covers.
@@ -9,6 +9,7 @@ Nothing here reads a mask: what counts is how often a class is lost, and how muc
 import contextlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,18 @@ from .stage import KEPT, RECORD, Stage
 GUARD = "guard.json"
 # Fewer classes than these say nothing about the others.
 _MANY = 3
-_ALL = "as all classes are"
+
+
+class Harm(NamedTuple):
+    """What a stage has done to its classes.
+
+    Attributes:
+        classes: those that it has harmed, each with the reason in words.
+        all: so many are that all of them are kept.
+    """
+
+    classes: dict[str, str]
+    all: bool = False
 
 
 def hold_back(bench: Bench, stage: Stage) -> None:
@@ -40,16 +52,14 @@ def hold_back(bench: Bench, stage: Stage) -> None:
     before, after = LabelStore(source.final_store(bench.run_dir)), LabelStore(folder / stage.stores[-1])
     harmed = bench.decided(harmed_classes(before, after, config, stage.kind == "refinement"))
     if bench.process.is_main_process:
-        write_json(folder / GUARD, {"before": source.name, "classes": harmed})
-    if harmed:
-        _write_kept(bench, stage, before, after, harmed)
+        write_json(folder / GUARD, {"before": source.name, **harmed._asdict()})
+    if harmed.classes:
+        _write_kept(bench, stage, before, after, harmed.classes)
     bench.process.wait_for_everyone()
 
 
-def harmed_classes(
-    before: LabelStore, after: LabelStore, config: GuardConfig, refined: bool = False
-) -> dict[str, str]:
-    """The classes that the later of two stores has extinguished or flooded, each with the reason in words.
+def harmed_classes(before: LabelStore, after: LabelStore, config: GuardConfig, refined: bool = False) -> Harm:
+    """The classes that the later of two stores has extinguished or flooded.
 
     Args:
         before: label maps of a stage.
@@ -79,10 +89,10 @@ def harmed_classes(
         elif ratio > config.max_coverage and now.mean() > config.least_flood:
             found[name] = f"flooded: covers {ratio:.2f} times as much as before"
     if len(found) >= _MANY and len(found) > config.max_harmed * judged:
-        others = f"{_ALL}: {len(found)} of {judged} have been extinguished or flooded"
+        others = f"as all classes are: {len(found)} of {judged} have been extinguished or flooded"
         kept = [name for index, name in enumerate(after.class_names) if old[:, index].any()]
-        found = {name: found.get(name, others) for name in kept}
-    return found
+        return Harm({name: found.get(name, others) for name in kept}, all=True)
+    return Harm(found)
 
 
 def merge(before: np.ndarray, after: np.ndarray, values: Collection[int]) -> np.ndarray:
@@ -130,17 +140,21 @@ def _write_kept(bench: Bench, stage: Stage, before: LabelStore, after: LabelStor
     store.mark_complete()
 
 
+def _read(folder: Path) -> tuple[str, Harm]:
+    """The stage that a stage was compared with, and what it has harmed; see [`kept_classes`]."""
+    remedy = f"remove it and {folder / RECORD}, and give the `sbce run` command again, which writes both anew"
+    found = read_fields(folder / GUARD, {"before": str, "classes": dict[str, str], "all": bool}, remedy)
+    return ("", Harm({})) if found is None else (found["before"], Harm(found["classes"], found["all"]))
+
+
 def kept_classes(folder: Path) -> list[tuple[str, str, str]]:
     """Of a stage's folder, each class that was kept from before: its name, the stage it is from, and the reason.
 
     Raises:
         UserError: what says so is damaged.
     """
-    remedy = f"remove it and {folder / RECORD}, and give the `sbce run` command again, which writes both anew"
-    found = read_fields(folder / GUARD, {"before": str, "classes": dict[str, str]}, remedy)
-    if found is None:
-        return []
-    return [(name, found["before"], reason) for name, reason in found["classes"].items()]
+    before, harm = _read(folder)
+    return [(name, before, reason) for name, reason in harm.classes.items()]
 
 
 def kept_together(folder: Path) -> list[tuple[str, str, str]]:
@@ -153,7 +167,7 @@ def kept_together(folder: Path) -> list[tuple[str, str, str]]:
 
 def kept_note(folder: Path) -> str:
     """Which classes of a stage's folder were kept from where, for tables, cards and networks trained on them."""
-    kept = kept_classes(folder)
-    if any(reason.startswith(_ALL) for _, _, reason in kept):
-        return f"all classes kept from {kept[0][1]}"
-    return "; ".join(f"{name} kept from {source}" for name, source, _ in kept)
+    before, harm = _read(folder)
+    if harm.all:
+        return f"all classes kept from {before}"
+    return "; ".join(f"{name} kept from {before}" for name in harm.classes)

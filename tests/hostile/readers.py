@@ -389,7 +389,7 @@ _SETTINGS = {"name": "tiny", "seed": 0, "images": 4, "training": {"lr": 0.1, "ep
 
 
 def run_notes(folder: Path) -> None:
-    write_json(folder / "guard.json", {"before": "bce", "classes": {"cat": "flooded"}})
+    write_json(folder / "guard.json", {"before": "bce", "classes": {"cat": "flooded"}, "all": True})
     write_json(folder / "figures" / "drawn.json", {"figures/sheet.png": "0123", "figures/curves.png": "4567"})
     write_json(folder / "images.json", {"manifest_hash": "0123", "images": {"0": "45", "1": "67"}})
     write_json(folder / "failure.json", {"verdict": "the loss is nan", "settings": {}})

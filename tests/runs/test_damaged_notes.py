@@ -43,7 +43,11 @@ def images(folder):
 @pytest.mark.parametrize(
     ("name", "read", "contents"),
     [
-        ("guard.json", guard, ("{}", '{"before": 1, "classes": {}}', '{"before": "", "classes": {"a": 5}}')),
+        (
+            "guard.json",
+            guard,
+            ("{}", '{"before": 1, "classes": {}, "all": false}', '{"before": "", "classes": {"a": 5}}'),
+        ),
         ("figures/drawn.json", figures, ('{"figures/a.png": 5}', '{"b": [Infinity]}')),
         ("overlays/drawn.json", overlays, ("{}", '{"key": {}}')),
         ("images.json", images, ("{}", '{"manifest_hash": "", "images": ["a"]}')),
@@ -80,5 +84,5 @@ def test_one_line(tmp_path, name, read, contents):
 
 
 def test_a_guards_note_is_read(tmp_path):
-    write_json(tmp_path / "guard.json", {"before": "bce", "classes": {"cat": "flooded"}})
+    write_json(tmp_path / "guard.json", {"before": "bce", "classes": {"cat": "flooded"}, "all": False})
     assert kept_classes(tmp_path) == [("cat", "bce", "flooded")]

@@ -43,28 +43,29 @@ def store_of(folder, shares, names=NAMES):
 def test_what_harm_is(tmp_path, after, reason):
     before = store_of(tmp_path / "a", [{0: 0.2, 1: 0.3} for _ in range(10)])
     after = store_of(tmp_path / "b", [{0: share, 1: 0.3} for share in after])
-    assert harmed_classes(before, after, LIMITS) == ({} if reason is None else {"cat": reason})
+    assert harmed_classes(before, after, LIMITS) == ({} if reason is None else {"cat": reason}, False)
 
 
 def test_a_refinement_may_trim_more(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.2, 1: 0.2}] * 4)
     after = store_of(tmp_path / "b", [{0: 0.09, 1: 0.05}] * 4)
     limits = replace(LIMITS, min_refined=0.33)
-    assert list(harmed_classes(before, after, limits)) == ["cat", "dog"]
-    assert list(harmed_classes(before, after, limits, refined=True)) == ["dog"]
+    assert list(harmed_classes(before, after, limits).classes) == ["cat", "dog"]
+    assert list(harmed_classes(before, after, limits, refined=True).classes) == ["dog"]
 
 
 def test_what_was_lost_before_is_no_harm(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.0, 1: 0.0}, {0: 0.4, 1: 0.0}])
     after = store_of(tmp_path / "b", [{0: 0.0, 1: 0.5}, {0: 0.4, 1: 0.5}])
-    assert harmed_classes(before, after, LIMITS) == {}
+    assert harmed_classes(before, after, LIMITS) == ({}, False)
 
 
 def test_what_was_next_to_nothing_may_grow_and_few_photos_tell_nothing(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.01, 1: 0.2}, {0: 0.01}])
     after = store_of(tmp_path / "b", [{0: 0.25, 1: 0.01}, {0: 0.25}])
-    assert harmed_classes(before, after, LIMITS) == {}
-    assert set(harmed_classes(before, after, replace(LIMITS, least_flood=0.2, least_images=1))) == {"cat", "dog"}
+    assert harmed_classes(before, after, LIMITS) == ({}, False)
+    strict = replace(LIMITS, least_flood=0.2, least_images=1)
+    assert set(harmed_classes(before, after, strict).classes) == {"cat", "dog"}
 
 
 @pytest.mark.parametrize(("harmed", "max_harmed", "all_kept"), [(3, 0.7, True), (3, 0.75, False), (2, 0.0, False)])
@@ -74,8 +75,8 @@ def test_a_stage_that_has_harmed_many_classes_has_harmed_all(tmp_path, harmed, m
     before = store_of(tmp_path / "a", [{0: 0.2, 1: 0.2, 2: 0.2, 3: 0.2, 4: 0.0}] * 4, names)
     left = [0.01 if index < harmed else 0.2 for index in range(4)]
     after = store_of(tmp_path / "b", [{**dict(enumerate(left)), 4: 0.3}] * 4, names)
-    found = harmed_classes(before, after, replace(LIMITS, max_harmed=max_harmed))
-    assert list(found) == list(names[:4] if all_kept else names[:harmed])
+    found, everything = harmed_classes(before, after, replace(LIMITS, max_harmed=max_harmed))
+    assert everything == all_kept and list(found) == list(names[:4] if all_kept else names[:harmed])
     assert found["cat"] == "extinguished: covers 0.05 times as much as before"
     if all_kept:
         assert found["owl"] == "as all classes are: 3 of 4 have been extinguished or flooded"
@@ -84,9 +85,9 @@ def test_a_stage_that_has_harmed_many_classes_has_harmed_all(tmp_path, harmed, m
 def test_images_that_only_one_stage_could_read_do_not_count(tmp_path):
     before = store_of(tmp_path / "a", [{0: 0.2}, {0: 0.2}, {0: 0.9}])
     after = store_of(tmp_path / "b", [{0: 0.2}, {0: 0.2}])
-    assert harmed_classes(before, after, LIMITS) == {}
+    assert harmed_classes(before, after, LIMITS) == ({}, False)
     nothing = LabelStore.create(tmp_path / "c", NAMES, key="k", num_images=0)
-    assert harmed_classes(before, nothing, LIMITS) == {}
+    assert harmed_classes(before, nothing, LIMITS) == ({}, False)
 
 
 def test_merging_leaves_other_classes_alone():
@@ -99,8 +100,15 @@ def test_merging_leaves_other_classes_alone():
 
 
 def recipe(tiny_recipe, **overrides):
-    # So narrow that it takes any change for harm.
-    narrow = {"max_lost": 0.0, "min_coverage": 1.0, "max_coverage": 1.0, "least_flood": 0.0, "least_images": 1}
+    # So narrow that it takes any change for harm, each class by itself.
+    narrow = {
+        "max_harmed": 1.0,
+        "max_lost": 0.0,
+        "min_coverage": 1.0,
+        "max_coverage": 1.0,
+        "least_flood": 0.0,
+        "least_images": 1,
+    }
     return load_recipe(str(tiny_recipe), {"rounds": 2, "guard": narrow, **overrides})
 
 
@@ -137,10 +145,10 @@ def test_what_a_round_has_harmed_is_kept_from_before(tiny_recipe, tmp_path):
 def test_classes_kept_for_one_reason_are_told_in_one_line(tmp_path):
     others = "as all classes are: 3 of 5 have been extinguished or flooded"
     classes = {"cat": "flooded: covers 2.05 times as much as before", "dog": others, "cow": others}
-    write_json(tmp_path / GUARD, {"before": "bce", "classes": classes})
+    write_json(tmp_path / GUARD, {"before": "bce", "classes": classes, "all": True})
     assert kept_together(tmp_path) == [("cat", "bce", classes["cat"]), ("dog, cow", "bce", others)]
     assert kept_note(tmp_path) == "all classes kept from bce"
-    write_json(tmp_path / GUARD, {"before": "bce", "classes": {"cat": "lost", "dog": "lost"}})
+    write_json(tmp_path / GUARD, {"before": "bce", "classes": {"cat": "lost", "dog": "lost"}, "all": False})
     assert kept_note(tmp_path) == "cat kept from bce; dog kept from bce"
 
 
