@@ -43,7 +43,14 @@ RECIPE = {
     "bce": STAGE,
     "spatial": STAGE,
     "rounds": 2,
-    "labelling": {"scales": [1.0], "batch_size": 4, "crf_workers": 1, "crf": {"iterations": 2}},
+    "labelling": {
+        "rule": "peak",
+        "confidence_weight": 0.5,
+        "scales": [1.0],
+        "batch_size": 4,
+        "crf_workers": 1,
+        "crf": {"iterations": 2},
+    },
     "irn": {
         "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
         "training": {**TRAINING, "epochs": 2, "crop_size": 48},
@@ -59,7 +66,10 @@ RECIPE = {
     "contact_images": 2,
 }
 # What two runs that end alike have alike; clocks, versions and starts are in other files.
-PATTERNS = ("*.png", "*.safetensors", "*.parquet", "scores.json", "quality.json", "guard.json", "scan.json")
+PATTERNS = (
+    *("*.png", "*.safetensors", "*.parquet"),
+    *("scores.json", "quality.json", "guard.json", "scan.json", "confidence.json"),
+)
 
 
 def main() -> int:

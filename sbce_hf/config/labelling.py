@@ -72,6 +72,9 @@ class LabellingConfig(Checked):
         object_min_kept: of rule `"objects"`: a class that keeps less than this share of what rule `"fixed"` gives it
             gets that instead: it is not where the features are strong.
         peak_share: constant of the `"peak"` rule.
+        confidence_weight: how much the `"peak"` rule listens to how sure the network is. Each threshold, and IRN's
+            after it, is divided by this power of the class's confidence in the photo, in units of its median over
+            photos, at most by 3 either way; 0 takes the same share of every peak.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
         scales: sizes of the views relative to the image.
         flip: add each view's mirror image.
@@ -97,6 +100,7 @@ class LabellingConfig(Checked):
     object_threshold: float = number(0.1, above=0, below=1)
     object_min_kept: float = number(0.2, at_least=0, below=1)
     peak_share: float = number(0.35, above=0, below=1)
+    confidence_weight: float = added(before=0.0, default=0.0, at_least=0)
     image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
     scales: tuple[float, ...] = view_scales((1.0, 0.5, 1.5, 2.0))
     flip: bool = True

@@ -1,6 +1,6 @@
 """A checkpoint and images in, stores of label maps out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,66 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.confidence import confidence_of, with_confidence
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
 from ..processes import ALL, Share
-from ..progress import LABELLING
+from ..progress import LABELLING, tracked
 from .views import iterate_class_maps
-from .writing import LabelledImage, LabelSummary, write_stores
+from .writing import LabelledImage, LabelSummary, groups_of, read_images, write_stores
+
+# Photos of each class that say how sure a network usually is of it; with 16, too, labels are as good as with all.
+PHOTOS_PER_CLASS = 24
+
+
+def listens(config: LabellingConfig) -> bool:
+    """Whether label maps depend on how sure the network usually is of each class."""
+    return config.rule == "peak" and config.confidence_weight > 0
+
+
+def positions_to_look_at(images: TaggedImages, config: LabellingConfig) -> list[int]:
+    """The first photos, [`PHOTOS_PER_CLASS`] of each tag; of predicted classes nobody knows where they are."""
+    labels = images.label_matrix() > 0
+    if config.known_classes == "predicted":
+        return list(range(min(len(images), PHOTOS_PER_CLASS * labels.shape[1])))
+    wanted = labels & (labels.cumsum(axis=0) <= PHOTOS_PER_CLASS)
+    return np.flatnonzero(wanted.any(axis=1)).tolist()
+
+
+def usual_confidence(
+    model: SpatialBceForImageClassification,
+    images: TaggedImages,
+    config: LabellingConfig,
+    preprocessing: Preprocessing = IMAGENET,
+    shown: bool = True,
+) -> dict[int, float]:
+    """How sure the network usually is of each class: the median over some photos of [`confidence_of`].
+
+    Args:
+        model: a trained classifier, on its device. Left in evaluation mode.
+        images: of which [`positions_to_look_at`] are looked at; what cannot be read is left out.
+        config: views, and what the known classes are.
+        preprocessing: of the photos.
+        shown: with a progress bar.
+
+    Returns:
+        By class, those that no photo has left out.
+    """
+    found: dict[int, list[float]] = {}
+    positions, labels = positions_to_look_at(images, config), images.label_matrix()
+    groups = groups_of(len(positions), config.batch_size)
+    for group in tracked(groups, "looking at what is usual", len(groups), unit="batches", shown=shown):
+        photos: dict[int, Image.Image] = {}
+        for index in group:
+            photos |= read_images(images, range(positions[index], positions[index] + 1), strict=False)[0]
+        seen = iterate_class_maps(
+            model, list(photos.values()), labels[list(photos)], config, preprocessing=preprocessing
+        )
+        for maps in seen:
+            for index, value in zip(maps.classes.tolist(), confidence_of(maps).tolist(), strict=True):
+                found.setdefault(index, []).append(value)
+    return {index: float(np.median(values)) for index, values in sorted(found.items())}
 
 
 def label_images(
@@ -34,6 +87,7 @@ def label_images(
     strict: bool = False,
     share: Share = ALL,
     preprocessing: Preprocessing = IMAGENET,
+    usual: Mapping[int, float] | None = None,
 ) -> LabelSummary:
     """Label every image: views, threshold rule or another method, and meanwhile the dense CRF.
 
@@ -52,6 +106,7 @@ def label_images(
         strict: raise at an unreadable image instead of skipping and listing it.
         share: this process's.
         preprocessing: of the photos; the image processor's.
+        usual: for `config.confidence_weight`, as from [`usual_confidence`], which is asked if it is `None`.
 
     Returns:
         [`LabelSummary`].
@@ -79,6 +134,8 @@ def label_images(
     _check_classes(model, images.class_names)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     ids, labels = images.image_ids, images.label_matrix()
+    if listens(config) and usual is None:
+        usual = usual_confidence(model, images, config, preprocessing, shown=share.rank == 0)
 
     def label(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
         names = [ids[i] for i in group]
@@ -86,6 +143,8 @@ def label_images(
             model, photos, labels[group], config=config, image_ids=names, preprocessing=preprocessing
         )
         for photo, maps in zip(photos, found, strict=True):
+            if usual is not None:
+                maps = with_confidence(maps, usual, config.confidence_weight)
             # Refinements go on from where a class passes the rule's threshold, whichever rule that is.
             maps = with_thresholds(config.rule, maps, config.peak_share)
             yield _label(np.asarray(photo), maps, chosen, crf)

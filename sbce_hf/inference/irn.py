@@ -22,7 +22,7 @@ from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import ClassMaps, label_by_share, otsu_threshold, relative_to_peak, sigmoid
+from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, label_by_share, otsu_threshold, relative_to_peak, sigmoid
 from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -170,10 +170,12 @@ class WalkMethod:
         if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
         constant = config.background_threshold
-        winners = _winners(arrived, constant)
+        # Where outlines lie on boundaries is asked of what arrived itself.
+        weighed = arrived if maps.confidence is None else _by_confidence(arrived, maps.confidence, constant)
+        winners = _winners(weighed, constant)
         if config.boundary_weight:
             factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in on_grid(arrived)]
-            moved = _winners(arrived / arrived.new_tensor(factors)[:, None, None], constant)
+            moved = _winners(weighed / weighed.new_tensor(factors)[:, None, None], constant)
             # What loses all to another class, whose threshold fell, keeps what the constant gives it.
             for index in range(1, len(factors) + 1):
                 if not (moved == index).any():
@@ -221,6 +223,12 @@ def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
     Elsewhere it stays: less of it there cost well trained classes what it gave weak ones.
     """
     return arrived * torch.from_numpy(objects).to(arrived).clamp(min=1) ** weight
+
+
+def _by_confidence(arrived: Tensor, confidence: np.ndarray, constant: float) -> Tensor:
+    """What arrived, `(K, H, W)`, times the confidence in each class, whose peak passes the constant as before."""
+    least = constant / (HIGHEST_SHARE * arrived.amax(dim=(1, 2))).clamp(min=constant)
+    return arrived * torch.from_numpy(confidence).to(arrived).maximum(least)[:, None, None]
 
 
 def _winners(arrived: Tensor, constant: float) -> Tensor:

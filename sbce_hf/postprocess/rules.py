@@ -15,6 +15,8 @@ from ..config import LabellingConfig
 SOFT_RANGE = (0.02, 0.98)
 # What a map of zeros is divided by.
 _TINY = 1e-12
+# However unsure the network is of a class, it keeps what lies above this share of its peak.
+HIGHEST_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class ClassMaps:
         scales: `(K,)` float32, `exp(tau)`.
         feature_norm: `(H, W)` float32 above 0, length of the trunk's last feature vectors at image size, each view's
             divided by its maximum; `None` where the rule does not ask for it.
+        confidence: `(K,)` float64 above 0, above 1 for a class that the network is surer of here than it usually is;
+            see [`confidence.with_confidence`]. `None` where nobody asks.
     """
 
     image_id: str
@@ -37,6 +41,7 @@ class ClassMaps:
     threshold_logits: np.ndarray
     scales: np.ndarray
     feature_norm: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -74,11 +79,19 @@ def label_peak(maps: ClassMaps, share: float) -> Labelled:
     """Probabilities relative to the map's own peak against one constant for all classes: a threshold without a head.
 
     A class is not lost, however low its map has become, and in a map that is certain somewhere the threshold is the
-    constant.
+    constant; divided by the confidence of the maps, if they say any.
     """
-    thresholds = sigmoid(_peak_thresholds(maps.logits, share))
-    labelled = _label(maps, relative_to_peak(maps.logits), np.full(len(maps.classes), share))
-    return replace(labelled, thresholds=thresholds)
+    shares = _shares(maps, share)
+    relative = relative_to_peak(maps.logits) * (share / shares).astype(np.float32)[:, None, None]
+    labelled = _label(maps, relative, np.full(len(maps.classes), share))
+    return replace(labelled, thresholds=sigmoid(_peak_thresholds(maps.logits, shares)))
+
+
+def _shares(maps: ClassMaps, share: float) -> np.ndarray:
+    """The share of its peak that each class is compared with, `(K,)` float64."""
+    if maps.confidence is None:
+        return np.full(len(maps.classes), share)
+    return np.minimum(share / maps.confidence, max(share, HIGHEST_SHARE))
 
 
 def relative_to_peak(logits: np.ndarray) -> np.ndarray:
@@ -90,10 +103,10 @@ def relative_to_peak(logits: np.ndarray) -> np.ndarray:
         logits: `(K, H, W)` float32.
     """
     # In logarithms, because a probability may be too low to be told from 0.
-    return np.exp(_log_sigmoid(logits) - _log_sigmoid(_peaks(logits))[:, None, None])
+    return np.exp(_log_sigmoid(logits) - _log_sigmoid(peaks(logits))[:, None, None])
 
 
-def _peaks(logits: np.ndarray) -> np.ndarray:
+def peaks(logits: np.ndarray) -> np.ndarray:
     """Of each map the value that a hundredth of the pixels passes, `(K,)`."""
     flat = logits.reshape(len(logits), logits.shape[1] * logits.shape[2])
     rank = flat.shape[1] // 100
@@ -104,9 +117,9 @@ def _log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(0, -x)
 
 
-def _peak_thresholds(logits: np.ndarray, share: float) -> np.ndarray:
+def _peak_thresholds(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Logits of the thresholds of [`label_peak`], `(K,)` float64."""
-    threshold = np.log(share) + _log_sigmoid(_peaks(logits).astype(np.float64))
+    threshold = np.log(shares) + _log_sigmoid(peaks(logits).astype(np.float64))
     return threshold - np.log1p(-np.exp(threshold))
 
 
@@ -159,7 +172,7 @@ def with_thresholds(rule: str, maps: ClassMaps, peak_share: float) -> ClassMaps:
         peak_share: the constant of `"peak"`.
     """
     if rule == "peak":
-        found = _peak_thresholds(maps.logits, peak_share)
+        found = _peak_thresholds(maps.logits, _shares(maps, peak_share))
     elif rule == "mean":
         found = _rank_thresholds(maps.logits, _means(maps))
     else:

@@ -44,6 +44,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         config.data.strict,
         method=AffinityMethod(model, section, labelling, Preprocessing.of(model.config)),
         inputs={AFFINITY: deciding(section)},
+        looked=model_dir.parent / "labels",
     )
     bench.process.wait_for_everyone()
     if summary.num_labelled:

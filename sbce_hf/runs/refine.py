@@ -72,10 +72,13 @@ def refine(bench: Bench, stage: Stage) -> None:
     section = config.irn or IrnRefinementConfig()
     classifier, strict = bench.run_dir / stage.needs[0].name / "model", config.data.strict
     labelling = labelling_of(config, config.rounds)
+    looked = classifier.parent / "labels"
     started = time.perf_counter()
     shares = {"seeds": [section.foreground_share, section.background_share]}
     seeding = SeedMethod(section)
-    label_with_checkpoint(classifier, bench.images, labelling, folder, strict, method=seeding, inputs=shares)
+    label_with_checkpoint(
+        classifier, bench.images, labelling, folder, strict, method=seeding, inputs=shares, looked=looked
+    )
     bench.process.wait_for_everyone()
     found = time.perf_counter() - started
     seeds = LabelStore(folder / seeding.name, bench.images.class_names)
@@ -102,6 +105,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         strict,
         method=WalkMethod(model, section, labelling.crf, Preprocessing.of(model.config), objects),
         inputs=inputs,
+        looked=looked,
     )
     bench.process.wait_for_everyone()
     bench.note_duration(f"{stage.name}: training", fitted.seconds)

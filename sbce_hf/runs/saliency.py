@@ -49,6 +49,7 @@ def refine(bench: Bench, stage: Stage) -> None:
         method=SaliencyMethod(section, maps, labelling.crf, labels),
         # Of the start: images that were left out since then do not make them other maps.
         inputs={SALIENCY: deciding(section), OUTSIDE: stage.settings[SALIENCY][OUTSIDE]},
+        looked=bench.run_dir / classifier.name / "labels",
     )
     bench.process.wait_for_everyone()
     if summary.num_labelled:

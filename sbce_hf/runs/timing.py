@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..config import AffinityConfig, LoopConfig, RunConfig, TrainingConfig
 from ..data import TaggedImages
+from ..inference.classifier import listens, positions_to_look_at
 from ..progress import LABELLING, PREDICTION, TRAINING, announce
 from ..training.features import View, training_views
 from ..training.sampler import BatchOrder
@@ -81,7 +82,10 @@ def stage_seconds(
         if stage.kind == "classifier":
             labelling = labelling_of(config, rounds.index(stage))
             each = once(repr(labelling), clock.labelling, classifier, labelling)
-            parts.append((LABELLING, len(images) / processes * each))
+            seconds = len(images) / processes * each
+            if listens(labelling):
+                seconds += len(positions_to_look_at(images, labelling)) * clock.maps(classifier, labelling)[1]
+            parts.append((LABELLING, seconds))
         elif stage.kind == "yardstick":
             each = clock.scanning(classifier, replace(labelling_of(config, 0), rule="fixed"))
             parts.append((LABELLING, counts[0] / processes * each))

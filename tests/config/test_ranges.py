@@ -153,6 +153,8 @@ def test_what_decides_no_result_is_left_out_and_nothing_else():
         # Nothing looked for objects, nor for outlines on boundaries.
         "object_weight",
         "boundary_weight",
+        # Nor did the rule listen to how sure the network is.
+        "confidence_weight",
     }
     # In every training and labelling, however deep.
     assert "segmenter.training.log_every" in left_out and "segmenter.prediction.crf_workers" in left_out

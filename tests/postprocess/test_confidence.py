@@ -1,0 +1,59 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sbce_hf.postprocess.confidence import MOST, confidence_of, with_confidence
+from sbce_hf.postprocess.rules import ClassMaps, label_paper, label_peak, with_thresholds
+
+
+def maps_of(*peaks, size=60):
+    """Maps that fall from a peak to the right; the first two columns are the peak itself."""
+    slope = np.concatenate([[0], np.linspace(0, -6, size - 1)])
+    logits = np.float32([np.tile(peak + slope, (size, 1)) for peak in peaks])
+    count = len(peaks)
+    return ClassMaps("a", np.arange(count), logits, np.zeros(count, np.float32), np.ones(count, np.float32))
+
+
+def test_confidence_grows_where_the_probability_has_saturated():
+    first, second, third = confidence_of(maps_of(-3.0, 20.0, 40.0))
+    assert first == pytest.approx(-math.log(1 - 1 / (1 + math.exp(3))))
+    assert second == pytest.approx(20) and third == pytest.approx(40)
+
+
+def test_what_is_usual_changes_nothing_and_what_is_not_is_bounded():
+    maps = maps_of(-2.0, 1.0, 5.0)
+    usual = dict(enumerate(confidence_of(maps)))
+    assert with_confidence(maps, usual, 0.5).confidence.tolist() == [1.0, 1.0, 1.0]
+    assert with_confidence(maps, {}, 0.5).confidence.tolist() == [1.0, 1.0, 1.0]
+    found = with_confidence(maps, {0: 4 * usual[0], 1: usual[1] / 4, 2: 1e9}, 0.5).confidence
+    assert found == pytest.approx([0.5, 2.0, 1 / MOST])
+    assert with_confidence(maps, {0: 4 * usual[0]}, 0.0).confidence[0] == 1
+
+
+def test_a_map_of_no_confidence_at_all():
+    with np.errstate(all="raise", under="ignore"):
+        found = with_confidence(maps_of(-2000.0, -2000.0), {0: 1.0, 1: 0.0}, 0.5).confidence
+    assert found == pytest.approx([1 / MOST, 1.0])
+
+
+def test_the_less_sure_the_less_is_kept_but_never_nothing():
+    maps = maps_of(0.0)
+    sizes = []
+    for confidence in (MOST, 1.0, 0.5, 1 / MOST, 1e-6):
+        labelled = label_peak(replace(maps, confidence=np.array([confidence])), 0.35)
+        sizes.append(int(labelled.label_map.sum()))
+        # The threshold that is told is the one that was taken, and the one that refinements go on from.
+        assert ((maps.probabilities[0] > labelled.thresholds[0]) == (labelled.label_map == 1)).all()
+        moved = with_thresholds("peak", replace(maps, confidence=np.array([confidence])), 0.35)
+        assert (label_paper(moved).label_map == labelled.label_map).all()
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] >= sizes[4] >= 60
+    assert (label_peak(maps, 0.35).label_map == label_peak(replace(maps, confidence=np.ones(1)), 0.35).label_map).all()
+
+
+def test_of_two_classes_the_one_that_is_surer_than_usual_wins():
+    maps = maps_of(1.0, 1.0)
+    for confidence, winner in (([0.5, 2.0], 2), ([2.0, 0.5], 1)):
+        labelled = label_peak(replace(maps, confidence=np.array(confidence)), 0.35)
+        assert set(np.unique(labelled.label_map)) == {0, winner}
