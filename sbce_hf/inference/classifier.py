@@ -22,8 +22,8 @@ from ..progress import LABELLING, tracked
 from .views import iterate_class_maps
 from .writing import LabelledImage, LabelSummary, groups_of, read_images, write_stores
 
-# Photos of each class that say how sure a network usually is of it; with 16, too, labels are as good as with all.
-PHOTOS_PER_CLASS = 24
+# Photos of each class that say how sure a network usually is of it; with 8, too, labels are as good as with all.
+PHOTOS_PER_CLASS = 12
 
 
 def listens(config: LabellingConfig) -> bool:

@@ -21,8 +21,9 @@ from ..models.modeling_irn import STRIDE, IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
+from ..postprocess.otsu import otsu_threshold
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, label_by_share, otsu_threshold, relative_to_peak, sigmoid
+from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, label_by_share, relative_to_peak, sigmoid
 from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -170,17 +171,18 @@ class WalkMethod:
         if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
         constant = config.background_threshold
-        # Where outlines lie on boundaries is asked of what arrived itself.
+        plain = winners = _winners(arrived, constant)
         weighed = arrived if maps.confidence is None else _by_confidence(arrived, maps.confidence, constant)
-        winners = _winners(weighed, constant)
         if config.boundary_weight:
+            # Where outlines lie on boundaries is asked of what arrived itself.
             factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in on_grid(arrived)]
-            moved = _winners(weighed / weighed.new_tensor(factors)[:, None, None], constant)
+            weighed = weighed / weighed.new_tensor(factors)[:, None, None]
+        if weighed is not arrived:
+            winners = _winners(weighed, constant)
             # What loses all to another class, whose threshold fell, keeps what the constant gives it.
-            for index in range(1, len(factors) + 1):
-                if not (moved == index).any():
-                    moved[winners == index] = index
-            winners = moved
+            for index in range(1, len(arrived) + 1):
+                if not (winners == index).any():
+                    winners[plain == index] = index
         return winners.cpu().numpy()
 
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:

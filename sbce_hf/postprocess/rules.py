@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..config import LabellingConfig
+from .otsu import otsu_threshold
 
 # Between these probabilities the sigmoid passes at least 2 % of a gradient; a pixel outside has all but left training.
 SOFT_RANGE = (0.02, 0.98)
@@ -79,12 +80,20 @@ def label_peak(maps: ClassMaps, share: float) -> Labelled:
     """Probabilities relative to the map's own peak against one constant for all classes: a threshold without a head.
 
     A class is not lost, however low its map has become, and in a map that is certain somewhere the threshold is the
-    constant; divided by the confidence of the maps, if they say any.
+    constant; divided by the confidence of the maps, if they say any. A class that others would then take everything
+    from keeps what it has without.
     """
     shares = _shares(maps, share)
-    relative = relative_to_peak(maps.logits) * (share / shares).astype(np.float32)[:, None, None]
-    labelled = _label(maps, relative, np.full(len(maps.classes), share))
-    return replace(labelled, thresholds=sigmoid(_peak_thresholds(maps.logits, shares)))
+    relative = relative_to_peak(maps.logits)
+    weighed = relative * (share / shares).astype(np.float32)[:, None, None]
+    constants = np.full(len(maps.classes), share)
+    labelled = replace(_label(maps, weighed, constants), thresholds=sigmoid(_peak_thresholds(maps.logits, shares)))
+    if maps.confidence is not None:
+        plain = _label(maps, relative, constants).label_map
+        for value in maps.classes + 1:
+            if not (labelled.label_map == value).any():
+                labelled.label_map[plain == value] = value
+    return labelled
 
 
 def _shares(maps: ClassMaps, share: float) -> np.ndarray:
@@ -231,23 +240,6 @@ def label_objects(maps: ClassMaps, object_threshold: float, background_threshold
             label_map[before] = value
             scores[index] = plain.scores[index]
     return Labelled(scores, low.thresholds, label_map)
-
-
-def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that parts values into two groups of the least variance within them (Otsu, 1979).
-
-    Args:
-        values: of any shape, finite.
-        bins: of the histogram that is looked at.
-    """
-    counts, edges = np.histogram(values, bins)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts, dtype=np.float64)
-    total = np.cumsum(counts * centres)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = np.where(above > 0, (total[-1] * below - total * below[-1]) ** 2 / (below * above), 0.0)
-    return float(edges[1 + int(np.nan_to_num(between).argmax())])
 
 
 def label_by_share(maps: ClassMaps, share: float, minimum: float = 0.005) -> Labelled:

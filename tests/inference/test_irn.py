@@ -11,7 +11,8 @@ from sbce_hf.inference.views import class_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.models.configuration_irn import IrnConfig
 from sbce_hf.models.modeling_irn import IrnModel
-from sbce_hf.postprocess.rules import ClassMaps, otsu_threshold
+from sbce_hf.postprocess.otsu import otsu_threshold
+from sbce_hf.postprocess.rules import ClassMaps
 
 CONFIG = LabellingConfig(scales=(1.0,), batch_size=2, crf_workers=1, crf=None)
 WITH_CRF = replace(CONFIG, crf=CrfConfig(iterations=2))

@@ -53,7 +53,21 @@ def test_the_less_sure_the_less_is_kept_but_never_nothing():
 
 
 def test_of_two_classes_the_one_that_is_surer_than_usual_wins():
-    maps = maps_of(1.0, 1.0)
-    for confidence, winner in (([0.5, 2.0], 2), ([2.0, 0.5], 1)):
-        labelled = label_peak(replace(maps, confidence=np.array(confidence)), 0.35)
-        assert set(np.unique(labelled.label_map)) == {0, winner}
+    first, second = maps_of(1.0), maps_of(1.0)
+    logits = np.concatenate([first.logits, second.logits[:, :, ::-1]])
+    maps = replace(maps_of(1.0, 1.0), logits=logits)
+    sizes = []
+    for confidence in ([0.5, 2.0], [1.0, 1.0], [2.0, 0.5]):
+        label_map = label_peak(replace(maps, confidence=np.array(confidence)), 0.35).label_map
+        sizes.append((label_map == 2).sum())
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+def test_no_class_loses_all_to_one_that_is_surer_than_usual():
+    # The second class is a spot within the first, which is a little lower there.
+    logits = np.full((2, 40, 40), -6.0, np.float32)
+    logits[0, :, :20] = 2.0
+    logits[0, 10:20, 5:15], logits[1, 10:20, 5:15] = 1.0, 2.0
+    maps = replace(maps_of(0.0, 0.0), logits=logits, confidence=np.array([2.0, 0.5]))
+    label_map = label_peak(maps, 0.35).label_map
+    assert (label_map[10:20, 5:15] == 2).all() and (label_map[:10, :20] == 1).all()

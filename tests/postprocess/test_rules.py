@@ -8,6 +8,7 @@ from sbce_hf.config import LabellingConfig
 from sbce_hf.evaluation.confusion import confusion_matrix
 from sbce_hf.evaluation.iou import class_iou
 from sbce_hf.evaluation.scan import scan_fixed_threshold_on_ground_truth
+from sbce_hf.postprocess.otsu import otsu_threshold
 from sbce_hf.postprocess.rules import (
     RULES,
     ClassMaps,
@@ -19,7 +20,6 @@ from sbce_hf.postprocess.rules import (
     label_official,
     label_paper,
     label_peak,
-    otsu_threshold,
     sigmoid,
     with_thresholds,
 )
