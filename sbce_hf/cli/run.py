@@ -76,19 +76,30 @@ def _run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ..evaluation.seeds import seeds_table
+    from ..evaluation.tables import Table
     from ..files import write_atomic
+    from ..runs.together import TOGETHER, can_label_together, label_together
 
     parent = run_dir
     found = {}
     for seed in range(config.seed, config.seed + options.seeds):
         options.seed = seed
         found[seed] = _run_one(options, replace(config, seed=seed), parent / f"seed{seed}")
+    together = None
+    if len(found) > 1 and can_label_together(config):
+        together = label_together(config, [parent / f"seed{seed}" for seed in found], parent / TOGETHER)
     if PartialState().is_main_process:
         scores = {seed: summary.scores for seed, summary in found.items()}
         table = seeds_table(scores, {seed: summary.qualities for seed, summary in found.items()})
+        if together is not None:
+            rows, quality, store = together
+            last = seeds_table({0: rows}, {0: {TOGETHER: quality}})
+            table = Table(table.header, [*table.rows, *last.rows], table.text_columns)
         title = f"# {options.recipe}, seeds {min(found)} to {max(found)}"
         write_atomic(parent / "seeds.md", f"{title}\n\n{table.markdown()}\n")
         say_table(table)
+        if together is not None:
+            say(f"label maps of all seeds together: {store}")
         say(f"all seeds:  {parent / 'seeds.md'}")
     return 0
 

@@ -32,7 +32,7 @@ def seeds_table(
             found = [own[stage, crf] for own in rows.values() if (stage, crf) in own]
             if found and len(found) == len(scores):
                 values = np.array([row.mean_iou for row in found])
-                spread = f"{percent(values.min())} to {percent(values.max())}"
+                spread = f"{percent(values.min())} to {percent(values.max())}" if len(found) > 1 else "-"
                 means = _class_means(found)
                 worst = min(means, key=lambda name: means[name])
                 score = (found[0].rule, percent(values.mean()), spread, f"{worst} {percent(means[worst])}")

@@ -75,6 +75,19 @@ def usual_confidence(
     return {index: float(np.median(values)) for index, values in sorted(found.items())}
 
 
+def to_refine(maps: ClassMaps, config: LabellingConfig, usual: Mapping[int, float] | None) -> ClassMaps:
+    """Class maps with what a [`Method`] goes on from: the rule's thresholds, whichever rule that is, and confidence.
+
+    Args:
+        maps: of one image, as they come from the network.
+        config: rule and `confidence_weight`.
+        usual: see [`label_images`]; `None` for no confidence.
+    """
+    if usual is not None:
+        maps = with_confidence(maps, usual, config.confidence_weight)
+    return with_thresholds(config.rule, maps, config.peak_share)
+
+
 def label_images(
     model: SpatialBceForImageClassification,
     images: TaggedImages,
@@ -143,11 +156,7 @@ def label_images(
             model, photos, labels[group], config=config, image_ids=names, preprocessing=preprocessing
         )
         for photo, maps in zip(photos, found, strict=True):
-            if usual is not None:
-                maps = with_confidence(maps, usual, config.confidence_weight)
-            # Refinements go on from where a class passes the rule's threshold, whichever rule that is.
-            maps = with_thresholds(config.rule, maps, config.peak_share)
-            yield _label(np.asarray(photo), maps, chosen, crf)
+            yield _label(np.asarray(photo), to_refine(maps, config, usual), chosen, crf)
 
     details = {"method": chosen.name, "config": {**to_mapping(config), **chosen.options}, "checkpoint": checkpoint}
     return write_stores(

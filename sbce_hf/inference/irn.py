@@ -1,7 +1,7 @@
-"""IRN around a classifier's class maps (Ahn et al., CVPR 2019): seeds for the boundary network, and the walk after it.
+"""IRN's walk after a classifier's class maps (Ahn et al., CVPR 2019), as a [`methods.Method`].
 
-Both are a [`methods.Method`]. Where the released program takes normalised class maps, these take what lies above the
-adaptive thresholds; seeds are taken by rank around them instead of by two constants.
+Where the released program starts from normalised class maps, this starts from what lies above the adaptive thresholds.
+The seeds that the boundary network is trained on are in `irn_seeds.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config import CrfConfig, IrnRefinementConfig, LabellingConfig, to_mapping
 from ..data.preprocessing import IMAGENET, Preprocessing
-from ..data.schema import IGNORE_INDEX
 from ..labels.variants import variants
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
@@ -23,7 +22,7 @@ from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.otsu import otsu_threshold
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, label_by_share, relative_to_peak, sigmoid
+from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, relative_to_peak, sigmoid
 from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -33,41 +32,6 @@ _TINY = 1e-5
 # Levels that are looked at for a class, as factors of the constant. An outline of fewer cells says nothing.
 _LEVELS = torch.logspace(-1, 1, 25, base=3.0)
 _MIN_OUTLINE = 6
-
-
-class SeedMethod:
-    """Keeps what is sure and marks the rest with 255: the labels that the boundary network is trained on.
-
-    Sure are the highest pixels of each class, and as background what lies beyond a larger area of every class, each
-    after the dense CRF.
-
-    Args:
-        config: its shares are used.
-    """
-
-    name = "seeds"
-    # Both label maps it is made from are after the CRF, where there is one.
-    stores: tuple[str, ...] = ("seeds",)
-
-    def __init__(self, config: IrnRefinementConfig) -> None:
-        self.config = config
-        self.options: Mapping[str, Any] = {"irn": to_mapping(config)}
-
-    def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
-        """Find the seeds of one image; see [`methods.Method`]."""
-        inner, outer = (
-            then_crf(image, label_by_share(maps, share).label_map, maps, crf)[-1]
-            for share in (self.config.foreground_share, self.config.background_share)
-        )
-        return Answer([lambda: _combine(inner, outer)], sigmoid(maps.threshold_logits.astype(np.float64)))
-
-
-def _combine(inner: Callable[[], np.ndarray | None], outer: Callable[[], np.ndarray | None]) -> np.ndarray | None:
-    sure, possible = inner(), outer()
-    if sure is None or possible is None:
-        return None
-    seeds = np.where(sure > 0, sure, np.where(possible == 0, 0, IGNORE_INDEX)).astype(np.uint8)
-    return None if (seeds == IGNORE_INDEX).all() else seeds
 
 
 class ObjectMap:
@@ -142,24 +106,29 @@ class WalkMethod:
 
     def __call__(self, image: np.ndarray, maps: ClassMaps, crf: CrfPool | None) -> Answer:
         """Refine the class maps of one image; see [`methods.Method`]."""
-        thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         label_map = np.zeros(image.shape[:2], np.uint8)
         if len(maps.classes):
-            label_map = np.array([0, *maps.classes + 1], np.uint8)[self._walk(image, maps)]
+            winners = winners_of(*self.arrive(image, maps), maps.confidence, self.config)
+            label_map = np.array([0, *maps.classes + 1], np.uint8)[winners]
+        thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         return Answer(then_crf(image, label_map, maps, crf), thresholds)
 
     @torch.inference_mode()
-    def _walk(self, image: np.ndarray, maps: ClassMaps) -> np.ndarray:
-        """Index of the winner among background and known classes, `(H, W)` int64."""
+    def arrive(self, image: np.ndarray, maps: ClassMaps) -> tuple[Tensor, Tensor]:
+        """What arrives at each pixel, for [`winners_of`].
+
+        Args:
+            image: `(H, W, 3)` uint8, RGB.
+            maps: of the image, with at least one class.
+
+        Returns:
+            what is compared with the constant, `(K, H, W)`, at least 0, and boundaries, `(h, w)` in [0, 1] on a
+            grid of a quarter of the size that the boundary network sees.
+        """
         config, (height, width) = self.config, _scaled(image.shape[:2], self.config)
         boundaries = self._boundaries(image, height, width)
-        # The boundaries' grid: cells of 4 x 4 pixels, of which the last may reach beyond the image.
-        padding = (0, -width % STRIDE, 0, -height % STRIDE)
-
-        def on_grid(values: Tensor) -> Tensor:
-            return _resize(F.pad(_resize(values, (height, width)), padding, mode="replicate"), boundaries.shape)
-
-        above = on_grid(torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device))
+        scores = torch.from_numpy(maps.logits - maps.threshold_logits[:, None, None]).to(boundaries.device)
+        above = _on_grid(scores, (height, width), boundaries)
         start = _by_class(above.relu()) * (1 - boundaries)
         arrived = random_walk(start, boundaries, config.walk_radius, config.walk_exponent, config.walk_steps)
         if config.map_weight:
@@ -170,20 +139,7 @@ class WalkMethod:
             arrived = arrived / arrived.amax().clamp(min=_TINY)
         if self.objects is not None:
             arrived = _on_objects(arrived, self.objects(image), config.object_weight)
-        constant = config.background_threshold
-        plain = winners = _winners(arrived, constant)
-        weighed = arrived if maps.confidence is None else _by_confidence(arrived, maps.confidence, constant)
-        if config.boundary_weight:
-            # Where outlines lie on boundaries is asked of what arrived itself.
-            factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in on_grid(arrived)]
-            weighed = weighed / weighed.new_tensor(factors)[:, None, None]
-        if weighed is not arrived:
-            winners = _winners(weighed, constant)
-            # What loses all to another class, whose threshold fell, keeps what the constant gives it.
-            for index in range(1, len(arrived) + 1):
-                if not (winners == index).any():
-                    winners[plain == index] = index
-        return winners.cpu().numpy()
+        return arrived, boundaries
 
     def _boundaries(self, image: np.ndarray, height: int, width: int) -> Tensor:
         """Boundary map over an image and its mirror image, at a quarter of the size, `(h, w)` in [0, 1]."""
@@ -192,6 +148,45 @@ class WalkMethod:
         view, mirrored = self.model(torch.stack([pixels, pixels.flip(-1)])).boundary_logits
         logits = (view + mirrored.flip(-1)) / 2
         return logits.sigmoid()[: -(-height // STRIDE), : -(-width // STRIDE)]
+
+
+@torch.inference_mode()
+def winners_of(
+    arrived: Tensor, boundaries: Tensor, confidence: np.ndarray | None, config: IrnRefinementConfig
+) -> np.ndarray:
+    """Which of background and the known classes each pixel goes to.
+
+    Args:
+        arrived: `(K, H, W)`, see [`WalkMethod.arrive`].
+        boundaries: `(h, w)`, as there.
+        confidence: `(K,)`, see [`ClassMaps`]; `None` for none.
+        config: constant and `boundary_weight`.
+
+    Returns:
+        `(H, W)` int64, 0 for background.
+    """
+    constant = config.background_threshold
+    plain = winners = _winners(arrived, constant)
+    weighed = arrived if confidence is None else _by_confidence(arrived, confidence, constant)
+    if config.boundary_weight:
+        # Where outlines lie on boundaries is asked of what arrived itself.
+        grid = _on_grid(arrived, _scaled(tuple(arrived.shape[1:]), config), boundaries)
+        factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in grid]
+        weighed = weighed / weighed.new_tensor(factors)[:, None, None]
+    if weighed is not arrived:
+        winners = _winners(weighed, constant)
+        # What loses all to another class, whose threshold fell, keeps what the constant gives it.
+        for index in range(1, len(arrived) + 1):
+            if not (winners == index).any():
+                winners[plain == index] = index
+    return winners.cpu().numpy()
+
+
+def _on_grid(values: Tensor, size: tuple[int, int], boundaries: Tensor) -> Tensor:
+    """Maps on the boundaries' grid, `(K, h, w)`: cells of 4 x 4 pixels, the last of which may lie half outside."""
+    height, width = size
+    padding = (0, -width % STRIDE, 0, -height % STRIDE)
+    return _resize(F.pad(_resize(values, size), padding, mode="replicate"), boundaries.shape)
 
 
 def _scaled(size: tuple[int, ...], config: IrnRefinementConfig) -> tuple[int, int]:

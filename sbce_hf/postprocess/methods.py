@@ -1,6 +1,6 @@
 """How the class maps of an image become label maps: what [`label_images`] calls for every image.
 
-The threshold rules are here; `inference/irn.py` has the seeds of the boundary network and the random walk.
+The threshold rules are here; `inference/irn.py` has the random walk, `irn_seeds.py` what its network is trained on.
 """
 
 from collections.abc import Callable, Mapping, Sequence

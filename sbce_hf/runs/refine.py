@@ -13,7 +13,8 @@ from ..config import IrnRefinementConfig, RunConfig, deciding
 from ..data.preprocessing import Preprocessing
 from ..files import file_digest, weights_digest
 from ..inference.checkpoints import load_boundary_network, load_classifier
-from ..inference.irn import ObjectMap, SeedMethod, WalkMethod
+from ..inference.irn import ObjectMap, WalkMethod
+from ..inference.irn_seeds import SeedMethod
 from ..labels.store import LabelStore
 from ..models.modeling_irn import STRIDE, IrnModel
 from ..training.boundary import create_boundary_network, train_boundary

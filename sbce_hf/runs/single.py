@@ -1,8 +1,8 @@
 """The single steps of a run: train one stage, label one split, score a label store; predict."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,11 @@ from accelerate import PartialState
 from ..config import CrfConfig, LabellingConfig, PredictionConfig, RunConfig, deciding, from_mapping
 from ..data import TaggedImages, load_images
 from ..data.photos import load_photos
-from ..data.preprocessing import IMAGENET, Preprocessing
+from ..data.preprocessing import Preprocessing
 from ..data.saliency_maps import SaliencyMaps, check_saliency_maps
 from ..errors import UserError
 from ..evaluation.confusion import score_store
-from ..files import digest, file_digest, read_fields, write_atomic, write_json
+from ..files import digest, file_digest, write_atomic
 from ..inference.checkpoints import (
     load_classifier,
     load_segmenter,
@@ -24,7 +24,7 @@ from ..inference.checkpoints import (
     read_segmenter,
     trained_side,
 )
-from ..inference.classifier import label_images, listens, usual_confidence
+from ..inference.classifier import label_images
 from ..inference.segmenter import METHOD, foreground_classes, predict_images
 from ..inference.views import iterate_class_maps
 from ..inference.writing import LabelSummary
@@ -34,16 +34,14 @@ from ..labels.variants import variants
 from ..postprocess.methods import Method
 from ..postprocess.rules import ClassMaps
 from ..postprocess.saliency import SaliencyMethod
-from ..processes import alone_in, decided, share_of
+from ..processes import alone_in, share_of
 from ..references import local_checkpoint
 from ..training.classifier import create_classifier, train_classifier
 from ..training.device import use_cpu
 from ..training.folder import FitSummary
 from .overlays import draw_overlays
 from .proportions import estimate_proportions
-
-# How sure the network usually is of each class, beside the stores that it was needed for.
-CONFIDENCE = "confidence.json"
+from .usual import made_from_checkpoint, usual_of
 
 
 def label_with_checkpoint(
@@ -66,56 +64,26 @@ def label_with_checkpoint(
         strict: raise at an unreadable image.
         method: instead of a rule.
         inputs: what the method's label maps depend on besides; plain values.
-        looked: where another call with this checkpoint has left [`CONFIDENCE`]; it is taken up if images and settings
+        looked: where another call with this checkpoint has left [`usual.CONFIDENCE`]; taken up if images and settings
             are the same, too.
     """
     model, process = load_classifier(model_dir), PartialState(cpu=use_cpu())
-    weights = file_digest(model_dir / "model.safetensors")
-    # Without the number of CRF processes, which may have to be lowered before a run can be continued.
-    made_from = {"labelling": deciding(labelling), "images": images.manifest_hash, "weights": weights}
-    preprocessing = Preprocessing.of(model.config)
-    if preprocessing != IMAGENET:
-        made_from["preprocessing"] = asdict(preprocessing)
-    usual = None
-    if listens(labelling):
-
-        def look() -> dict[int, float]:
-            return _kept_confidence(
-                [folder / CONFIDENCE for folder in (output_dir, looked) if folder is not None],
-                digest(made_from),
-                images.class_names,
-                lambda: usual_confidence(model, images, labelling, preprocessing),
-            )
-
-        usual = decided(look, process)
+    made_from = made_from_checkpoint(model_dir, model, images, labelling)
+    folders = [folder for folder in (output_dir, looked) if folder is not None]
+    usual = usual_of(model, images, labelling, folders, made_from)
     return label_images(
         model,
         images,
         labelling,
         output_dir=output_dir,
         key=digest({**made_from, **(inputs or {})}),
-        checkpoint=weights,
+        checkpoint=made_from["weights"],
         method=method,
         strict=strict,
         share=share_of(process),
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing.of(model.config),
         usual=usual,
     )
-
-
-def _kept_confidence(
-    paths: Sequence[Path], key: str, class_names: Sequence[str], look: Callable[[], dict[int, float]]
-) -> dict[int, float]:
-    """What is usual for each class, by index: from a file that was made from the same, or looked for and kept."""
-    for path in paths:
-        kept = read_fields(path, {"key": str, "classes": dict[str, float]}, "remove it, and it is made anew")
-        if kept is not None and kept["key"] == key:
-            values = kept["classes"]
-            return {index: values[name] for index, name in enumerate(class_names) if name in values}
-    found = look()
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    write_json(paths[0], {"key": key, "classes": {class_names[index]: value for index, value in found.items()}})
-    return found
 
 
 def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, split: str | None = None) -> LabelSummary:

@@ -6,7 +6,8 @@ import torch
 
 from sbce_hf.config import BoundaryTrainingConfig, CrfConfig, IrnRefinementConfig, LabellingConfig
 from sbce_hf.inference.classifier import label_images
-from sbce_hf.inference.irn import ObjectMap, SeedMethod, WalkMethod
+from sbce_hf.inference.irn import ObjectMap, WalkMethod
+from sbce_hf.inference.irn_seeds import SeedMethod
 from sbce_hf.inference.views import class_maps
 from sbce_hf.labels.store import LabelStore
 from sbce_hf.models.configuration_irn import IrnConfig

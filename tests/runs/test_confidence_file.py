@@ -10,9 +10,10 @@ from sbce_hf.data import load_images
 from sbce_hf.errors import UserError
 from sbce_hf.files import read_json
 from sbce_hf.labels.store import LabelStore
-from sbce_hf.runs import single
+from sbce_hf.runs import usual
 from sbce_hf.runs.run import run
-from sbce_hf.runs.single import CONFIDENCE, label_with_checkpoint
+from sbce_hf.runs.single import label_with_checkpoint
+from sbce_hf.runs.usual import CONFIDENCE
 from sbce_hf.training.classifier import create_classifier
 
 LABELLING = LabellingConfig(rule="peak", confidence_weight=0.5, scales=(1.0,), crf=None)
@@ -36,8 +37,8 @@ def test_it_is_taken_up_where_all_is_the_same_and_only_there(model_dir, images, 
     assert set(kept["classes"]) == set(images.class_names) and all(value > 0 for value in kept["classes"].values())
 
     looks = []
-    look = single.usual_confidence
-    monkeypatch.setattr(single, "usual_confidence", lambda *arguments: looks.append(1) or look(*arguments))
+    look = usual.usual_confidence
+    monkeypatch.setattr(usual, "usual_confidence", lambda *arguments: looks.append(1) or look(*arguments))
     label_with_checkpoint(model_dir, images, LABELLING, tmp_path / "b", looked=tmp_path / "a")
     assert not looks and not (tmp_path / "b" / CONFIDENCE).exists()
     first, second = (LabelStore(tmp_path / name / "peak") for name in "ab")

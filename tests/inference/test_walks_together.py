@@ -1,0 +1,69 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sbce_hf.config import IrnRefinementConfig, LabellingConfig
+from sbce_hf.inference.classifier import to_refine, usual_confidence
+from sbce_hf.inference.irn import WalkMethod
+from sbce_hf.inference.together import Member, TogetherMethod
+from sbce_hf.inference.views import class_maps
+from sbce_hf.models.configuration_irn import IrnConfig
+from sbce_hf.models.modeling_irn import IrnModel
+
+LABELLING = LabellingConfig(rule="peak", confidence_weight=0.5, scales=(1.0,), batch_size=2, crf=None)
+SECTION = IrnRefinementConfig(boundary_weight=5.0, map_weight=0.3)
+LABELS = [(0,), (1, 2), (), (0, 1, 2)]
+
+
+def member(model, images, seed):
+    torch.manual_seed(seed)
+    network = IrnModel(IrnConfig(trunk="test_resnet", side_channels=4))
+    return Member(model, WalkMethod(network, SECTION, None), usual_confidence(model, images, LABELLING))
+
+
+def answers(method, model, images, usual):
+    found = []
+    for index in range(len(images)):
+        photo = images.image(index)
+        (maps,) = class_maps(model, [photo], images.labels(index)[None], LABELLING)
+        answer = method(np.asarray(photo), to_refine(maps, LABELLING, usual), None)
+        found.append(answer.label_maps[0]())
+    return found
+
+
+@pytest.fixture(scope="module")
+def images(make_images):
+    return make_images(LABELS, [(64, 64), (64, 48), (40, 40), (50, 64)])
+
+
+def test_a_run_twice_says_what_it_says_alone(tiny_model, images):
+    one = member(tiny_model, images, 0)
+    alone = answers(one.walk, tiny_model, images, one.usual)
+    twice = answers(TogetherMethod([one, one], LABELLING, None), tiny_model, images, one.usual)
+    assert max(found.max() for found in alone) == 3
+    # Logarithms and back.
+    assert all((first != second).mean() < 0.002 for first, second in zip(alone, twice, strict=True))
+
+
+def test_each_run_has_a_say(tiny_model, images):
+    members = [member(tiny_model, images, seed) for seed in (0, 1)]
+    # Of another opinion, and not sure of it.
+    other = tiny_model.__class__(tiny_model.config).eval()
+    members[1] = replace(members[1], model=other, usual=usual_confidence(other, images, LABELLING))
+    together = answers(TogetherMethod(members, LABELLING, None), tiny_model, images, members[0].usual)
+    alone = [
+        answers(one.walk, model, images, one.usual) for one, model in zip(members, (tiny_model, other), strict=True)
+    ]
+    for single in alone:
+        assert any((first != second).any() for first, second in zip(together, single, strict=True))
+    assert not together[2].any()
+
+
+def test_without_confidence(tiny_model, images):
+    deaf = replace(LABELLING, confidence_weight=0.0)
+    one = replace(member(tiny_model, images, 0), usual=None)
+    found = answers(TogetherMethod([one, one], deaf, None), tiny_model, images, None)
+    alone = answers(one.walk, tiny_model, images, None)
+    assert all((first != second).mean() < 0.002 for first, second in zip(alone, found, strict=True))
