@@ -28,7 +28,10 @@ def add(commands: Any) -> None:
         "--output-dir", metavar="DIR", help="run directory (default: runs/<recipe>-<data folder>-seed<seed>)"
     )
     run.add_argument(
-        "--seeds", type=int, metavar="N", help="N runs, from the seed on, in DIR/seed<number>, and a table of all"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="N runs, from the seed on, in DIR/seed<number>, a table of all, and with IRN label maps of all together",
     )
     run.add_argument("--dry-run", action="store_true", help="only say what would be done and what is missing")
 
@@ -87,7 +90,9 @@ def _run(options: argparse.Namespace) -> int:
         found[seed] = _run_one(options, replace(config, seed=seed), parent / f"seed{seed}")
     together = None
     if len(found) > 1 and can_label_together(config):
-        together = label_together(config, [parent / f"seed{seed}" for seed in found], parent / TOGETHER)
+        # More seeds make other label maps.
+        folder = parent / f"{TOGETHER}_{min(found)}-{max(found)}"
+        together = label_together(config, [parent / f"seed{seed}" for seed in found], folder)
     if PartialState().is_main_process:
         scores = {seed: summary.scores for seed, summary in found.items()}
         table = seeds_table(scores, {seed: summary.qualities for seed, summary in found.items()})
