@@ -72,9 +72,9 @@ class LabellingConfig(Checked):
         object_min_kept: of rule `"objects"`: a class that keeps less than this share of what rule `"fixed"` gives it
             gets that instead: it is not where the features are strong.
         peak_share: constant of the `"peak"` rule.
-        confidence_weight: how much the `"peak"` rule listens to how sure the network is. Each threshold, and IRN's
-            after it, is divided by this power of the class's confidence in the photo, in units of its median over
-            photos, at most by 3 either way; 0 takes the same share of every peak.
+        confidence_weight: how much the `"peak"` rule listens to how sure the network is. Each threshold is divided by
+            this power of the class's confidence in the photo, in units of its median over photos, at most by 3 either
+            way; 0 takes the same share of every peak.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
         scales: sizes of the views relative to the image.
         flip: add each view's mirror image.

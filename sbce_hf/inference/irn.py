@@ -22,7 +22,7 @@ from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.otsu import otsu_threshold
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import HIGHEST_SHARE, ClassMaps, relative_to_peak, sigmoid
+from ..postprocess.rules import ClassMaps, relative_to_peak, sigmoid
 from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -108,7 +108,7 @@ class WalkMethod:
         """Refine the class maps of one image; see [`methods.Method`]."""
         label_map = np.zeros(image.shape[:2], np.uint8)
         if len(maps.classes):
-            winners = winners_of(*self.arrive(image, maps), maps.confidence, self.config)
+            winners = winners_of(*self.arrive(image, maps), self.config)
             label_map = np.array([0, *maps.classes + 1], np.uint8)[winners]
         thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         return Answer(then_crf(image, label_map, maps, crf), thresholds)
@@ -151,34 +151,28 @@ class WalkMethod:
 
 
 @torch.inference_mode()
-def winners_of(
-    arrived: Tensor, boundaries: Tensor, confidence: np.ndarray | None, config: IrnRefinementConfig
-) -> np.ndarray:
+def winners_of(arrived: Tensor, boundaries: Tensor, config: IrnRefinementConfig) -> np.ndarray:
     """Which of background and the known classes each pixel goes to.
 
     Args:
         arrived: `(K, H, W)`, see [`WalkMethod.arrive`].
         boundaries: `(h, w)`, as there.
-        confidence: `(K,)`, see [`ClassMaps`]; `None` for none.
         config: constant and `boundary_weight`.
 
     Returns:
         `(H, W)` int64, 0 for background.
     """
     constant = config.background_threshold
-    plain = winners = _winners(arrived, constant)
-    weighed = arrived if confidence is None else _by_confidence(arrived, confidence, constant)
+    winners = _winners(arrived, constant)
     if config.boundary_weight:
-        # Where outlines lie on boundaries is asked of what arrived itself.
         grid = _on_grid(arrived, _scaled(tuple(arrived.shape[1:]), config), boundaries)
         factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in grid]
-        weighed = weighed / weighed.new_tensor(factors)[:, None, None]
-    if weighed is not arrived:
-        winners = _winners(weighed, constant)
+        moved = _winners(arrived / arrived.new_tensor(factors)[:, None, None], constant)
         # What loses all to another class, whose threshold fell, keeps what the constant gives it.
-        for index in range(1, len(arrived) + 1):
-            if not (winners == index).any():
-                winners[plain == index] = index
+        for index in range(1, len(factors) + 1):
+            if not (moved == index).any():
+                moved[winners == index] = index
+        winners = moved
     return winners.cpu().numpy()
 
 
@@ -220,12 +214,6 @@ def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
     Elsewhere it stays: less of it there cost well trained classes what it gave weak ones.
     """
     return arrived * torch.from_numpy(objects).to(arrived).clamp(min=1) ** weight
-
-
-def _by_confidence(arrived: Tensor, confidence: np.ndarray, constant: float) -> Tensor:
-    """What arrived, `(K, H, W)`, times the confidence in each class, whose peak passes the constant as before."""
-    least = constant / (HIGHEST_SHARE * arrived.amax(dim=(1, 2))).clamp(min=constant)
-    return arrived * torch.from_numpy(confidence).to(arrived).maximum(least)[:, None, None]
 
 
 def _winners(arrived: Tensor, constant: float) -> Tensor:

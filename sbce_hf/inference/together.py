@@ -65,9 +65,7 @@ class TogetherMethod:
             walks = [member.walk.arrive(image, own) for member, own in zip(self.members, each, strict=True)]
             arrived = torch.stack([values.clamp(min=_TINY).log() for values, _ in walks]).mean(dim=0).exp()
             boundaries = torch.stack([found for _, found in walks]).mean(dim=0)
-            sure = [own.confidence for own in each if own.confidence is not None]
-            confidence = np.exp(np.mean(np.log(sure), axis=0)) if sure else None
-            winners = winners_of(arrived, boundaries, confidence, first.walk.config)
+            winners = winners_of(arrived, boundaries, first.walk.config)
             label_map = np.array([0, *maps.classes + 1], np.uint8)[winners]
         thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         return Answer(then_crf(image, label_map, maps, crf), thresholds)

@@ -17,7 +17,7 @@ SOFT_RANGE = (0.02, 0.98)
 # What a map of zeros is divided by.
 _TINY = 1e-12
 # However unsure the network is of a class, it keeps what lies above this share of its peak.
-HIGHEST_SHARE = 0.95
+_HIGHEST_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _shares(maps: ClassMaps, share: float) -> np.ndarray:
     """The share of its peak that each class is compared with, `(K,)` float64."""
     if maps.confidence is None:
         return np.full(len(maps.classes), share)
-    return np.minimum(share / maps.confidence, max(share, HIGHEST_SHARE))
+    return np.minimum(share / maps.confidence, max(share, _HIGHEST_SHARE))
 
 
 def relative_to_peak(logits: np.ndarray) -> np.ndarray:

@@ -183,19 +183,6 @@ def test_no_class_loses_all_to_one_whose_threshold_falls(monkeypatch):
     assert all((label_map[24:36, 12:20] == 2).all() and (label_map[:16, :20] == 1).all() for label_map in found)
 
 
-@pytest.mark.parametrize("boundary_weight", [0.0, 1.0])
-def test_the_surer_the_network_is_the_more_of_what_arrives_stays(boundary_weight):
-    logits = np.tile(np.linspace(4, 0, 64), (64, 1))[None]
-    section = IrnRefinementConfig(walk_steps=0, boundary_weight=boundary_weight)
-    sizes = []
-    for confidence in (None, 1.0, 3.0, 1 / 3, 1e-6):
-        given = None if confidence is None else np.array([confidence])
-        maps = replace(maps_of(logits, [0]), confidence=given)
-        (refined,) = answer_of(WalkMethod(FixedBoundaries(), section, crf=None), photo(), maps)
-        sizes.append(int((refined == 1).sum()))
-    assert sizes[0] == sizes[1] < sizes[2] and sizes[1] > sizes[3] >= sizes[4] > 0
-
-
 def test_what_has_no_outline_keeps_the_constant():
     network = FixedBoundaries()
     network.line = -20.0
