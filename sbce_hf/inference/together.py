@@ -41,6 +41,8 @@ class Member:
 class TogetherMethod:
     """Compares the geometric mean of what arrives in all walks with the threshold that the mean of boundaries gives.
 
+    A class that gets nothing so is asked for in the arithmetic mean.
+
     Args:
         members: of the same classes and settings; the class maps that each call gets are the first one's.
         config: of the class maps.
@@ -63,9 +65,17 @@ class TogetherMethod:
         if len(maps.classes):
             each = [maps, *(self._maps(member, image, maps) for member in others)]
             walks = [member.walk.arrive(image, own) for member, own in zip(self.members, each, strict=True)]
-            arrived = torch.stack([values.clamp(min=_TINY).log() for values, _ in walks]).mean(dim=0).exp()
-            boundaries = torch.stack([found for _, found in walks]).mean(dim=0)
-            winners = winners_of(arrived, boundaries, first.walk.config)
+            found, boundaries = (torch.stack(values) for values in zip(*walks, strict=True))
+            boundaries = boundaries.mean(dim=0)
+            geometric = found.clamp(min=_TINY).log().mean(dim=0).exp()
+            winners = winners_of(geometric, boundaries, first.walk.config)
+            # Where they do not agree on a place for a class, each of them may be right: the mean, as high as they are.
+            mean = found.mean(dim=0)
+            rise = found.amax(dim=(2, 3)).mean(dim=0) / mean.amax(dim=(1, 2)).clamp(min=_TINY)
+            anywhere = winners_of(mean * rise[:, None, None], boundaries, first.walk.config)
+            for index in range(1, len(maps.classes) + 1):
+                if not (winners == index).any():
+                    winners[anywhere == index] = index
             label_map = np.array([0, *maps.classes + 1], np.uint8)[winners]
         thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         return Answer(then_crf(image, label_map, maps, crf), thresholds)

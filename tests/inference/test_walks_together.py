@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sbce_hf.config import IrnRefinementConfig, LabellingConfig
 from sbce_hf.inference.classifier import to_refine, usual_confidence
@@ -59,6 +60,33 @@ def test_each_run_has_a_say(tiny_model, images):
     for single in alone:
         assert any((first != second).any() for first, second in zip(together, single, strict=True))
     assert not together[2].any()
+
+
+class Arrives:
+    """A walk whose outcome is known."""
+
+    config, options = SECTION, {}
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def arrive(self, image, maps):
+        arrived = torch.zeros(1, 32, 32)
+        arrived[:, self.rows] = 1.0
+        return arrived, torch.zeros(8, 8)
+
+
+def test_a_class_on_whose_place_runs_do_not_agree_is_not_lost(tiny_model):
+    photo = np.zeros((32, 32, 3), np.uint8)
+    maps = class_maps(tiny_model, [Image.fromarray(photo)], np.array([[1, 0, 0]]), LABELLING)[0]
+    for second, expected in ((slice(0, 8), slice(0, 8)), (slice(20, 32), None), (slice(4, 16), slice(4, 8))):
+        # A third one, which is like the first, is outvoted nowhere.
+        members = [Member(tiny_model, Arrives(rows), None) for rows in (slice(0, 8), second, slice(0, 8))]
+        label_map = TogetherMethod(members, LABELLING, None)(photo, maps, None).label_maps[0]()
+        rows = np.zeros((32, 32), bool)
+        for there in [slice(0, 8), second] if expected is None else [expected]:
+            rows[there] = True
+        assert ((label_map == 1) == rows).all()
 
 
 def test_without_confidence(tiny_model, images):
