@@ -22,7 +22,7 @@ from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.otsu import otsu_threshold
 from ..postprocess.random_walk import random_walk
-from ..postprocess.rules import ClassMaps, relative_to_peak, sigmoid
+from ..postprocess.rules import ClassMaps, give_back, relative_to_peak, sigmoid
 from .views import feature_norms, to_pixels
 
 # Deepest stride of the usual trunks: what images are padded to, so that feature levels of all strides align.
@@ -169,11 +169,9 @@ def winners_of(arrived: Tensor, boundaries: Tensor, config: IrnRefinementConfig)
         factors = [_factor(values, boundaries, constant, config.boundary_weight) for values in grid]
         moved = _winners(arrived / arrived.new_tensor(factors)[:, None, None], constant)
         # What loses all to another class, whose threshold fell, keeps what the constant gives it.
-        for index in range(1, len(factors) + 1):
-            if not (moved == index).any():
-                moved[winners == index] = index
+        give_back(moved, winners, range(1, len(factors) + 1))
         winners = moved
-    return winners.cpu().numpy()
+    return winners
 
 
 def _on_grid(values: Tensor, size: tuple[int, int], boundaries: Tensor) -> Tensor:
@@ -216,9 +214,9 @@ def _on_objects(arrived: Tensor, objects: np.ndarray, weight: float) -> Tensor:
     return arrived * torch.from_numpy(objects).to(arrived).clamp(min=1) ** weight
 
 
-def _winners(arrived: Tensor, constant: float) -> Tensor:
+def _winners(arrived: Tensor, constant: float) -> np.ndarray:
     """Of background, which has the constant everywhere, and of `K` classes the highest, `(H, W)` int64."""
-    return torch.cat([torch.full_like(arrived[:1], constant), arrived]).argmax(dim=0)
+    return torch.cat([torch.full_like(arrived[:1], constant), arrived]).argmax(dim=0).cpu().numpy()
 
 
 def _factor(values: Tensor, boundaries: Tensor, constant: float, weight: float) -> float:

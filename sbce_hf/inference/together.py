@@ -14,7 +14,7 @@ from ..labels.variants import variants
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
-from ..postprocess.rules import ClassMaps, sigmoid
+from ..postprocess.rules import ClassMaps, give_back, sigmoid
 from .classifier import to_refine
 from .irn import WalkMethod, winners_of
 from .views import class_maps
@@ -73,9 +73,7 @@ class TogetherMethod:
             mean = found.mean(dim=0)
             rise = found.amax(dim=(2, 3)).mean(dim=0) / mean.amax(dim=(1, 2)).clamp(min=_TINY)
             anywhere = winners_of(mean * rise[:, None, None], boundaries, first.walk.config)
-            for index in range(1, len(maps.classes) + 1):
-                if not (winners == index).any():
-                    winners[anywhere == index] = index
+            give_back(winners, anywhere, range(1, len(maps.classes) + 1))
             label_map = np.array([0, *maps.classes + 1], np.uint8)[winners]
         thresholds = sigmoid(maps.threshold_logits.astype(np.float64))
         return Answer(then_crf(image, label_map, maps, crf), thresholds)

@@ -4,7 +4,7 @@ Every rule turns [`ClassMaps`] into scores `(K, H, W)`, how far each known class
 the class of the highest score if that is above 0, else background.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,8 +80,7 @@ def label_peak(maps: ClassMaps, share: float) -> Labelled:
     """Probabilities relative to the map's own peak against one constant for all classes: a threshold without a head.
 
     A class is not lost, however low its map has become, and in a map that is certain somewhere the threshold is the
-    constant; divided by the confidence of the maps, if they say any. A class that others would then take everything
-    from keeps what it has without.
+    constant; divided by the maps' confidence, if they say any. What a class would then lose whole it keeps.
     """
     shares = _shares(maps, share)
     relative = relative_to_peak(maps.logits)
@@ -89,11 +88,15 @@ def label_peak(maps: ClassMaps, share: float) -> Labelled:
     constants = np.full(len(maps.classes), share)
     labelled = replace(_label(maps, weighed, constants), thresholds=sigmoid(_peak_thresholds(maps.logits, shares)))
     if maps.confidence is not None:
-        plain = _label(maps, relative, constants).label_map
-        for value in maps.classes + 1:
-            if not (labelled.label_map == value).any():
-                labelled.label_map[plain == value] = value
+        give_back(labelled.label_map, _label(maps, relative, constants).label_map, maps.classes + 1)
     return labelled
+
+
+def give_back(label_map: np.ndarray, other: np.ndarray, values: Iterable[int]) -> None:
+    """Give each class that has no pixel in a label map those that it has in another one; changes the first."""
+    for value in values:
+        if not (label_map == value).any():
+            label_map[other == value] = value
 
 
 def _shares(maps: ClassMaps, share: float) -> np.ndarray:

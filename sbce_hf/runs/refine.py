@@ -8,8 +8,9 @@ No mask is read here.
 """
 
 import time
+from pathlib import Path
 
-from ..config import IrnRefinementConfig, RunConfig, deciding
+from ..config import IrnRefinementConfig, LabellingConfig, RunConfig, deciding
 from ..data.preprocessing import Preprocessing
 from ..files import file_digest, weights_digest
 from ..inference.checkpoints import load_boundary_network, load_classifier
@@ -67,6 +68,27 @@ def create_network(config: RunConfig, section: IrnRefinementConfig) -> IrnModel:
     return model
 
 
+def load_walk(
+    run_dir: Path, section: IrnRefinementConfig, labelling: LabellingConfig
+) -> tuple[WalkMethod, dict[str, str]]:
+    """The walk with a run's trained boundary network, and the hash of each network that it asks.
+
+    Args:
+        run_dir: of the run.
+        section: of its recipe.
+        labelling: views of stage 0's look for objects, and the CRF.
+    """
+    boundaries, first, objects = run_dir / IRN / "model", run_dir / BCE / "model", None
+    network = load_boundary_network(boundaries)
+    asked = {"boundaries": boundaries}
+    if section.object_weight:
+        looking = load_classifier(first)
+        objects = ObjectMap(looking, labelling, Preprocessing.of(looking.config))
+        asked["objects"] = first
+    walk = WalkMethod(network, section, labelling.crf, Preprocessing.of(network.config), objects)
+    return walk, {name: file_digest(folder / "model.safetensors") for name, folder in asked.items()}
+
+
 def refine(bench: Bench, stage: Stage) -> None:
     """Find seeds, train the boundary network, label every image again; each part is done once."""
     config, folder = bench.config, bench.run_dir / stage.name
@@ -89,23 +111,16 @@ def refine(bench: Bench, stage: Stage) -> None:
         network, bench.images, seeds, section.training, output_dir=folder, seed=config.seed, inputs=start
     )
     started = time.perf_counter()
-    model = load_boundary_network(fitted.model_dir)
-    walk = {key: value for key, value in deciding(section).items() if key in WALK}
-    inputs = {"walk": walk, "boundaries": file_digest(fitted.model_dir / "model.safetensors")}
-    objects = None
-    if section.object_weight:
-        first = bench.run_dir / BCE / "model"
-        looking = load_classifier(first)
-        objects = ObjectMap(looking, labelling, Preprocessing.of(looking.config))
-        inputs["objects"] = file_digest(first / "model.safetensors")
+    walk, made_from = load_walk(bench.run_dir, section, labelling)
+    settings = {key: value for key, value in deciding(section).items() if key in WALK}
     summary = label_with_checkpoint(
         classifier,
         bench.images,
         labelling,
         folder / "labels",
         strict,
-        method=WalkMethod(model, section, labelling.crf, Preprocessing.of(model.config), objects),
-        inputs=inputs,
+        method=walk,
+        inputs={"walk": settings, **made_from},
         looked=looked,
     )
     bench.process.wait_for_everyone()

@@ -1,9 +1,8 @@
-"""One set of label maps from several runs that differ in their seed, better than that of any of them.
+"""One set of label maps from several runs that differ in their seed: DIR/together_0-2 from DIR/seed0 to seed2.
 
-DIR/seed0, seed1, ...      the runs, each with a refinement by IRN
-DIR/together/labels/       the mean of their walks, before and after the CRF
-DIR/together/overlays/     the photos under them
-DIR/together/scores.json   where there are masks, which nothing else reads
+labels/       the mean of their walks, before and after the CRF
+overlays/     the photos under them
+scores.json   where there are masks, which nothing else reads
 """
 
 from collections.abc import Sequence
@@ -18,18 +17,17 @@ from ..data import TaggedImages, load_images
 from ..data.preprocessing import Preprocessing
 from ..evaluation.quality import StageQuality, stage_quality
 from ..evaluation.scores import ScoreRow
-from ..files import digest, file_digest, write_json
-from ..inference.checkpoints import load_boundary_network, load_classifier
+from ..files import digest, write_json
+from ..inference.checkpoints import load_classifier
 from ..inference.classifier import label_images
-from ..inference.irn import ObjectMap, WalkMethod
 from ..inference.together import Member, TogetherMethod
 from ..labels.store import LabelStore
 from ..processes import alone_in, share_of
 from ..training.device import use_cpu
 from .layout import OVERLAYS
 from .overlays import draw_overlays
-from .refine import IRN
-from .settings import BCE, labelling_of
+from .refine import load_walk
+from .settings import labelling_of
 from .stages import classifier_of, stages_of
 from .usual import made_from_checkpoint, usual_of
 
@@ -94,19 +92,11 @@ def _member(config: RunConfig, run_dir: Path, images: TaggedImages) -> tuple[Mem
     section, labelling = config.irn, labelling_of(config, config.rounds)
     assert section is not None
     stage = run_dir / classifier_of(stages_of(config)).name
-    first, boundaries = run_dir / BCE / "model", run_dir / IRN / "model"
     classifier = load_classifier(stage / "model")
     key = made_from_checkpoint(stage / "model", classifier, images, labelling)
     usual = usual_of(classifier, images, labelling, [stage / "labels"], key)
-    network, objects = load_boundary_network(boundaries), None
-    if section.object_weight:
-        looking = load_classifier(first)
-        objects = ObjectMap(looking, labelling, Preprocessing.of(looking.config))
-    walk = WalkMethod(network, section, labelling.crf, Preprocessing.of(network.config), objects)
-    weights = {"boundaries": boundaries, "objects": first}
-    return Member(classifier, walk, usual), key | {
-        name: file_digest(folder / "model.safetensors") for name, folder in weights.items()
-    }
+    walk, asked = load_walk(run_dir, section, labelling)
+    return Member(classifier, walk, usual), key | asked
 
 
 def _score(config: RunConfig, stores: Sequence[LabelStore], process: PartialState) -> list[ScoreRow]:
