@@ -8,8 +8,13 @@ if TYPE_CHECKING:
     from ..runs.planned import Plan
 
 
-def render_plan(plan: "Plan") -> str:
-    """The plan as text for a terminal."""
+def render_plan(plan: "Plan", seeds: int | None = None) -> str:
+    """The plan as text for a terminal.
+
+    Args:
+        plan: of one run.
+        seeds: how many runs there are to be; `None` for a run by itself.
+    """
     from ..evaluation.tag_counts import count_tags, tag_concerns
     from ..runs.provenance import hardware
 
@@ -35,7 +40,7 @@ def render_plan(plan: "Plan") -> str:
         *stage_table(plan),
         "",
         "memory: estimated for one process, in GiB: weights, gradients, optimiser, activations",
-        *time_lines(plan),
+        *time_lines(plan, seeds),
     ]
     if plan.problems:
         lines += ["", f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}:"]
@@ -43,16 +48,24 @@ def render_plan(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def time_lines(plan: "Plan") -> list[str]:
-    """The run's duration in words, and what would shorten it; nothing where it could not be measured."""
+def time_lines(plan: "Plan", seeds: int | None = None) -> list[str]:
+    """The run's duration in words, and what would shorten it; nothing where it could not be measured.
+
+    Args:
+        plan: of one run.
+        seeds: see [`render_plan`].
+    """
     from ..training.device import computes_bfloat16
 
     known = [stage.seconds for stage in plan.stages if stage.seconds is not None]
     if not known:
         return []
     others = "".join(f", {name} {duration(seconds)}" for name, seconds in plan.others.items())
-    total = duration(sum(known) + sum(plan.others.values()))
-    lines = [f"time: about {total} on this machine as it is now, training and labelling{others}; without scores"]
+    total = sum(known) + sum(plan.others.values())
+    once = f"time: about {duration(total)} on this machine as it is now, training and labelling{others}"
+    lines = [f"{once}; without scores"]
+    if seeds is not None and seeds > 1:
+        lines.append(f"      {seeds} seeds one after another: about {duration(seeds * total)}")
     if computes_bfloat16() and any(stage.training.mixed_precision == "no" for stage in plan.stages):
         lines.append("      it computes in bfloat16, too: up to twice as fast with --set mixed_precision=auto")
     return lines

@@ -37,6 +37,8 @@ def add(commands: Any) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds: got {options.seeds}, expected at least 1")
     return _plan(options) if options.dry_run else _run(options)
 
 
@@ -50,7 +52,7 @@ def _plan(options: argparse.Namespace) -> int:
     from ..runs.plan import make_plan
 
     plan = make_plan(config, run_dir_of(options, config))
-    say(render_plan(plan))
+    say(render_plan(plan, options.seeds))
     return 1 if plan.problems else 0
 
 
@@ -65,8 +67,6 @@ def run_dir_of(options: argparse.Namespace, config: "RunConfig") -> Path:
 
 def _run(options: argparse.Namespace) -> int:
     config = config_from(options)
-    if options.seeds is not None and options.seeds < 1:
-        raise UserError(f"--seeds: got {options.seeds}, expected at least 1")
 
     from ..runs.early import check_run
 

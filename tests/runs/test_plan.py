@@ -12,6 +12,7 @@ from sbce_hf.runs.plan import make_plan
 from sbce_hf.runs.run import open_bench
 from sbce_hf.runs.stage import keys_of, write_record
 from sbce_hf.runs.stages import stages_of
+from sbce_hf.text import duration
 from sbce_hf.training.classifier import create_classifier
 from sbce_hf.training.memory import estimate_memory
 
@@ -58,6 +59,12 @@ def test_plan_tells_how_long_each_stage_takes(plan, tiny_recipe, tmp_path, monke
     longer = make_plan(load_recipe(str(tiny_recipe), refined), tmp_path / "run")
     assert longer.problems == () and [stage.name for stage in longer.stages[3:]] == ["irn", "segmenter/adaptive"]
     assert all(stage.seconds > 0 for stage in longer.stages)
+
+
+def test_the_time_of_several_seeds_is_told(plan):
+    seconds = sum(stage.seconds for stage in plan.stages) + sum(plan.others.values())
+    assert f"3 seeds one after another: about {duration(3 * seconds)}" in render_plan(plan, seeds=3)
+    assert render_plan(plan, seeds=1) == render_plan(plan)
 
 
 @pytest.mark.parametrize("has", [True, False])
