@@ -46,6 +46,7 @@ RECIPE = {
     "labelling": {
         "rule": "peak",
         "confidence_weight": 0.5,
+        "object_weight": 2.0,
         "scales": [1.0],
         "batch_size": 4,
         "crf_workers": 1,

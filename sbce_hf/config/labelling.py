@@ -75,6 +75,10 @@ class LabellingConfig(Checked):
         confidence_weight: how much the `"peak"` rule listens to how sure the network is. Each threshold is divided by
             this power of the class's confidence in the photo, in units of its median over photos, at most by 3 either
             way; 0 takes the same share of every peak.
+        object_weight: how much the `"peak"` rule holds back a class that floods the ground. Each threshold is divided
+            by this power of the share of the class's area that lies on objects of whatever class, as stage 0's
+            features see them, in the median over photos and in units of 0.9, by at least 0.5 and at most 1; 0 does not
+            look. Only in a run, or with a checkpoint that lies in one.
         image_size: side to which images are resized before the scales, as in training; `None` keeps their own size.
         scales: sizes of the views relative to the image.
         flip: add each view's mirror image.
@@ -101,6 +105,7 @@ class LabellingConfig(Checked):
     object_min_kept: float = number(0.2, at_least=0, below=1)
     peak_share: float = number(0.35, above=0, below=1)
     confidence_weight: float = added(before=0.0, default=0.0, at_least=0)
+    object_weight: float = added(before=0.0, default=0.0, at_least=0)
     image_size: int | None = number(None, at_least=32, limit=MAX_SIDE)
     scales: tuple[float, ...] = view_scales((1.0, 0.5, 1.5, 2.0))
     flip: bool = True

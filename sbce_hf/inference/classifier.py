@@ -1,6 +1,6 @@
 """A checkpoint and images in, stores of label maps out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..data.preprocessing import IMAGENET, Preprocessing
 from ..data.schema import TaggedImages
 from ..models.configuration_checks import label_names
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
-from ..postprocess.confidence import confidence_of, with_confidence
+from ..postprocess.confidence import Usual, confidence_of, share_on_objects, with_confidence
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Method, RuleMethod
 from ..postprocess.rules import SOFT_RANGE, ClassMaps, with_thresholds
@@ -22,13 +22,13 @@ from ..progress import LABELLING, tracked
 from .views import iterate_class_maps
 from .writing import LabelledImage, LabelSummary, groups_of, read_images, write_stores
 
-# Photos of each class that say how sure a network usually is of it; with 8, too, labels are as good as with all.
+# Photos of each class that say what its maps are usually like; labels are as good as with all of them.
 PHOTOS_PER_CLASS = 12
 
 
 def listens(config: LabellingConfig) -> bool:
-    """Whether label maps depend on how sure the network usually is of each class."""
-    return config.rule == "peak" and config.confidence_weight > 0
+    """Whether label maps depend on what class maps of the network are usually like."""
+    return config.rule == "peak" and (config.confidence_weight > 0 or config.object_weight > 0)
 
 
 def positions_to_look_at(images: TaggedImages, config: LabellingConfig) -> list[int]:
@@ -40,26 +40,31 @@ def positions_to_look_at(images: TaggedImages, config: LabellingConfig) -> list[
     return np.flatnonzero(wanted.any(axis=1)).tolist()
 
 
-def usual_confidence(
+def look_for_usual(
     model: SpatialBceForImageClassification,
     images: TaggedImages,
     config: LabellingConfig,
     preprocessing: Preprocessing = IMAGENET,
+    objects: Callable[[np.ndarray], np.ndarray] | None = None,
     shown: bool = True,
-) -> dict[int, float]:
-    """How sure the network usually is of each class: the median over some photos of [`confidence_of`].
+) -> Usual:
+    """What class maps of a network are usually like: medians over some photos.
 
     Args:
         model: a trained classifier, on its device. Left in evaluation mode.
         images: of which [`positions_to_look_at`] are looked at; what cannot be read is left out.
         config: views, and what the known classes are.
         preprocessing: of the photos.
+        objects: for `config.object_weight`: an [`ObjectMap`], or what answers like one.
         shown: with a progress bar.
 
-    Returns:
-        By class, those that no photo has left out.
+    Raises:
+        ValueError: `config.object_weight` without `objects`.
     """
-    found: dict[int, list[float]] = {}
+    if config.object_weight and objects is None:
+        raise ValueError(f"labelling.object_weight: got {config.object_weight}, but nothing that looks for objects")
+    sure: dict[int, list[float]] = {}
+    placed: dict[int, list[float]] = {}
     positions, labels = positions_to_look_at(images, config), images.label_matrix()
     groups = groups_of(len(positions), config.batch_size)
     for group in tracked(groups, "looking at what is usual", len(groups), unit="batches", shown=shown):
@@ -69,22 +74,32 @@ def usual_confidence(
         seen = iterate_class_maps(
             model, list(photos.values()), labels[list(photos)], config, preprocessing=preprocessing
         )
-        for maps in seen:
-            for index, value in zip(maps.classes.tolist(), confidence_of(maps).tolist(), strict=True):
-                found.setdefault(index, []).append(value)
+        for photo, maps in zip(photos.values(), seen, strict=True):
+            _add(sure, maps, confidence_of(maps))
+            if config.object_weight and objects is not None and len(maps.classes):
+                _add(placed, maps, share_on_objects(maps, objects(np.asarray(photo)), config.peak_share))
+    return Usual(_medians(sure), _medians(placed))
+
+
+def _add(found: dict[int, list[float]], maps: ClassMaps, values: np.ndarray) -> None:
+    for index, value in zip(maps.classes.tolist(), values.tolist(), strict=True):
+        found.setdefault(index, []).append(value)
+
+
+def _medians(found: dict[int, list[float]]) -> dict[int, float]:
     return {index: float(np.median(values)) for index, values in sorted(found.items())}
 
 
-def to_refine(maps: ClassMaps, config: LabellingConfig, usual: Mapping[int, float] | None) -> ClassMaps:
+def to_refine(maps: ClassMaps, config: LabellingConfig, usual: Usual | None) -> ClassMaps:
     """Class maps with what a [`Method`] goes on from: the rule's thresholds, whichever rule that is, and confidence.
 
     Args:
         maps: of one image, as they come from the network.
-        config: rule and `confidence_weight`.
-        usual: see [`label_images`]; `None` for no confidence.
+        config: rule, `confidence_weight` and `object_weight`.
+        usual: see [`label_images`]; `None` if [`listens`] says no.
     """
     if usual is not None:
-        maps = with_confidence(maps, usual, config.confidence_weight)
+        maps = with_confidence(maps, usual, config)
     return with_thresholds(config.rule, maps, config.peak_share)
 
 
@@ -100,7 +115,7 @@ def label_images(
     strict: bool = False,
     share: Share = ALL,
     preprocessing: Preprocessing = IMAGENET,
-    usual: Mapping[int, float] | None = None,
+    usual: Usual | None = None,
 ) -> LabelSummary:
     """Label every image: views, threshold rule or another method, and meanwhile the dense CRF.
 
@@ -119,14 +134,15 @@ def label_images(
         strict: raise at an unreadable image instead of skipping and listing it.
         share: this process's.
         preprocessing: of the photos; the image processor's.
-        usual: for `config.confidence_weight`, as from [`usual_confidence`], which is asked if it is `None`.
+        usual: for `config.confidence_weight` and `object_weight`, as from [`look_for_usual`], which is asked if it is
+            `None`; it has to be given for `object_weight`.
 
     Returns:
         [`LabelSummary`].
 
     Raises:
         ValueError: the model's classes are not the images', the stores were made from something else, an unreadable
-            image if `strict`, or class maps that are not finite.
+            image if `strict`, class maps that are not finite, or `object_weight` without `usual`.
         OSError: a store cannot be written.
         RuntimeError: a CRF process died.
 
@@ -148,7 +164,7 @@ def label_images(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     ids, labels = images.image_ids, images.label_matrix()
     if listens(config) and usual is None:
-        usual = usual_confidence(model, images, config, preprocessing, shown=share.rank == 0)
+        usual = look_for_usual(model, images, config, preprocessing, shown=share.rank == 0)
 
     def label(group: Sequence[int], photos: Sequence[Image.Image], crf: CrfPool | None) -> Iterator[LabelledImage]:
         names = [ids[i] for i in group]

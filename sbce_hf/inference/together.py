@@ -12,6 +12,7 @@ from ..config import CrfConfig, LabellingConfig
 from ..data.preprocessing import Preprocessing
 from ..labels.variants import variants
 from ..models.modeling_spatial_bce import SpatialBceForImageClassification
+from ..postprocess.confidence import Usual
 from ..postprocess.crf_pool import CrfPool
 from ..postprocess.methods import Answer, then_crf
 from ..postprocess.rules import ClassMaps, give_back, sigmoid
@@ -19,7 +20,8 @@ from .classifier import to_refine
 from .irn import WalkMethod, winners_of
 from .views import class_maps
 
-# Below it a geometric mean would be that of the one that is 0.
+# Below this share of the constant a run has nothing to say for a class; one that says 0 would decide for all.
+_FLOOR = 0.1
 _TINY = 1e-6
 
 
@@ -30,12 +32,12 @@ class Member:
     Args:
         model: the last round's classifier, on its device.
         walk: of the run.
-        usual: how sure the classifier usually is of each class; see [`usual_confidence`].
+        usual: what the classifier's class maps are usually like; see [`look_for_usual`].
     """
 
     model: SpatialBceForImageClassification
     walk: WalkMethod
-    usual: Mapping[int, float] | None
+    usual: Usual | None
 
 
 class TogetherMethod:
@@ -67,7 +69,8 @@ class TogetherMethod:
             walks = [member.walk.arrive(image, own) for member, own in zip(self.members, each, strict=True)]
             found, boundaries = (torch.stack(values) for values in zip(*walks, strict=True))
             boundaries = boundaries.mean(dim=0)
-            geometric = found.clamp(min=_TINY).log().mean(dim=0).exp()
+            floor = _FLOOR * first.walk.config.background_threshold
+            geometric = found.clamp(min=floor).log().mean(dim=0).exp()
             winners = winners_of(geometric, boundaries, first.walk.config)
             # Where they do not agree on a place for a class, each of them may be right: the mean, as high as they are.
             mean = found.mean(dim=0)

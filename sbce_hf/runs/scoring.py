@@ -120,6 +120,8 @@ def _rule(stage: Stage, store: LabelStore, config: RunConfig) -> str:
         rule = plain[labelling["rule"]]
         if labelling["rule"] == "peak" and labelling.get("confidence_weight"):
             rule += f", confidence {labelling['confidence_weight']:g}"
+        if labelling["rule"] == "peak" and labelling.get("object_weight"):
+            rule += f", objects {labelling['object_weight']:g}"
     else:
         # The walk starts from the adaptive thresholds, whichever of their rules it is.
         rule = "adaptive (paper)" if stage.kind == "refinement" else f"adaptive ({labelling['rule']})"

@@ -70,7 +70,7 @@ def label_with_checkpoint(
     model, process = load_classifier(model_dir), PartialState(cpu=use_cpu())
     made_from = made_from_checkpoint(model_dir, model, images, labelling)
     folders = [folder for folder in (output_dir, looked) if folder is not None]
-    usual = usual_of(model, images, labelling, folders, made_from)
+    usual = usual_of(model_dir, model, images, labelling, folders, made_from)
     return label_images(
         model,
         images,
@@ -96,7 +96,8 @@ def label_split(config: RunConfig, checkpoint: str | Path, output_dir: Path, spl
         split: by default the train split.
 
     Raises:
-        UserError: saliency maps that are missing or cannot be used; see [`check_saliency_maps`].
+        UserError: saliency maps that are missing or cannot be used; see [`check_saliency_maps`]. Or a rule that asks
+            for stage 0's network, and the checkpoint does not lie in a run.
     """
     model_dir, labelling, section = local_checkpoint(checkpoint), config.labelling, config.saliency
     split = split or config.data.train_split

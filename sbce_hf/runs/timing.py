@@ -84,7 +84,8 @@ def stage_seconds(
             each = once(repr(labelling), clock.labelling, classifier, labelling)
             seconds = len(images) / processes * each
             if listens(labelling):
-                seconds += len(positions_to_look_at(images, labelling)) * clock.maps(classifier, labelling)[1]
+                looks = 2 if labelling.object_weight else 1
+                seconds += looks * len(positions_to_look_at(images, labelling)) * clock.maps(classifier, labelling)[1]
             parts.append((LABELLING, seconds))
         elif stage.kind == "yardstick":
             each = clock.scanning(classifier, replace(labelling_of(config, 0), rule="fixed"))

@@ -94,7 +94,7 @@ def _member(config: RunConfig, run_dir: Path, images: TaggedImages) -> tuple[Mem
     stage = run_dir / classifier_of(stages_of(config)).name
     classifier = load_classifier(stage / "model")
     key = made_from_checkpoint(stage / "model", classifier, images, labelling)
-    usual = usual_of(classifier, images, labelling, [stage / "labels"], key)
+    usual = usual_of(stage / "model", classifier, images, labelling, [stage / "labels"], key)
     walk, asked = load_walk(run_dir, section, labelling)
     return Member(classifier, walk, usual), key | asked
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sbce_hf.config import IrnRefinementConfig, LabellingConfig
-from sbce_hf.inference.classifier import to_refine, usual_confidence
+from sbce_hf.inference.classifier import look_for_usual, to_refine
 from sbce_hf.inference.irn import WalkMethod
 from sbce_hf.inference.together import Member, TogetherMethod
 from sbce_hf.inference.views import class_maps
@@ -21,7 +21,7 @@ LABELS = [(0,), (1, 2), (), (0, 1, 2)]
 def member(model, images, seed):
     torch.manual_seed(seed)
     network = IrnModel(IrnConfig(trunk="test_resnet", side_channels=4))
-    return Member(model, WalkMethod(network, SECTION, None), usual_confidence(model, images, LABELLING))
+    return Member(model, WalkMethod(network, SECTION, None), look_for_usual(model, images, LABELLING))
 
 
 def answers(method, model, images, usual):
@@ -52,7 +52,7 @@ def test_each_run_has_a_say(tiny_model, images):
     members = [member(tiny_model, images, seed) for seed in (0, 1)]
     # Of another opinion, and not sure of it.
     other = tiny_model.__class__(tiny_model.config).eval()
-    members[1] = replace(members[1], model=other, usual=usual_confidence(other, images, LABELLING))
+    members[1] = replace(members[1], model=other, usual=look_for_usual(other, images, LABELLING))
     together = answers(TogetherMethod(members, LABELLING, None), tiny_model, images, members[0].usual)
     alone = [
         answers(one.walk, model, images, one.usual) for one, model in zip(members, (tiny_model, other), strict=True)
@@ -76,15 +76,19 @@ class Arrives:
         return arrived, torch.zeros(8, 8)
 
 
-def test_a_class_on_whose_place_runs_do_not_agree_is_not_lost(tiny_model):
+def test_two_of_three_runs_decide_and_a_class_on_whose_place_none_agree_is_not_lost(tiny_model):
     photo = np.zeros((32, 32, 3), np.uint8)
     maps = class_maps(tiny_model, [Image.fromarray(photo)], np.array([[1, 0, 0]]), LABELLING)[0]
-    for second, expected in ((slice(0, 8), slice(0, 8)), (slice(20, 32), None), (slice(4, 16), slice(4, 8))):
-        # A third one, which is like the first, is outvoted nowhere.
-        members = [Member(tiny_model, Arrives(rows), None) for rows in (slice(0, 8), second, slice(0, 8))]
+    first, last, middle = slice(0, 8), slice(20, 32), slice(10, 14)
+    for places, expected in (
+        ((first, last, first), (first,)),
+        ((first, slice(4, 16), slice(6, 12)), (slice(4, 12),)),
+        ((first, last, middle), (first, last, middle)),
+    ):
+        members = [Member(tiny_model, Arrives(rows), None) for rows in places]
         label_map = TogetherMethod(members, LABELLING, None)(photo, maps, None).label_maps[0]()
         rows = np.zeros((32, 32), bool)
-        for there in [slice(0, 8), second] if expected is None else [expected]:
+        for there in expected:
             rows[there] = True
         assert ((label_map == 1) == rows).all()
 

@@ -4,8 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sbce_hf.postprocess.confidence import MOST, confidence_of, with_confidence
+from sbce_hf.config import LabellingConfig
+from sbce_hf.postprocess.confidence import (
+    MOST,
+    MOST_RAISED,
+    ON_OBJECTS,
+    Usual,
+    confidence_of,
+    share_on_objects,
+    with_confidence,
+)
 from sbce_hf.postprocess.rules import ClassMaps, label_paper, label_peak, with_thresholds
+
+HALF = LabellingConfig(rule="peak", confidence_weight=0.5)
 
 
 def maps_of(*peaks, size=60):
@@ -25,16 +36,40 @@ def test_confidence_grows_where_the_probability_has_saturated():
 def test_what_is_usual_changes_nothing_and_what_is_not_is_bounded():
     maps = maps_of(-2.0, 1.0, 5.0)
     usual = dict(enumerate(confidence_of(maps)))
-    assert with_confidence(maps, usual, 0.5).confidence.tolist() == [1.0, 1.0, 1.0]
-    assert with_confidence(maps, {}, 0.5).confidence.tolist() == [1.0, 1.0, 1.0]
-    found = with_confidence(maps, {0: 4 * usual[0], 1: usual[1] / 4, 2: 1e9}, 0.5).confidence
+    assert with_confidence(maps, Usual(usual), HALF).confidence.tolist() == [1.0, 1.0, 1.0]
+    assert with_confidence(maps, Usual(), HALF).confidence.tolist() == [1.0, 1.0, 1.0]
+    found = with_confidence(maps, Usual({0: 4 * usual[0], 1: usual[1] / 4, 2: 1e9}), HALF).confidence
     assert found == pytest.approx([0.5, 2.0, 1 / MOST])
-    assert with_confidence(maps, {0: 4 * usual[0]}, 0.0).confidence[0] == 1
+    deaf = LabellingConfig(rule="peak", confidence_weight=0.0)
+    assert with_confidence(maps, Usual({0: 4 * usual[0]}), deaf).confidence[0] == 1
+
+
+def test_a_class_that_usually_reaches_beyond_objects_is_held_back():
+    maps = maps_of(1.0, 1.0, 1.0, 1.0)
+    usual = Usual(dict(enumerate(confidence_of(maps))), {0: 0.8 * ON_OBJECTS, 1: 1.0, 2: 0.01})
+    weighed = replace(HALF, object_weight=2.0)
+    assert with_confidence(maps, usual, weighed).confidence == pytest.approx([0.64, 1, 1 / MOST_RAISED, 1])
+    assert with_confidence(maps, usual, HALF).confidence.tolist() == [1.0] * 4
+    # Both say something.
+    surer = replace(usual, confidence={0: confidence_of(maps)[0] / 4})
+    assert with_confidence(maps, surer, weighed).confidence[0] == pytest.approx(2 * 0.64)
+
+
+def test_the_share_on_objects_is_that_of_what_passes_the_constant():
+    maps = maps_of(1.0, -3.0, 20.0)
+    objects = np.zeros((60, 60), np.float32)
+    objects[:, :10] = 1.5
+    own = maps.probabilities / maps.probabilities[:, :1, :1] > 0.35
+    expected = np.minimum(own.sum(axis=(1, 2)), 600) / own.sum(axis=(1, 2))
+    found = share_on_objects(maps, objects, 0.35)
+    assert found == pytest.approx(expected) and 0 < found[2] < found[1] <= 1
+    assert share_on_objects(maps, objects + 2, 0.35).tolist() == [1, 1, 1]
+    assert share_on_objects(maps, np.ones_like(objects), 0.35).tolist() == [0, 0, 0]
 
 
 def test_a_map_of_no_confidence_at_all():
     with np.errstate(all="raise", under="ignore"):
-        found = with_confidence(maps_of(-2000.0, -2000.0), {0: 1.0, 1: 0.0}, 0.5).confidence
+        found = with_confidence(maps_of(-2000.0, -2000.0), Usual({0: 1.0, 1: 0.0}), HALF).confidence
     assert found == pytest.approx([1 / MOST, 1.0])
 
 

@@ -1,6 +1,7 @@
 """What a network usually says of a class is looked for once for each checkpoint, and kept."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -37,8 +38,8 @@ def test_it_is_taken_up_where_all_is_the_same_and_only_there(model_dir, images, 
     assert set(kept["classes"]) == set(images.class_names) and all(value > 0 for value in kept["classes"].values())
 
     looks = []
-    look = usual.usual_confidence
-    monkeypatch.setattr(usual, "usual_confidence", lambda *arguments: looks.append(1) or look(*arguments))
+    look = usual.look_for_usual
+    monkeypatch.setattr(usual, "look_for_usual", lambda *arguments: looks.append(1) or look(*arguments))
     label_with_checkpoint(model_dir, images, LABELLING, tmp_path / "b", looked=tmp_path / "a")
     assert not looks and not (tmp_path / "b" / CONFIDENCE).exists()
     first, second = (LabelStore(tmp_path / name / "peak") for name in "ab")
@@ -63,10 +64,36 @@ def test_a_damaged_file_is_named(model_dir, images, tmp_path, content):
         label_with_checkpoint(model_dir, images, LABELLING, tmp_path)
 
 
+def test_objects_are_stage_0s(model_dir, images, tmp_path):
+    labelling, run_dir = replace(LABELLING, confidence_weight=0.0, object_weight=2.0), tmp_path / "run"
+    checkpoint = run_dir / "round_1" / "model"
+    shutil.copytree(model_dir, checkpoint)
+    with pytest.raises(
+        UserError, match=r"labelling\.object_weight: got 2, .*stage 0.*set labelling\.object_weight to 0"
+    ):
+        label_with_checkpoint(checkpoint, images, labelling, tmp_path / "a")
+
+    first = run_dir / "bce" / "model"
+    shutil.copytree(model_dir, first)
+    label_with_checkpoint(checkpoint, images, labelling, tmp_path / "a")
+    kept = read_json(tmp_path / "a" / CONFIDENCE)
+    assert set(kept["on_objects"]) == set(images.class_names)
+    assert all(0 <= value <= 1 for value in kept["on_objects"].values())
+    label_with_checkpoint(checkpoint, images, labelling, tmp_path / "a")
+    assert read_json(tmp_path / "a" / CONFIDENCE) == kept
+
+    # Another stage 0 sees other objects, and label maps that depend on it are not continued.
+    create_classifier({"trunk": "test_resnet"}, images.class_names, seed=5).save_pretrained(first)
+    label_with_checkpoint(checkpoint, images, labelling, tmp_path / "b", looked=tmp_path / "a")
+    assert read_json(tmp_path / "b" / CONFIDENCE)["on_objects"] != kept["on_objects"]
+    with pytest.raises(ValueError, match="another checkpoint, other options"):
+        label_with_checkpoint(checkpoint, images, labelling, tmp_path / "a")
+
+
 def test_a_run_looks_once_a_round(tiny_recipe, tmp_path):
     settings = {
         "rounds": 1,
-        "labelling": {"rule": "peak", "confidence_weight": 0.5, "crf": None},
+        "labelling": {"rule": "peak", "confidence_weight": 0.5, "object_weight": 2.0, "crf": None},
         "irn": {
             "model": {"trunk": "test_resnet", "side_channels": 8, "radius": 4},
             "training": {"epochs": 1, "batch_size": 4, "crop_size": 48, "num_workers": 0},
@@ -75,6 +102,6 @@ def test_a_run_looks_once_a_round(tiny_recipe, tmp_path):
     summary = run(load_recipe(str(tiny_recipe), settings), tmp_path)
     # Stage 0 has a rule of its own; the refinement's network for class maps is the round's.
     assert [path.parent.parent.name for path in tmp_path.rglob(CONFIDENCE)] == ["round_1"]
-    assert "confidence 0.5" in next(row.rule for row in summary.scores if row.stage == "round_1")
-    kept = json.loads((tmp_path / "round_1" / "labels" / CONFIDENCE).read_text())["classes"]
-    assert len(kept) == 4 and LabelStore(summary.label_maps).complete
+    assert "confidence 0.5, objects 2" in next(row.rule for row in summary.scores if row.stage == "round_1")
+    kept = json.loads((tmp_path / "round_1" / "labels" / CONFIDENCE).read_text())
+    assert len(kept["classes"]) == len(kept["on_objects"]) == 4 and LabelStore(summary.label_maps).complete

@@ -23,7 +23,7 @@ IRN = {
 def arguments(tiny_recipe, tmp_path_factory):
     settings = yaml.safe_load(tiny_recipe.read_text())
     settings |= {"rounds": 1, "irn": IRN}
-    settings["labelling"] |= {"rule": "peak", "confidence_weight": 0.5}
+    settings["labelling"] |= {"rule": "peak", "confidence_weight": 0.5, "object_weight": 2.0}
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     return ["run", "--recipe", str(path), "--seeds", "2"]
