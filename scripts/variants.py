@@ -3,9 +3,9 @@
 python scripts/variants.py RUN [--stage round_2] [--every N] [--no-crf] --try KEY=VALUE [KEY=VALUE ...] [--try ...]
 
 Each `--try` is a row of the table, below the run as it is. Class maps, boundaries and objects are those of the run's
-own networks; every N-th photo of the training split that has a mask is labelled in memory, without the guard. Networks
-that have learned from other label maps may answer otherwise: what is better here has to be shown by whole runs. Masks
-only score, and what was chosen with them is no result on the same photos.
+own networks; every N-th photo of the split that the run scores, or else of its training split, is labelled in memory,
+without the guard. Networks that have learned from other label maps may answer otherwise: what is better here has to be
+shown by whole runs. Masks only score, and what was chosen with them is no result on the same photos.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Variant:
 def main() -> None:
     """Label, score, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", metavar="RUN", help="folder of a finished run whose training split has masks")
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--stage", metavar="NAME", help="a round, or irn; by default the last of them")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="label only every N-th photo")
     parser.add_argument("--no-crf", action="store_true", help="no row after the CRF")
@@ -80,14 +80,14 @@ def _table(run_dir: Path, stage_name: str | None, every: int, crf: bool, tries: 
     from sbce_hf.runs.stages import read_config
 
     config = read_config(run_dir)
-    images = load_images(config.data, config.data.train_split)
-    look = _Run(run_dir, config, images, stage_name)
+    split = config.data.score_split or config.data.train_split
+    images = load_images(config.data, split).with_masks()
+    look = _Run(run_dir, config, load_images(config.data, config.data.train_split), stage_name)
     variants = {AS_IT_IS: look.variant(config)}
     variants |= {" ".join(texts): look.variant(_changed(config, texts)) for texts in tries}
-    masked = set(images.with_masks().image_ids)
-    positions = [index for index, name in enumerate(images.image_ids) if name in masked][::every]
+    positions = range(0, len(images), every)
     if not positions:
-        raise UserError(f"{run_dir}: no photo of split {config.data.train_split!r} has a mask to score on")
+        raise UserError(f"{run_dir}: no photo of split {split!r} has a mask to score on")
     labels, tags = images.label_matrix(), 0
     for index in tracked(positions, "labelling", len(positions), unit="images"):
         photo, truth = images.image(index), images.mask(index)
