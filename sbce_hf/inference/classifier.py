@@ -62,7 +62,10 @@ def look_for_usual(
         ValueError: `config.object_weight` without `objects`.
     """
     if config.object_weight and objects is None:
-        raise ValueError(f"labelling.object_weight: got {config.object_weight}, but nothing that looks for objects")
+        raise ValueError(
+            f"labelling.object_weight: got {config.object_weight:g}, but nothing that looks for objects: pass an "
+            "ObjectMap of stage 0's network, or set labelling.object_weight to 0"
+        )
     sure: dict[int, list[float]] = {}
     placed: dict[int, list[float]] = {}
     positions, labels = positions_to_look_at(images, config), images.label_matrix()

@@ -79,7 +79,7 @@ def usual_of(
 
 def _first_of(model_dir: Path, labelling: LabellingConfig) -> Path:
     """Stage 0's network in the run that a checkpoint lies in."""
-    first = model_dir.parent.parent / BCE / "model"
+    first = model_dir.absolute().parent.parent / BCE / "model"
     if not first.is_dir():
         raise UserError(
             f"labelling.object_weight: got {labelling.object_weight:g}, but the network of stage 0, whose features "

@@ -53,7 +53,7 @@ def test_where_classes_usually_lie_is_the_median_over_photos(tiny_model, make_im
 
 
 def test_objects_cannot_be_told_without_who_tells_them(tiny_model, make_images, tmp_path):
-    with pytest.raises(ValueError, match=r"labelling\.object_weight: got 2\.0, but nothing that looks for objects"):
+    with pytest.raises(ValueError, match=r"labelling\.object_weight: got 2, but nothing that looks for objects"):
         label_images(tiny_model, make_images(LABELS), replace(CONFIG, object_weight=2.0), output_dir=tmp_path, key="k")
 
 
