@@ -10,7 +10,7 @@ shown by whole runs. Masks only score, and what was chosen with them is no resul
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,8 +137,7 @@ class _Run:
         self.model = load_classifier(run_dir / classifier / "model")
         self.preprocessing = Preprocessing.of(self.model.config)
         self.labelling = labelling_of(config, self.number)
-        first = load_classifier(run_dir / BCE / "model")
-        self.objects = _Once(ObjectMap(first, self.labelling, Preprocessing.of(first.config)))
+        self.objects = _Once(ObjectMap(load_classifier(run_dir / BCE / "model"), self.labelling))
         self._usual: dict[float, Any] = {}
 
     def variant(self, config: "RunConfig") -> Variant:
@@ -163,9 +162,8 @@ class _Run:
         if not listens(labelling):
             return None
         if labelling.peak_share not in self._usual:
-            asked = replace(labelling, object_weight=1.0)
             self._usual[labelling.peak_share] = look_for_usual(
-                self.model, self.images, asked, self.preprocessing, self.objects
+                self.model, self.images, labelling, self.preprocessing, self.objects
             )
         return self._usual[labelling.peak_share]
 

@@ -79,7 +79,7 @@ def look_for_usual(
         )
         for photo, maps in zip(photos.values(), seen, strict=True):
             _add(sure, maps, confidence_of(maps))
-            if config.object_weight and objects is not None and len(maps.classes):
+            if objects is not None and len(maps.classes):
                 _add(placed, maps, share_on_objects(maps, objects(np.asarray(photo)), config.peak_share))
     return Usual(_medians(sure), _medians(placed))
 

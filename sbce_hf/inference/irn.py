@@ -43,16 +43,10 @@ class ObjectMap:
     Args:
         model: a classifier, on its device. Left in evaluation mode.
         config: views of the photo.
-        preprocessing: of the photos.
     """
 
-    def __init__(
-        self,
-        model: SpatialBceForImageClassification,
-        config: LabellingConfig,
-        preprocessing: Preprocessing = IMAGENET,
-    ) -> None:
-        self.model, self.config, self.preprocessing = model, config, preprocessing
+    def __init__(self, model: SpatialBceForImageClassification, config: LabellingConfig) -> None:
+        self.model, self.config, self.preprocessing = model, config, Preprocessing.of(model.config)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Length of the features in Otsu's thresholds of the photo.

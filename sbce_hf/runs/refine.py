@@ -82,8 +82,7 @@ def load_walk(
     network = load_boundary_network(boundaries)
     asked = {"boundaries": boundaries}
     if section.object_weight:
-        looking = load_classifier(first)
-        objects = ObjectMap(looking, labelling, Preprocessing.of(looking.config))
+        objects = ObjectMap(load_classifier(first), labelling)
         asked["objects"] = first
     walk = WalkMethod(network, section, labelling.crf, Preprocessing.of(network.config), objects)
     return walk, {name: file_digest(folder / "model.safetensors") for name, folder in asked.items()}

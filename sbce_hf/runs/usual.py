@@ -63,8 +63,7 @@ def usual_of(
                 return Usual(**by_class)
         objects = None
         if labelling.object_weight:
-            first = load_classifier(_first_of(model_dir, labelling))
-            objects = ObjectMap(first, labelling, Preprocessing.of(first.config))
+            objects = ObjectMap(load_classifier(_first_of(model_dir, labelling)), labelling)
         found = look_for_usual(model, images, labelling, Preprocessing.of(model.config), objects)
         folders[0].mkdir(parents=True, exist_ok=True)
         by_name = {
