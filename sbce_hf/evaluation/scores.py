@@ -67,12 +67,15 @@ def score_table(rows: Sequence[ScoreRow]) -> Table:
 
 
 def per_class_table(rows: Sequence[ScoreRow]) -> Table:
-    """One line per class, one column per score, IoU in percent."""
+    """One line per class, one column per score, IoU in percent; rules are named where a stage has several."""
     ordered = sorted(rows, key=lambda row: row.uses_ground_truth)
-    header = [
-        f"{row.stage} {row.rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
-        for row in ordered
-    ]
+    rules = {row.stage: {other.rule for other in rows if other.stage == row.stage} for row in rows}
+    header = []
+    for row in ordered:
+        rule = f" {row.rule}" if len(rules[row.stage]) > 1 else ""
+        header.append(
+            f"{row.stage}{rule}{' + CRF' if row.crf else ''}{' ' + LEAK_MARK if row.uses_ground_truth else ''}"
+        )
     means = (Strong("mean"), *(percent(row.mean_iou) for row in ordered))
     return Table(("Class", *header), [*_per_class(ordered), means])
 

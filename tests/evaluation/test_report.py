@@ -92,6 +92,11 @@ def test_per_class_table_keeps_columns_apart():
     assert mean == ["**mean**", "62.3", "70.0"]
 
 
+def test_per_class_table_names_rules_only_where_a_stage_has_several():
+    plain = dataclasses.replace(HONEST, crf=False)
+    assert cells(per_class_table([plain, HONEST]).markdown())[0] == ["Class", "round1", "round1 + CRF"]
+
+
 def test_per_class_table_of_scores_with_different_classes():
     other = dataclasses.replace(HONEST, per_class_iou={"background": 0.1, "cow": 0.2})
     assert ["cow", "-", "20.0"] in cells(per_class_table([HONEST, other]).markdown())
