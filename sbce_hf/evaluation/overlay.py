@@ -84,22 +84,24 @@ def _outline(labels: np.ndarray) -> Image.Image:
     return line.filter(ImageFilter.MaxFilter(width - 2)) if width > 3 else line
 
 
-def beside(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str], height: int = 300) -> Image.Image:
-    """A photo and its [`overlay`] side by side, for a report.
+def beside(photo: Image.Image, label_map: np.ndarray, class_names: Sequence[str], width: int = 240) -> Image.Image:
+    """A photo and its [`overlay`] side by side, for a report: all of one width, so that legends are of one size there.
 
     Args:
         photo: of any mode.
         label_map: see [`overlay`].
         class_names: see [`overlay`].
-        height: of the photo in the picture, in pixels.
+        width: of the photo in the picture, in pixels; narrower where it would be more than twice as high.
     """
-    size = (max(1, round(photo.width * height / photo.height)), height)
+    factor = min(width / photo.width, 2 * width / photo.height)
+    size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
     labels = np.asarray(Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST))
     small = photo.convert("RGB").resize(size)
     drawn = overlay(small, labels, class_names)
-    sheet = Image.new("RGB", (size[0] + GAP // 2 + drawn.width, drawn.height), "white")
-    sheet.paste(small, (0, 0))
-    sheet.paste(drawn, (size[0] + GAP // 2, 0))
+    left = width + GAP // 2
+    sheet = Image.new("RGB", (left + max(width, drawn.width), drawn.height), "white")
+    sheet.paste(small, (width - size[0], 0))
+    sheet.paste(drawn, (left, 0))
     return sheet
 
 

@@ -62,14 +62,20 @@ def test_an_object_is_outlined_and_what_is_undecided_is_named():
     assert sheet.height > 60 + 24, "two names under each other"
 
 
-def test_beside_shows_photo_and_label_map_at_one_height():
+def test_beside_shows_photo_and_label_map_at_one_size():
     photo = Image.new("RGB", (120, 60), "red")
     label_map = np.zeros((60, 120), np.uint8)
     label_map[:, 60:] = 1
-    drawn = np.asarray(beside(photo, label_map, NAMES, height=30))
+    drawn = np.asarray(beside(photo, label_map, NAMES, width=60))
     assert (drawn[15, 10] == (255, 0, 0)).all() and (drawn[15, 50] == (255, 0, 0)).all()
     # To the right of a gap; the legend may be wider.
     assert np.abs(drawn[15, 115].astype(int) - (208, 32, 32)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(900, 90), (90, 900), (5000, 2), (2, 5000)])
+def test_beside_is_of_one_width_whatever_the_photo(size):
+    sheet = beside(Image.new("RGB", size), np.zeros(size[::-1], np.uint8), NAMES)
+    assert sheet.width == 2 * 240 + 6 and sheet.height <= 600
 
 
 @pytest.mark.parametrize(
