@@ -179,6 +179,7 @@ class Clock:
         if config.crf is None:
             return own
         image, crf = np.asarray(self.photos[0]), config.crf
+        _compile(crf)
         refine = self._time(lambda: dense_crf_from_probabilities(image, probabilities, crf))
         return self._overlapped(own, refine, config.crf_workers)
 
@@ -199,6 +200,7 @@ class Clock:
 
     def _crf(self, maps: Sequence[ClassMaps], config: LabellingConfig, crf: CrfConfig) -> float:
         labelled = [apply_rule(found, config).label_map for found in maps]
+        _compile(crf)
 
         def refine() -> None:
             for photo, label_map, found in zip(self.photos, labelled, maps, strict=True):
@@ -238,3 +240,8 @@ class Clock:
         if self.device.type != "cpu":
             return apart
         return max(apart, (own * min(torch.get_num_threads(), cores) + others) / cores)
+
+
+def _compile(crf: CrfConfig) -> None:
+    """Have the CRF compiled, once: in a new installation that takes longer than many photos."""
+    dense_crf(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), [0], crf)
