@@ -119,6 +119,12 @@ def interrupted() -> bool:
 _CURRENT: ContextVar[Itinerary | None] = ContextVar("itinerary", default=None)
 
 
+def finished_before(what: str) -> None:
+    """Say that a piece of work, named as its [`Bar`] would be, is not needed: it had been finished before."""
+    if (itinerary := _CURRENT.get()) is not None:
+        itinerary.begin(what)
+
+
 def announce(text: str) -> None:
     """Say what takes a while without an end in sight."""
     logger.info("%s", text)

@@ -12,7 +12,16 @@ import time
 import pytest
 
 from sbce_hf import progress
-from sbce_hf.progress import LABELLING, TRAINING, Bar, Itinerary, about, remember_interrupts, tracked
+from sbce_hf.progress import (
+    LABELLING,
+    TRAINING,
+    Bar,
+    Itinerary,
+    about,
+    finished_before,
+    remember_interrupts,
+    tracked,
+)
 
 EXPECTED = {
     "bce": [(TRAINING, 600.0), (LABELLING, 120.0)],
@@ -85,6 +94,19 @@ def test_what_is_continued_counts_its_own_speed(clock, lines):
         clock[0] += 20
         bar.update(20)
     assert lines() == ["training 70 %, 1 images/s, 30 s left"]
+
+
+def test_what_a_continued_stage_has_finished_is_not_left(clock, lines):
+    itinerary = Itinerary(["irn"], {"irn": [(LABELLING, 600.0), (TRAINING, 600.0), (LABELLING, 600.0)]})
+    with itinerary.stage("irn"):
+        finished_before(LABELLING)
+        finished_before(TRAINING)
+        with Bar(LABELLING, 10, initial=5) as bar:
+            clock[0] += 60
+            bar.update(3)
+    assert lines()[0] == "stage 1 of 1, irn: labelling 80 %, 0.05 images/s, 40 s left"
+    # Outside of a run there is nobody to be told.
+    finished_before(LABELLING)
 
 
 def test_the_last_stage_has_no_run_after_it(clock, lines):

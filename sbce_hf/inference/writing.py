@@ -17,7 +17,7 @@ from ..data.schema import TaggedImages
 from ..labels.store import GROUP, NOTHING_SURE, LabelStore
 from ..postprocess.crf_pool import CrfPool
 from ..processes import Share
-from ..progress import Bar
+from ..progress import Bar, finished_before
 
 if TYPE_CHECKING:
     import torch
@@ -111,9 +111,13 @@ def write_stores(
         )
         for directory, details in stores.items()
     ]
-    todo, num_labelled = _groups_to_do(images.image_ids, opened, group_size, share), 0
-    if todo:
-        progress = Bar(what, sum(map(len, todo)), shown=share.rank == 0)
+    own = share.of(groups_of(len(images), group_size))
+    todo, num_labelled = _groups_to_do(images.image_ids, opened, own), 0
+    if not todo:
+        finished_before(what)
+    else:
+        total, waiting = (sum(map(len, groups)) for groups in (own, todo))
+        progress = Bar(what, total, total - waiting, shown=share.rank == 0)
         pool = CrfPool(config.crf, config.crf_workers, device) if config.crf else contextlib.nullcontext()
         with progress, pool as crf, contextlib.ExitStack() as flushed:
             # Of what ends with an error, everything that was made is kept.
@@ -130,12 +134,12 @@ def write_stores(
     return LabelSummary(directories, len(images), num_labelled, opened[0].skipped, all(completed))
 
 
-def _groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], size: int, share: Share) -> list[range]:
-    """This process's groups of consecutive images of which any is missing in any store."""
+def _groups_to_do(ids: Sequence[str], stores: Sequence[LabelStore], groups: Sequence[range]) -> list[range]:
+    """Of groups of consecutive images those of which any is missing in any store."""
     if all(store.complete for store in stores):
         return []
     done = set.intersection(*(store.done_ids() for store in stores))
-    return [group for group in share.of(groups_of(len(ids), size)) if not done.issuperset(ids[i] for i in group)]
+    return [group for group in groups if not done.issuperset(ids[i] for i in group)]
 
 
 def groups_of(count: int, size: int) -> list[range]:

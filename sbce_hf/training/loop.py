@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import LoopConfig, deciding
 from ..errors import UserError
 from ..processes import decided
-from ..progress import TRAINING, Bar
+from ..progress import TRAINING, Bar, finished_before
 from .depthwise import quick_depthwise
 from .device import compiled, create_accelerator, resolved, share_batch_norm, start_worker, tune_allocator, use_cpu
 from .folder import PROGRESS, FitSummary, Progress, StageFolder, checkpoint_remedy, writing
@@ -109,6 +109,7 @@ def fit(
     folder = stage_folder(output_dir, config, images=len(dataset), seed=seed, name=name, inputs=inputs)
     process = PartialState(cpu=use_cpu())
     if (summary := decided(folder.summary, process)) is not None:
+        finished_before(TRAINING)
         logger.info("%s: finished before, in %s", name, folder.path)
         if process.is_main_process:
             folder.drop_checkpoints()

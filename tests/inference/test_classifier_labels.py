@@ -19,6 +19,7 @@ from sbce_hf.labels.store import LabelStore
 from sbce_hf.postprocess.crf import dense_crf
 from sbce_hf.postprocess.rules import apply_rule, sigmoid
 from sbce_hf.processes import Share
+from sbce_hf.progress import LABELLING, Bar
 
 LABELS = [(0,), (1, 2), (), (2,), (0, 1), (1,), (0, 1, 2)]
 CONFIG = LabellingConfig(scales=(1.0, 0.5), batch_size=2, crf_workers=1, crf=None)
@@ -124,9 +125,14 @@ def test_stopped_and_continued_ends_with_the_same_bytes(tiny_model, images, tmp_
         label_images(tiny_model, images, CONFIG, output_dir=tmp_path / "again", key="k")
     monkeypatch.undo()
     assert len(LabelStore(tmp_path / "again" / "paper").done_ids()) == images_before
+    counted = []
+    monkeypatch.setattr(
+        "sbce_hf.inference.writing.Bar", lambda *given, **shown: counted.append(given) or Bar(*given, **shown)
+    )
     summary = label_images(tiny_model, images, CONFIG, output_dir=tmp_path / "again", key="k")
     # The group that was cut is computed as a whole, the ones before it are not.
-    assert summary.num_labelled == 7 - images_before // 2 * 2
+    before = images_before // 2 * 2
+    assert summary.num_labelled == 7 - before and counted == [(LABELLING, 7, before)]
     assert contents(tmp_path / "again") == contents(whole)
 
 
