@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sbce_hf.cli.common import add_recipe_options, command_line, config_from, say
+from sbce_hf.cli.console import quiet_loading, set_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, nargs="*", metavar="N", help="use only the first N photos of the split")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs for each size, from the seed on")
     options = parser.parse_args()
+    set_up(verbose=False)
+    quiet_loading()
 
     config = config_from(options)
     output_dir, sections = Path(options.output_dir), []

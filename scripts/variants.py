@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sbce_hf.cli.common import say
+from sbce_hf.cli.console import quiet_loading, set_up
 from sbce_hf.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def main() -> None:
         help="as in labelling.peak_share=0.4 or irn.boundary_weight=0; several make one row",
     )
     options = parser.parse_args()
+    set_up(verbose=False)
+    quiet_loading()
     try:
         say(_table(Path(options.run), options.stage, options.every, not options.no_crf, options.tries))
     except UserError as error:
