@@ -15,7 +15,7 @@ SLOW = (
     "tests/importers/test_checkpoints.py::test_bad_files_take_neither_time_nor_memory",
     "tests/importers/test_weight_names.py::test_torchvision_s_weights_compute_the_same_in_timm_s_network",
     "tests/inference/test_classifier_labels.py::test_killed_at_any_moment_and_started_again",
-    "tests/inference/test_segmenter_labels.py::test_memory_does_not_grow_with_the_height_times_the_classes",
+    "tests/inference/test_pointwise_segmenter.py::test_memory_does_not_grow_with_the_height_times_the_classes",
     "tests/models/test_hostile_checkpoints.py::test_hostile_configurations_are_refused",
     "tests/models/test_modeling_deeplab.py::test_installed_classes_are_used_whatever_was_imported_first",
     "tests/models/test_modeling_deeplab.py::test_segmenter_works_where_the_package_is_not_installed",

@@ -1,8 +1,5 @@
-import ctypes
 import json
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
-from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from sbce_hf import DeepLabConfig, DeepLabForSemanticSegmentation
 from sbce_hf.config import CrfConfig, PredictionConfig
@@ -58,21 +54,6 @@ def photo():
 @pytest.fixture(scope="module")
 def images(make_images):
     return make_images([()] * len(SIZES), SIZES)
-
-
-class Pointwise(torch.nn.Module):
-    """A network that looks at single pixels, and so does not see where a window ends; stride 1."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def __init__(self, num_labels=4):
-        super().__init__()
-        self.config = SimpleNamespace(num_labels=num_labels, id2label=ID2LABEL)
-        generator = torch.Generator().manual_seed(0)
-        self.weight = torch.randn(num_labels, 3, 1, 1, generator=generator)
-
-    def forward(self, pixel_values, return_dict):
-        return SemanticSegmenterOutput(logits=F.conv2d(pixel_values, self.weight))
 
 
 def view_logits(model, photo, size):
@@ -152,15 +133,6 @@ def test_a_window_that_covers_the_image_is_the_whole_image(segformer, photo, opt
     assert (windowed == segment(segformer, photo, config)).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5])
-def test_windows_of_a_pointwise_network_are_the_whole_image(overlap, batch_size):
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8))
-    config = replace(PLAIN, flip=True, overlap=overlap, batch_size=batch_size)
-    windowed = segment(Pointwise(), photo, replace(config, window=64))
-    assert np.allclose(windowed, segment(Pointwise(), photo, config), atol=1e-6)
-
-
 def test_overlapping_windows_are_averaged(segformer, photo):
     total, count = np.zeros((4, 60, 80), np.float32), np.zeros((60, 80))
     for window in cover(60, 80, 64, 0.5):
@@ -182,70 +154,11 @@ def test_the_window_is_measured_at_scale_1(monkeypatch, segformer, photo):
     assert {tuple(shape) for shape in seen} == {(1, 3, 60, 64)} and len(seen) == 2
 
 
-def memory(field):
-    """A field of /proc/self/status in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux does")
-def test_memory_does_not_grow_with_the_height_times_the_classes():
-    height, labels = 8000, 100
-    photo = Image.effect_noise((64, height), 90).convert("RGB")
-    whole = labels * height * 64 * 4 / 2**20
-    used = []
-    for config in (replace(PLAIN, window=64, overlap=0.25, batch_size=1), PLAIN):
-        # What earlier tests have freed is given back, or it would be used again unseen.
-        getattr(ctypes.CDLL(None), "malloc_trim", id)(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts afresh
-        before = memory("VmRSS")
-        item = segmentation._predict(Pointwise(labels), "tall", photo, config, IMAGENET, crf=None)
-        used.append(memory("VmHWM") - before)
-        assert item.label_maps[0]().shape == (height, 64)
-    assert used[0] < whole / 3, f"{used[0]:.0f} MiB, all probabilities are {whole:.0f}"
-    assert used[1] > whole, "without a window they are all held: the test would see it"
-
-
-def test_probabilities_in_the_queue_of_the_crf_are_bounded(monkeypatch):
-    config = PredictionConfig(window=64, flip=False, crf=CrfConfig(iterations=1), crf_workers=1)
-    photo = Image.effect_noise((64, 2000), 90).convert("RGB")
-    with segmentation.CrfPool(config.crf, 1) as pool:
-        waiting = []
-        submit = pool._executor.submit
-
-        def spy(*arguments):
-            waiting.append(pool._executor._work_queue.qsize())
-            return submit(*arguments)
-
-        monkeypatch.setattr(pool._executor, "submit", spy)
-        item = segmentation._predict(Pointwise(), "tall", photo, config, IMAGENET, crf=pool)
-        assert len(item.label_maps) == 2 and len(waiting) > 50 and max(waiting) <= 2
-
-
 def test_label_0_has_to_be_background():
     assert foreground_classes(SegformerConfig(id2label={0: "Background", 1: "ant"})) == ("ant",)
     for names in (["wall", "building"], ["background"], ["ant", "background"]):
         with pytest.raises(ValueError, match=f"'{names[0]}'.*'background' as label 0"):
             foreground_classes(SegformerConfig(id2label=dict(enumerate(names))))
-
-
-def test_outputs_that_are_no_segmentation(photo):
-    class Odd(Pointwise):
-        def forward(self, pixel_values, return_dict):
-            return SemanticSegmenterOutput(logits=self.answer)
-
-    model = Odd()
-    for answer, message in (
-        (None, "got none"),
-        (torch.zeros(1, 4), r"\(1, 4\).*batch, 4"),
-        (torch.zeros(1, 3, 8, 8), "3"),
-    ):
-        model.answer = answer
-        with pytest.raises(ValueError, match=message):
-            segment(model, photo, PLAIN)
-    model.answer = torch.full((1, 4, 8, 8), torch.nan)
-    with pytest.raises(ValueError, match="not finite"):
-        segment(model, photo, PLAIN)
 
 
 CONFIG = PredictionConfig(scales=(1.0, 0.5))
